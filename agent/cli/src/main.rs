@@ -1,0 +1,2 @@
+//! headroom.
+fn main() {}

@@ -1,0 +1,18 @@
+//! The pure half of headroom.
+//!
+//! ```text
+//! Observation ──Ledger::apply──▶ Ledger ──model::evaluate(view, policy, now)──▶ Report
+//! ```
+//!
+//! Nothing in this crate reads a clock, a file or a socket: time is an argument, facts arrive as
+//! [`observe::Observation`]s, and what should be written is returned as data. `clippy.toml` beside this crate and its
+//! short dependency list keep it so.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod flow;
+pub mod ids;
+pub mod known;
+pub mod observe;
+pub mod ports;
+pub mod time;

@@ -1,0 +1,209 @@
+//! Port ranges and what the kernel may hand out.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// An inclusive range of ports; `first <= last` always holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+/// What is wrong with the text of a port range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadPortRange {
+    /// Not `N` or `N-M`.
+    #[error("`{0}` is not a port or a range like `30000-32767`")]
+    Shape(String),
+    /// The first port is above the last.
+    #[error("port range `{0}` starts above its end")]
+    Reversed(String),
+}
+
+impl PortRange {
+    /// The NodePort range Kubernetes uses unless told otherwise: 30000-32767.
+    pub const NODE_PORTS: Self = Self { first: 30_000, last: 32_767 };
+
+    /// The range, or `None` if `first > last`.
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// First port.
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// Last port.
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// How many ports: 1 to 65,536.
+    pub fn count(self) -> u32 {
+        u32::from(self.last) - u32::from(self.first) + 1
+    }
+
+    /// Whether the port is inside.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// The ports in both.
+    pub fn intersect(self, other: Self) -> Option<Self> {
+        Self::new(self.first.max(other.first), self.last.min(other.last))
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+impl std::str::FromStr for PortRange {
+    type Err = BadPortRange;
+
+    fn from_str(text: &str) -> Result<Self, BadPortRange> {
+        let shape = || BadPortRange::Shape(text.chars().take(64).collect());
+        let port = |part: &str| part.trim().parse::<u16>().map_err(|_not_a_port| shape());
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (port(first)?, port(last)?),
+            None => (port(text)?, port(text)?),
+        };
+        Self::new(first, last).ok_or_else(|| BadPortRange::Reversed(text.to_owned()))
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> Self {
+        range.to_string()
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = BadPortRange;
+
+    fn try_from(text: String) -> Result<Self, BadPortRange> {
+        text.parse()
+    }
+}
+
+/// From where one network namespace draws source ports.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortSettings {
+    /// `net.ipv4.ip_local_port_range`.
+    pub ephemeral: PortRange,
+    /// `net.ipv4.ip_local_reserved_ports`: never handed out automatically. Sorted, without overlaps.
+    pub reserved: Vec<PortRange>,
+}
+
+impl PortSettings {
+    /// The ports of `range` that the kernel may hand out as source ports: inside the ephemeral range and not reserved.
+    pub fn open_in(&self, range: PortRange) -> Vec<PortRange> {
+        let Some(both) = self.ephemeral.intersect(range) else { return Vec::new() };
+        let mut open = Vec::new();
+        let mut next = u32::from(both.first);
+        for taken in self.reserved.iter().filter_map(|reserved| reserved.intersect(both)) {
+            if let Some(gap) = range_below(next, u32::from(taken.first)) {
+                open.push(gap);
+            }
+            next = next.max(u32::from(taken.last) + 1);
+        }
+        open.extend(range_below(next, u32::from(both.last) + 1));
+        open
+    }
+
+    /// How many ports connect() can choose from (an upper bound: bound sockets are not known here).
+    pub fn usable(&self) -> u32 {
+        self.open_in(self.ephemeral).into_iter().map(PortRange::count).sum()
+    }
+}
+
+/// The range from `first` up to but without `end`.
+fn range_below(first: u32, end: u32) -> Option<PortRange> {
+    let last = end.checked_sub(1)?;
+    PortRange::new(u16::try_from(first).ok()?, u16::try_from(last).ok()?)
+}
+
+/// Reads the text of `ip_local_reserved_ports`: `8080,9148,30000-32767`, an empty line meaning none.
+///
+/// # Errors
+/// The first part that is not a port or a range.
+pub fn parse_reserved_ports(text: &str) -> Result<Vec<PortRange>, BadPortRange> {
+    let mut ranges =
+        text.trim().split(',').filter(|part| !part.trim().is_empty()).map(str::parse).collect::<Result<Vec<PortRange>, _>>()?;
+    ranges.sort_unstable();
+    Ok(ranges)
+}
+
+/// Reads the text of `ip_local_port_range`: two numbers apart by white space.
+///
+/// # Errors
+/// Anything but two ports, the first not above the second.
+pub fn parse_port_range(text: &str) -> Result<PortRange, BadPortRange> {
+    let mut words = text.split_whitespace();
+    match (words.next(), words.next(), words.next()) {
+        (Some(first), Some(last), None) => format!("{first}-{last}").parse(),
+        _ => Err(BadPortRange::Shape(text.chars().take(64).collect())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(text: &str) -> PortRange {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_default_ephemeral_range_leaves_node_ports_alone() {
+        let settings = PortSettings { ephemeral: parse_port_range("32768\t60999\n").unwrap(), reserved: vec![] };
+        assert!(settings.open_in(PortRange::NODE_PORTS).is_empty());
+        assert_eq!(settings.usable(), 28_232);
+    }
+
+    #[test]
+    fn reserved_ports_close_the_overlap() {
+        let mut settings = PortSettings { ephemeral: range("1024-65535"), reserved: vec![] };
+        assert_eq!(settings.open_in(PortRange::NODE_PORTS), [PortRange::NODE_PORTS]);
+        settings.reserved = parse_reserved_ports("8080,30000-32000\n").unwrap();
+        assert_eq!(settings.open_in(PortRange::NODE_PORTS), [range("32001-32767")]);
+        settings.reserved = parse_reserved_ports("30000-32767").unwrap();
+        assert!(settings.open_in(PortRange::NODE_PORTS).is_empty());
+        assert_eq!(settings.usable(), 61_744);
+    }
+
+    proptest! {
+        /// Exercises the interval arithmetic. If this fails, overlaps are over- or under-reported.
+        #[test]
+        fn open_ports_are_exactly_those_in_range_and_not_reserved(
+            first in 0u16..400, len in 0u16..400, reserved in proptest::collection::vec((0u16..500, 0u16..50), 0..8)
+        ) {
+            let mut reserved: Vec<_> =
+                reserved.into_iter().map(|(first, len)| PortRange::new(first, first + len).unwrap()).collect();
+            reserved.sort_unstable();
+            let settings = PortSettings { ephemeral: PortRange::new(first, first + len).unwrap(), reserved };
+            let asked = range("100-300");
+            let open = settings.open_in(asked);
+            for port in 0..1000 {
+                let expected = asked.contains(port)
+                    && settings.ephemeral.contains(port)
+                    && !settings.reserved.iter().any(|taken| taken.contains(port));
+                prop_assert_eq!(open.iter().any(|range| range.contains(port)), expected, "port {}", port);
+            }
+        }
+
+        /// Exercises the text parsers with anything. If this fails, a hostile /proc file brings the agent down.
+        #[test]
+        fn port_texts_never_panic(text in ".{0,80}") {
+            let _parsed = (parse_reserved_ports(&text), parse_port_range(&text));
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Everything of headroom that touches a node.
+//!
+//! A [`source::Source`] reads, decodes and stamps [`headroom_core::observe::Observation`]s; it never decides. Every path
+//! is taken from a [`root::HostRoot`], so that a captured tree can stand in for the node. Nothing here writes to the node,
+//! except that eBPF programs are loaded and their own maps are filled.
+#![deny(missing_docs)]
+
+pub mod clock;
+pub mod root;
+pub mod source;

@@ -1,0 +1,52 @@
+//! What a source is.
+
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::{CoverageDetail, Fact, Observation, SourceId};
+use headroom_core::time::NodeTime;
+
+use crate::clock;
+
+/// Where a source puts what it read.
+pub type Sink<'a> = &'a mut dyn FnMut(Observation);
+
+/// Something that reads facts from the node.
+///
+/// A source runs on a thread of its lane and may block, but never longer than the bound its module documents. It says in
+/// every round what it can do here ([`Fact::Coverage`]); an error is a fact too, never a panic and never an empty answer.
+pub trait Source: Send {
+    /// Which.
+    fn id(&self) -> SourceId;
+
+    /// Reads once and puts every fact into the sink.
+    fn observe(&mut self, sink: Sink<'_>);
+}
+
+/// Stamps a fact with the present.
+pub fn observation(source: SourceId, fact: Fact) -> Observation {
+    stamped(clock::node_time(), source, fact)
+}
+
+/// A fact read at a given moment.
+pub fn stamped(at: NodeTime, source: SourceId, fact: Fact) -> Observation {
+    Observation { at, source, fact }
+}
+
+/// "This source works, like so."
+pub fn works(how: impl Into<String>) -> Fact {
+    Fact::Coverage(Known::Present(CoverageDetail { how: how.into(), degraded: None }))
+}
+
+/// "This source works, but something is missing."
+pub fn degraded(how: impl Into<String>, missing: impl Into<String>) -> Fact {
+    Fact::Coverage(Known::Present(CoverageDetail { how: how.into(), degraded: Some(Why::new(missing)) }))
+}
+
+/// "There is nothing of this kind on this node." Certain, not an error.
+pub fn absent() -> Fact {
+    Fact::Coverage(Known::Absent)
+}
+
+/// "This could not be read, because …"
+pub fn unreadable(why: impl Into<String>) -> Fact {
+    Fact::Coverage(Known::because(why))
+}
