@@ -10,9 +10,14 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod findings;
 pub mod flow;
+pub mod history;
 pub mod ids;
 pub mod known;
+pub mod ledger;
+pub mod model;
 pub mod observe;
 pub mod ports;
+pub mod report;
 pub mod time;

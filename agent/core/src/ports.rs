@@ -134,8 +134,12 @@ fn range_below(first: u32, end: u32) -> Option<PortRange> {
 /// # Errors
 /// The first part that is not a port or a range.
 pub fn parse_reserved_ports(text: &str) -> Result<Vec<PortRange>, BadPortRange> {
-    let mut ranges =
-        text.trim().split(',').filter(|part| !part.trim().is_empty()).map(str::parse).collect::<Result<Vec<PortRange>, _>>()?;
+    let mut ranges = text
+        .trim()
+        .split(',')
+        .filter(|part| !part.trim().is_empty())
+        .map(str::parse)
+        .collect::<Result<Vec<PortRange>, _>>()?;
     ranges.sort_unstable();
     Ok(ranges)
 }

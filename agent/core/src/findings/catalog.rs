@@ -1,0 +1,144 @@
+//! The catalogue: one row per finding id. `headroom explain` and the documentation are made from it.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! catalog {
+    ($($(#[$doc:meta])* $id:ident = $name:literal, $title:literal, since $since:literal;
+        means $means:literal; matters $matters:literal; remedy $remedy:literal;)*) => {
+        /// The kinds of findings; the names are stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum FindingId {
+            $($(#[$doc])* #[serde(rename = $name)] $id,)*
+        }
+
+        /// Every page, in the order of the catalogue.
+        pub const PAGES: &[Page] = &[
+            $(Page { id: FindingId::$id, name: $name, title: $title, since: $since, means: $means, matters: $matters, remedy: $remedy },)*
+        ];
+    };
+}
+
+/// What `headroom explain` says about a kind of finding.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// Which.
+    pub id: FindingId,
+    /// The id as text.
+    pub name: &'static str,
+    /// One line.
+    pub title: &'static str,
+    /// First version that raises it.
+    pub since: &'static str,
+    /// What the finding means.
+    pub means: &'static str,
+    /// Why it matters.
+    pub matters: &'static str,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl FindingId {
+    /// The id as text.
+    pub fn name(self) -> &'static str {
+        self.page().name
+    }
+
+    /// Its page.
+    pub fn page(self) -> &'static Page {
+        PAGES.iter().find(|page| page.id == self).expect("the macro makes a page for every id")
+    }
+}
+
+impl std::fmt::Display for FindingId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+catalog! {
+    /// Demand has reached the allocation.
+    NatPortsExhausted = "nat-ports-exhausted", "The node has used up its NAT ports to a destination", since "0.1.0";
+    means "All NAT ports this node was given are held towards one destination (protocol, address and port), or more connections want one than there are. A NAT port can serve many destinations at once, but each connection to the same destination needs a port of its own, and the NAT keeps it for a while after the connection has closed (two minutes for TCP with Cloud NAT's defaults).";
+    matters "New connections to that destination are dropped by the NAT without a word: connect() hangs until it times out, image pulls and API calls fail now and then, other destinations work. Nothing on the node logs it.";
+    remedy "Open fewer connections: pool and reuse them, use HTTP keep-alive, spread over more destination addresses. Or give the node more ports: with Cloud NAT static allocation raise `min_ports_per_vm`; with dynamic allocation raise `max_ports_per_vm`; add NAT IPs if the sum does not fit. Reach Google APIs without NAT through Private Google Access.";
+
+    /// Demand comes close to the allocation.
+    NatPortsLow = "nat-ports-low", "The node's NAT ports to a destination run low", since "0.1.0";
+    means "The ports held and wanted towards one destination have reached most of what this node was given (80 % unless configured otherwise).";
+    matters "A burst, a slow peer or a restart that opens all connections at once takes the rest; from then on new connections fail silently. With dynamic allocation packets may be dropped while the NAT enlarges the range. A NAT that searches for a free port, like the kernel's own, begins to fail some per cent before the last port.";
+    remedy "As for nat-ports-exhausted, while there is time: find the pods named in the finding, reuse connections, raise the ports per node.";
+
+    /// Not every node can get its ports.
+    NatGatewayTooSmall = "nat-gateway-too-small", "The NAT gateway cannot serve all nodes", since "0.1.0";
+    means "The ports reserved for every node, times the number of nodes, are more than the NAT IPs have (64,512 each). On GKE with static allocation every node gets at least 1,024 ports, whatever the console shows, because nodes have alias IP ranges: one NAT IP serves 63 nodes.";
+    matters "Nodes beyond that number get no ports at all: their pods reach nothing on the internet that goes through the NAT. Image pulls from other registries fail while Google's own work.";
+    remedy "Switch to dynamic port allocation (enable_dynamic_port_allocation = true, enable_endpoint_independent_mapping = false, min_ports_per_vm = 64, max_ports_per_vm = 1024 or more), or add NAT IPs.";
+
+    /// SYNs to a destination go unanswered.
+    NatSynUnanswered = "nat-syn-unanswered", "Connects to a destination behind the NAT get no answer", since "0.1.0";
+    means "Within the last minute connects to this destination failed or had to be repeated, although the node holds fewer ports than it was given.";
+    matters "The destination may be down or blocked. But it is also what a NAT looks like that has fewer ports for this node than its settings say, that is just enlarging its range, or that dropped the packet for another reason.";
+    remedy "Compare the number of held ports with what the gateway reports for this node (Cloud NAT: `gcloud compute routers get-nat-mapping-info`, metrics allocated_ports and dropped_sent_packets_count). Try the destination from a node that works.";
+
+    /// No local port was left.
+    EphemeralPortsLow = "ephemeral-ports-low", "Connects found no local port", since "0.1.0";
+    means "Within the last minute connect() failed on this node because every local port of ip_local_port_range was taken towards that destination (the kernel says EADDRNOTAVAIL).";
+    matters "The application sees an error at once, not a time-out. The limit is per source address and destination, and ports stay taken for 60 seconds after the side that closed first.";
+    remedy "Reuse connections; let the server close first; widen net.ipv4.ip_local_port_range in the pod (keep it apart from the NodePort range or reserve that range).";
+
+    /// Source ports may be NodePorts.
+    EphemeralOverlapsNodeport = "ephemeral-overlaps-nodeport", "Source ports can collide with NodePorts", since "0.1.0";
+    means "The range from which connections draw their source port (net.ipv4.ip_local_port_range) reaches into the NodePort range, and the overlap is not excluded by net.ipv4.ip_local_reserved_ports.";
+    matters "With Dataplane V2, Cilium or kube-proxy in ipvs mode, answers to a connection whose source port is an allocated NodePort are taken for traffic to that Service: the connection times out or is reset, rarely and without a pattern. The node's own namespace matters most; a pod's range matters as far as its ports survive masquerading.";
+    remedy "Move the range (`sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"`) or reserve the NodePorts (`sysctl -w net.ipv4.ip_local_reserved_ports=30000-32767`), and make it permanent in the node's configuration.";
+
+    /// The conntrack table fills.
+    ConntrackLow = "conntrack-low", "The conntrack table is nearly full", since "0.1.0";
+    means "nf_conntrack_count has come close to nf_conntrack_max (80 % unless configured otherwise).";
+    matters "When the table is full, the kernel evicts unfinished connections and then drops packets of new ones, for every pod of the node.";
+    remedy "Find who fills it (top destinations of this report), raise net.netfilter.nf_conntrack_max (kube-proxy: conntrack.maxPerCore, conntrack.min), shorten nf_conntrack_tcp_timeout_established.";
+
+    /// conntrack entries could not be inserted.
+    ConntrackInsertFailed = "conntrack-insert-failed", "conntrack could not insert entries", since "0.1.0";
+    means "While headroom watched, the kernel failed to insert conntrack entries and dropped their packets: mostly because masquerading found no free source port towards a destination, or because of racing packets.";
+    matters "Each is a lost first packet: a connect that hangs for a second or more, a DNS query that times out after five.";
+    remedy "Look at the destinations with the most held ports: the node's own masquerading may have run out towards one of them. For DNS use a node-local cache or TCP.";
+
+    /// A pod address is reserved for nobody.
+    IpamLeaked = "ipam-leaked", "Pod addresses are reserved for containers that no longer exist", since "0.1.0";
+    means "host-local holds reservations whose container the runtime does not know, which no live network namespace carries and which are older than the grace period; seen so twice in a row.";
+    matters "Every leaked address is one pod fewer. When all are gone, pods stay in ContainerCreating with \"no IP addresses available in range set\", and only on this node.";
+    remedy "Look at the evidence with `headroom ipam scan`. Upgrade a runtime that leaks (containerd issue 5768 and its relatives). Until then give the addresses back; do not delete the files while the runtime is down or a pod is starting.";
+
+    /// A pod network has few addresses left.
+    IpamLow = "ipam-low", "The node runs out of pod addresses", since "0.1.0";
+    means "Most addresses of a pod network on this node are reserved (90 % or more).";
+    matters "The next pods scheduled here will not start.";
+    remedy "Free leaked addresses if there are any; otherwise lower the maximum number of pods of the node or give nodes a larger range (a new node pool on GKE).";
+
+    /// A source does not work.
+    SourceDegraded = "source-degraded", "Something could not be observed", since "0.1.0";
+    means "One of headroom's sources does not work here, or only partly. The finding says which question stays open because of it, or what stands in.";
+    matters "What was not observed is not shown as zero, but it is not known either.";
+    remedy "`headroom doctor` says for every source what it needs: a capability, a mount, a kernel feature, a running service.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_lower_case_with_hyphens() {
+        let names: std::collections::BTreeSet<_> = PAGES.iter().map(|page| page.name).collect();
+        assert_eq!(names.len(), PAGES.len());
+        assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-')));
+    }
+
+    #[test]
+    fn an_id_is_serialised_as_its_name() {
+        for page in PAGES {
+            assert_eq!(serde_json::to_value(page.id).unwrap(), page.name);
+            assert_eq!(page.id.page().name, page.name);
+        }
+    }
+}

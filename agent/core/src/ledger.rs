@@ -1,0 +1,217 @@
+//! All we hold true now, and what we know we missed.
+//!
+//! [`Ledger::apply`] is the only mutation. Its laws (proved in `tests/laws.rs`):
+//!
+//! 1. a complete snapshot replaces what was held of its kind; the order of its items does not matter;
+//! 2. an incomplete snapshot removes nothing: what it does not show proves nothing;
+//! 3. applying the same fact twice changes nothing the second time;
+//! 4. events that follow a snapshot are applied to it, so that nothing is missed between a dump and its events.
+//!
+//! The ledger never judges: what a flow or a reservation *means* is the model's to say.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::known::{Known, Why};
+use crate::observe::{
+    ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform, Snapshot, SourceId,
+};
+use crate::time::NodeTime;
+
+mod flows;
+mod occupants;
+mod reservations;
+mod tcp;
+
+pub use flows::{Flow, FlowState, Flows};
+pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
+pub use reservations::{HeldReservation, Reservations};
+pub use tcp::{TcpConnections, TcpTally};
+
+/// Bounds of the ledger's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerLimits {
+    /// Conntrack entries held at most; more are counted as [`Loss::LedgerFlowsFull`]. About 150 bytes each.
+    pub max_flows: usize,
+    /// How long ended flows and past counter values are remembered: the longest hold time of the NAT, and a margin.
+    pub remember: Duration,
+}
+
+impl Default for LedgerLimits {
+    fn default() -> Self {
+        Self { max_flows: 1 << 20, remember: Duration::from_secs(150) }
+    }
+}
+
+/// When and how the last snapshot of a kind was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bracket {
+    /// It was read after this moment …
+    pub begin: NodeTime,
+    /// … and before this one.
+    pub end: NodeTime,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// All we hold true now. Readers get it by reference; only [`Ledger::apply`] changes it.
+#[derive(Debug)]
+pub struct Ledger {
+    flows: Flows,
+    tcp: TcpConnections,
+    occupants: Occupants,
+    reservations: Reservations,
+    conntrack_use: Option<ConntrackUse>,
+    timeouts: Option<ConntrackTimeouts>,
+    platform: Option<Platform>,
+    coverage: BTreeMap<SourceId, Known<CoverageDetail>>,
+    lost: BTreeMap<Loss, u64>,
+    open: BTreeMap<Snapshot, NodeTime>,
+    brackets: BTreeMap<Snapshot, Bracket>,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new(limits: LedgerLimits) -> Self {
+        Self {
+            flows: Flows::new(limits),
+            tcp: TcpConnections::new(limits.remember),
+            occupants: Occupants::default(),
+            reservations: Reservations::default(),
+            conntrack_use: None,
+            timeouts: None,
+            platform: None,
+            coverage: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            open: BTreeMap::new(),
+            brackets: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in one fact.
+    pub fn apply(&mut self, observation: Observation) {
+        let Observation { at, source, fact } = observation;
+        match fact {
+            Fact::Begin(snapshot) => self.begin(snapshot, at),
+            Fact::End { snapshot, outcome } => self.end(snapshot, at, outcome),
+            Fact::Flow(entry) => {
+                let dumped = self.open.contains_key(&Snapshot::Conntrack);
+                self.flows.seen(entry, at, dumped, self.timeouts.unwrap_or_default());
+            }
+            Fact::FlowEnded(entry) => self.flows.ended(entry, at, self.timeouts.unwrap_or_default()),
+            Fact::TcpCounter(counter) => self.tcp.counter(counter),
+            Fact::Socket(socket) => self.tcp.socket(socket, at),
+            Fact::Network(network) => self.reservations.network(network),
+            Fact::Reservation(reservation) => self.reservations.reservation(reservation, at),
+            Fact::Sandbox(sandbox) => self.occupants.sandbox(sandbox),
+            Fact::Container(id) => self.occupants.container(id),
+            Fact::Namespace(namespace) => self.occupants.namespace(namespace),
+            Fact::ConntrackUse(used) => self.conntrack_use = Some(used),
+            Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
+            Fact::Platform(platform) => self.platform = Some(platform),
+            Fact::Coverage(coverage) => {
+                self.coverage.insert(source, coverage);
+            }
+            // Totals of a source since its start: the largest is the newest, whatever order they come in.
+            Fact::Lost { what, total } => {
+                let held = self.lost.entry(what).or_default();
+                *held = total.max(*held);
+            }
+        }
+    }
+
+    fn begin(&mut self, snapshot: Snapshot, at: NodeTime) {
+        self.open.insert(snapshot, at);
+        match snapshot {
+            Snapshot::Conntrack => self.flows.begin_dump(),
+            Snapshot::TcpCounters => self.tcp.begin_counters(at),
+            Snapshot::Sockets => self.tcp.begin_sockets(),
+            Snapshot::Reservations => self.reservations.begin(),
+            Snapshot::Runtime => self.occupants.begin_runtime(),
+            Snapshot::Namespaces => self.occupants.begin_namespaces(),
+        }
+    }
+
+    fn end(&mut self, snapshot: Snapshot, at: NodeTime, outcome: Outcome) {
+        // An end without a beginning (a torn capture) closes nothing.
+        let Some(begin) = self.open.remove(&snapshot) else { return };
+        match snapshot {
+            Snapshot::Conntrack => self.flows.end_dump(at, &outcome, self.timeouts.unwrap_or_default()),
+            Snapshot::TcpCounters => self.tcp.end_counters(at, &outcome),
+            Snapshot::Sockets => self.tcp.end_sockets(begin, at, &outcome),
+            Snapshot::Reservations => self.reservations.end(&outcome),
+            Snapshot::Runtime => self.occupants.end_runtime(begin, outcome.clone()),
+            Snapshot::Namespaces => self.occupants.end_namespaces(begin, outcome.clone()),
+        }
+        self.brackets.insert(snapshot, Bracket { begin, end: at, outcome });
+    }
+
+    /// conntrack's flows.
+    pub fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    /// TCP connections as the sockets' side sees them.
+    pub fn tcp(&self) -> &TcpConnections {
+        &self.tcp
+    }
+
+    /// What is alive: sandboxes, containers, network namespaces.
+    pub fn occupants(&self) -> &Occupants {
+        &self.occupants
+    }
+
+    /// What is reserved.
+    pub fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
+    /// Size of the conntrack table, once read.
+    pub fn conntrack_use(&self) -> Option<&ConntrackUse> {
+        self.conntrack_use.as_ref()
+    }
+
+    /// conntrack time-outs in force; the kernel's defaults until they are read.
+    pub fn timeouts(&self) -> ConntrackTimeouts {
+        self.timeouts.unwrap_or_default()
+    }
+
+    /// What machine this is, once read.
+    pub fn platform(&self) -> Option<&Platform> {
+        self.platform.as_ref()
+    }
+
+    /// What each source said last about itself.
+    pub fn coverage(&self) -> &BTreeMap<SourceId, Known<CoverageDetail>> {
+        &self.coverage
+    }
+
+    /// Whether a source works, if it has said so.
+    pub fn works(&self, source: SourceId) -> bool {
+        matches!(self.coverage.get(&source), Some(Known::Present(_)))
+    }
+
+    /// The last finished snapshot of a kind.
+    pub fn bracket(&self, snapshot: Snapshot) -> Option<&Bracket> {
+        self.brackets.get(&snapshot)
+    }
+
+    /// What was lost, in total since the sources started.
+    pub fn lost(&self) -> BTreeMap<Loss, u64> {
+        let mut lost = self.lost.clone();
+        if self.flows.refused() > 0 {
+            lost.insert(Loss::LedgerFlowsFull, self.flows.refused());
+        }
+        lost
+    }
+
+    /// Why conntrack cannot be relied on for flows; `None` if a dump was read to its end and the source works.
+    pub fn conntrack_doubt(&self) -> Option<Why> {
+        match (self.coverage.get(&SourceId::Conntrack), self.bracket(Snapshot::Conntrack).map(|last| &last.outcome)) {
+            (Some(Known::Present(_)), Some(Outcome::Complete | Outcome::Partial(_))) => None,
+            (Some(Known::Unknown(why)), _) | (_, Some(Outcome::Failed(why))) => Some(why.clone()),
+            (Some(Known::Absent), _) => Some(Why::new("conntrack is not there")),
+            (None | Some(Known::Present(_)), _) => Some(Why::new("the conntrack table was not read yet")),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! From what is known to what it means. Pure: `evaluate(view, policy, now)`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::flow::{Destination, Protocol};
+use crate::history::DemandHistory;
+use crate::ids::PodName;
+use crate::known::Known;
+use crate::ledger::Ledger;
+use crate::model::demand::{Account, Share};
+use crate::model::nat::{NatSettings, NodePorts};
+use crate::model::policy::Policy;
+use crate::observe::{ConntrackStats, SourceId};
+use crate::report::{
+    AllocationReport, ConntrackReport, CoverageReport, CoverageState, DemandReport, DemandReports, DestinationReport,
+    IpamReport, NatReport, OmittedDestinations, PodShare, Report, SCHEMA, WorstDestination,
+};
+use crate::time::Now;
+
+pub mod demand;
+pub mod ipam;
+pub mod leak;
+pub mod nat;
+pub mod overlap;
+pub mod policy;
+mod rules;
+
+/// Holders listed per destination at most.
+const MAX_HOLDERS: usize = 20;
+
+/// What earlier evaluations leave for later ones: demand over the last hour, statistics when the watch began.
+#[derive(Debug, Default)]
+pub struct Memory {
+    tcp: DemandHistory,
+    udp: DemandHistory,
+    conntrack_at_start: Option<ConntrackStats>,
+}
+
+/// Everything a rule may look at.
+struct View<'a> {
+    ledger: &'a Ledger,
+    policy: &'a Policy,
+    nat: &'a NatSettings,
+    node_ports: Option<&'a NodePorts>,
+    accounts: &'a [Account],
+    conntrack_at_start: Option<ConntrackStats>,
+}
+
+/// Makes the report of this moment.
+pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now) -> Report {
+    let nat = policy.nat_on(ledger.platform());
+    let node_ports = nat.node_ports();
+    let accounts = demand::accounts(ledger, nat.hold, &policy.scope(nat.profile), now.node);
+    if memory.conntrack_at_start.is_none() {
+        memory.conntrack_at_start = ledger.conntrack_use().and_then(|used| used.stats.present()).copied();
+    }
+
+    let limit = node_ports.as_ref().map(|ports| ports.ports);
+    let observed = flows_observed(ledger);
+    let tcp = demand_of(Protocol::TCP, &accounts, observed, &mut memory.tcp, limit, now);
+    let udp = demand_of(Protocol::UDP, &accounts, observed, &mut memory.udp, limit, now);
+
+    let view = View {
+        ledger,
+        policy,
+        nat: &nat,
+        node_ports: node_ports.as_ref(),
+        accounts: &accounts,
+        conntrack_at_start: memory.conntrack_at_start,
+    };
+    let holders = Holders::of(ledger);
+    let mut report = Report {
+        schema: SCHEMA.to_owned(),
+        node: ledger.platform().map_or_else(|| "unknown".to_owned(), |platform| platform.node.clone()),
+        time: now.wall.to_string(),
+        coverage: coverage(ledger),
+        lost: ledger.lost().into_iter().map(|(what, total)| (what.name().to_owned(), total)).collect(),
+        nat: NatReport {
+            profile: nat.profile.name().to_owned(),
+            allocation: allocation(&nat, node_ports.as_ref()),
+            demand: DemandReports { tcp, udp },
+            destinations: accounts
+                .iter()
+                .take(policy.max_destinations)
+                .map(|account| destination(account, &holders))
+                .collect(),
+            omitted: omitted(&accounts, policy.max_destinations),
+        },
+        overlap: overlap::report(ledger, policy),
+        ipam: IpamReport { networks: ipam::networks(ledger, policy, now) },
+        conntrack: conntrack(ledger),
+        findings: Vec::new(),
+    };
+    report.findings = rules::findings(&view, &report);
+    for network in &mut report.ipam.networks {
+        ipam::shorten(network, policy.max_reservations);
+    }
+    report
+}
+
+/// Whether any source tells of flows: without one, demand is unknown, not zero.
+fn flows_observed(ledger: &Ledger) -> bool {
+    ledger.conntrack_doubt().is_none() || ledger.works(SourceId::Tcp) || ledger.works(SourceId::Sockets)
+}
+
+fn demand_of(
+    protocol: Protocol,
+    accounts: &[Account],
+    observed: bool,
+    history: &mut DemandHistory,
+    limit: Option<u32>,
+    now: Now,
+) -> DemandReport {
+    if !observed {
+        return DemandReport::default();
+    }
+    let in_scope = accounts.iter().filter(|account| account.in_scope && account.destination.protocol == protocol);
+    let worst = in_scope.max_by_key(|account| account.demand()).filter(|account| account.demand() > 0);
+    let ports = worst.map_or(0, Account::demand);
+    history.record(now.node, ports);
+    let peak = |secs| history.peak(now.node, std::time::Duration::from_secs(secs));
+    let exhaustion = limit.and_then(|limit| history.exhaustion(now.node, limit));
+    DemandReport {
+        ports: Some(ports),
+        peak_1m: peak(60),
+        peak_10m: peak(600),
+        peak_1h: peak(3600),
+        worst: worst.map(|account| {
+            let endpoint = account.destination.endpoint;
+            WorstDestination { address: endpoint.address, port: endpoint.port }
+        }),
+        exhausted_in_secs: exhaustion.as_ref().map(|exhaustion| exhaustion.within.as_secs()),
+        exhausted_basis: exhaustion.map(|exhaustion| exhaustion.basis),
+    }
+}
+
+fn allocation(nat: &NatSettings, node_ports: Option<&NodePorts>) -> AllocationReport {
+    let why = node_ports.map_or_else(
+        || {
+            "no NAT settings were given (--nat-profile …) and none follow from the platform; demand is not judged"
+                .to_owned()
+        },
+        |ports| ports.why.clone(),
+    );
+    AllocationReport {
+        ports: node_ports.map(|ports| ports.ports),
+        basis: nat.basis,
+        why,
+        capacity_nodes: node_ports.and_then(|ports| ports.capacity_nodes),
+    }
+}
+
+/// Who is behind an address: a pod by name, the node, or just the address.
+struct Holders<'a> {
+    pods: BTreeMap<IpAddr, &'a PodName>,
+    host: BTreeSet<IpAddr>,
+}
+
+impl<'a> Holders<'a> {
+    fn of(ledger: &'a Ledger) -> Self {
+        Self { pods: ledger.occupants().pods(), host: ledger.occupants().host_addresses() }
+    }
+
+    fn share(&self, address: IpAddr, share: Share) -> PodShare {
+        let pod = self.pods.get(&address);
+        PodShare {
+            namespace: pod.map(|pod| pod.namespace.clone()),
+            name: pod.map(|pod| pod.name.clone()),
+            address,
+            host: pod.is_none() && self.host.contains(&address),
+            held: share.held,
+            wanting: share.wanting,
+        }
+    }
+}
+
+fn destination(account: &Account, holders: &Holders<'_>) -> DestinationReport {
+    let Destination { protocol, endpoint } = account.destination;
+    let mut shares: Vec<(IpAddr, Share)> =
+        account.by_source.iter().map(|(address, share)| (*address, *share)).collect();
+    shares.sort_by_key(|(address, share)| (std::cmp::Reverse((share.held, share.wanting)), *address));
+    let pods_omitted = u32::try_from(shares.len().saturating_sub(MAX_HOLDERS)).unwrap_or(u32::MAX);
+    DestinationReport {
+        protocol,
+        address: endpoint.address,
+        port: endpoint.port,
+        in_scope: account.in_scope,
+        held: account.held,
+        wanting: account.wanting,
+        active: account.active,
+        opened_total: account.tcp.opened_total,
+        closed_total: account.tcp.closed_total,
+        failed_total: account.tcp.failed_total,
+        syn_unanswered_total: account.tcp.syn_retransmitted_total,
+        source: account.source,
+        drift: account.drift,
+        pods: shares.into_iter().take(MAX_HOLDERS).map(|(address, share)| holders.share(address, share)).collect(),
+        pods_omitted,
+    }
+}
+
+fn omitted(accounts: &[Account], listed: usize) -> OmittedDestinations {
+    accounts.iter().skip(listed).fold(OmittedDestinations::default(), |sum, account| OmittedDestinations {
+        destinations: sum.destinations.saturating_add(1),
+        held: sum.held.saturating_add(u64::from(account.held)),
+    })
+}
+
+fn coverage(ledger: &Ledger) -> Vec<CoverageReport> {
+    let states = SourceId::ALL.iter().filter_map(|source| Some((*source, ledger.coverage().get(source)?)));
+    states
+        .map(|(source, coverage)| {
+            let (state, how, why) = match coverage {
+                Known::Present(detail) => {
+                    let state = if detail.degraded.is_some() { CoverageState::Degraded } else { CoverageState::Ok };
+                    (state, Some(detail.how.clone()), detail.degraded.as_ref().map(ToString::to_string))
+                }
+                Known::Absent => (CoverageState::Absent, None, None),
+                Known::Unknown(why) => (CoverageState::Unknown, None, Some(why.to_string())),
+            };
+            CoverageReport { source, state, how, why }
+        })
+        .collect()
+}
+
+fn conntrack(ledger: &Ledger) -> ConntrackReport {
+    let Some(used) = ledger.conntrack_use() else {
+        return ConntrackReport { why: Some("not read yet".to_owned()), ..ConntrackReport::default() };
+    };
+    let stats = used.stats.present();
+    let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
+    let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());
+    ConntrackReport {
+        entries: used.entries.present().copied(),
+        max: used.max.present().copied(),
+        insert_failed: stats.map(|stats| stats.insert_failed),
+        drop: stats.map(|stats| stats.drop),
+        early_drop: stats.map(|stats| stats.early_drop),
+        why: unknown.map(ToString::to_string).or_else(absent),
+    }
+}

@@ -1,0 +1,167 @@
+//! Which reservations belong to nobody.
+//!
+//! A reservation is *leaked* only if all of this holds: its container is unknown to the runtime, twice in a row, in
+//! complete answers that were asked for after the reservation had been read; no live network namespace carries the
+//! address, twice in a row; and it is older than the grace period. Anything short of that is settling or undetermined.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::known::{Known, Why};
+use crate::ledger::{HeldReservation, NamespaceRound, Occupants, RuntimeRound};
+use crate::observe::Outcome;
+use crate::time::{NodeTime, Now};
+
+/// What a reservation is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Somebody uses it.
+    InUse,
+    /// Nobody uses it, but it is too early to say that nobody will.
+    Settling,
+    /// Nobody uses it and nobody will.
+    Leaked,
+    /// It cannot be told.
+    Undetermined,
+}
+
+impl Verdict {
+    /// The word in JSON and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::InUse => "in_use",
+            Self::Settling => "settling",
+            Self::Leaked => "leaked",
+            Self::Undetermined => "undetermined",
+        }
+    }
+}
+
+/// A verdict and what it rests on, in sentences.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Why.
+    pub evidence: Vec<String>,
+}
+
+/// Judges one reservation.
+pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now: Now) -> Judgement {
+    let say = |verdict, evidence: Vec<String>| Judgement { verdict, evidence };
+    let cannot_tell = |why: String| Judgement { verdict: Verdict::Undetermined, evidence: vec![why] };
+    let reservation = &held.reservation;
+    let (runtime, runtime_before) = occupants.runtime();
+    let (walk, walk_before) = occupants.namespace_rounds();
+
+    // 1. Is anybody using it? Any sign of life is enough, however little else could be read.
+    if let Some(walk) = walk.filter(|walk| walk.addresses.contains(&reservation.address)) {
+        let how = if walk.outcome == Outcome::Complete { "" } else { " (others could not be read)" };
+        return say(Verdict::InUse, vec![format!("a live network namespace carries the address{how}")]);
+    }
+    let holder = match &reservation.holder {
+        Known::Present(holder) => Some(holder),
+        Known::Absent => None,
+        Known::Unknown(why) => return cannot_tell(format!("the reservation cannot be understood: {why}")),
+    };
+    if let Some(holder) = holder
+        && runtime
+            .is_some_and(|round| !matches!(round.outcome, Outcome::Failed(_)) && round.ids.contains(&holder.container))
+    {
+        return say(Verdict::InUse, vec![format!("the runtime knows {}", short(&holder.container.0))]);
+    }
+
+    // 2. How old is it?
+    let modified = match &reservation.modified {
+        Known::Present(modified) => *modified,
+        Known::Absent => return cannot_tell("its time of writing is not there".to_owned()),
+        Known::Unknown(why) => return cannot_tell(format!("its time of writing cannot be read: {why}")),
+    };
+    let Some(age) = now.wall.since(modified) else {
+        return cannot_tell("it was written in the future: a clock has jumped".to_owned());
+    };
+    let Some(holder) = holder else {
+        let empty = "the file is empty: whoever reserved it has not written its name".to_owned();
+        return if age < grace { say(Verdict::Settling, vec![empty]) } else { cannot_tell(empty) };
+    };
+
+    // 3. Is everything there that a verdict needs?
+    if let Err(missing) = complete(runtime, walk, held.first_seen) {
+        return cannot_tell(missing.as_str().to_owned());
+    }
+    if runtime.is_some_and(|round| round.ids.is_empty()) && walk.is_some_and(|walk| carries_pods(walk, occupants)) {
+        return cannot_tell(
+            "the runtime names no sandbox at all although pods' network namespaces are alive".to_owned(),
+        );
+    }
+    let mut evidence = vec![
+        format!("the runtime does not know {}", short(&holder.container.0)),
+        "no live network namespace carries the address".to_owned(),
+    ];
+
+    // 4. Is it certain?
+    if age < grace {
+        evidence.push(format!("written {} ago, grace period is {}", whole(age), whole(grace)));
+        return say(Verdict::Settling, evidence);
+    }
+    if complete(runtime_before, walk_before, held.first_seen).is_err()
+        || runtime_before.is_some_and(|round| round.ids.contains(&holder.container))
+        || walk_before.is_some_and(|walk| walk.addresses.contains(&reservation.address))
+    {
+        evidence.push("seen so once; a second look is needed".to_owned());
+        return say(Verdict::Settling, evidence);
+    }
+    evidence.push(format!("written {} ago, seen so twice", whole(age)));
+    say(Verdict::Leaked, evidence)
+}
+
+/// Whether a round of runtime and namespaces is complete and younger than the reservation's first reading.
+fn complete(runtime: Option<&RuntimeRound>, walk: Option<&NamespaceRound>, first_seen: NodeTime) -> Result<(), Why> {
+    let runtime = runtime.ok_or_else(|| Why::new("the runtime was not asked yet"))?;
+    match &runtime.outcome {
+        Outcome::Complete => {}
+        Outcome::Partial(why) | Outcome::Failed(why) => {
+            return Err(Why::new(format!("the runtime's answer is missing: {why}")));
+        }
+    }
+    if runtime.begin < first_seen {
+        return Err(Why::new("the runtime was not asked since the reservation was read"));
+    }
+    let walk = walk.ok_or_else(|| Why::new("the network namespaces were not read yet"))?;
+    match &walk.outcome {
+        Outcome::Complete if walk.unreadable > 0 => {
+            return Err(Why::new(format!("the addresses of {} network namespaces could not be read", walk.unreadable)));
+        }
+        Outcome::Complete => {}
+        Outcome::Partial(why) | Outcome::Failed(why) => {
+            return Err(Why::new(format!("not every network namespace could be read: {why}")));
+        }
+    }
+    if walk.begin < first_seen {
+        return Err(Why::new("the network namespaces were not read since the reservation was"));
+    }
+    Ok(())
+}
+
+/// Whether any namespace other than the node's own carries an address.
+fn carries_pods(walk: &NamespaceRound, occupants: &Occupants) -> bool {
+    let own = occupants.host_addresses();
+    walk.addresses.iter().any(|address| !own.contains(address))
+}
+
+/// The first twelve characters of an id, as the runtimes' own tools print it.
+fn short(id: &str) -> String {
+    id.chars().take(12).collect()
+}
+
+/// An age in the largest unit that says enough.
+pub fn whole(age: Duration) -> String {
+    match age.as_secs() {
+        secs @ 0..120 => format!("{secs} s"),
+        secs @ 120..7200 => format!("{} min", secs / 60),
+        secs @ 7200..172_800 => format!("{} h", secs / 3600),
+        secs => format!("{} d", secs / 86_400),
+    }
+}

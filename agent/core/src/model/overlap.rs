@@ -1,0 +1,93 @@
+//! Where source ports and NodePorts can collide, as configured, and as flows show it.
+
+use std::collections::BTreeMap;
+
+use crate::known::Known;
+use crate::ledger::{FlowState, Ledger};
+use crate::model::policy::Policy;
+use crate::observe::Namespace;
+use crate::ports::{PortRange, PortSettings};
+use crate::report::{EphemeralReport, LiveOverlap, OverlapReport};
+
+/// The overlap part of the report.
+pub fn report(ledger: &Ledger, policy: &Policy) -> OverlapReport {
+    OverlapReport {
+        node_port_range: policy.node_ports,
+        ephemeral: ephemeral(ledger, policy.node_ports),
+        masquerade: Vec::new(),
+        nodeports: Vec::new(),
+        live: live(ledger, policy.node_ports),
+        not_observed: vec![
+            "masquerade rules (iptables, nftables) and allocated NodePorts are not read by this version".to_owned(),
+        ],
+    }
+}
+
+/// One row for the node and one per distinct setting of the other namespaces: pods mostly share theirs.
+fn ephemeral(ledger: &Ledger, node_ports: PortRange) -> Vec<EphemeralReport> {
+    let pods = ledger.occupants().pods();
+    let subject = |namespace: &Namespace| {
+        let addresses = namespace.addresses.present().into_iter().flatten();
+        let pod = addresses.filter_map(|address| pods.get(address)).next();
+        pod.map_or_else(|| namespace.inode.to_string(), ToString::to_string)
+    };
+    let mut rows = Vec::new();
+    let mut grouped: BTreeMap<&Known<PortSettings>, (Vec<String>, u32)> = BTreeMap::new();
+    for namespace in ledger.occupants().namespaces() {
+        if namespace.host {
+            rows.push(row("host".to_owned(), 1, &namespace.ports, node_ports));
+        } else {
+            let group = grouped.entry(&namespace.ports).or_default();
+            group.0.push(subject(namespace));
+            group.1 = group.1.saturating_add(1);
+        }
+    }
+    rows.extend(grouped.into_iter().map(|(settings, (mut subjects, count))| {
+        subjects.sort();
+        let named = subjects.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        let subject = if subjects.len() > 3 { format!("{named} and {} more", subjects.len() - 3) } else { named };
+        row(subject, count, settings, node_ports)
+    }));
+    rows
+}
+
+fn row(subject: String, namespaces: u32, settings: &Known<PortSettings>, node_ports: PortRange) -> EphemeralReport {
+    match settings {
+        Known::Present(settings) => {
+            let overlap = settings.open_in(node_ports);
+            EphemeralReport {
+                subject,
+                namespaces,
+                range: Some(settings.ephemeral),
+                reserved: settings.reserved.clone(),
+                overlap_ports: Some(overlap.iter().map(|range| range.count()).sum()),
+                overlap,
+                why: None,
+            }
+        }
+        Known::Absent | Known::Unknown(_) => EphemeralReport {
+            subject,
+            namespaces,
+            range: None,
+            reserved: Vec::new(),
+            overlap: Vec::new(),
+            overlap_ports: None,
+            why: Some(settings.unknown().map_or_else(|| "not there".to_owned(), ToString::to_string)),
+        },
+    }
+}
+
+fn live(ledger: &Ledger, node_ports: PortRange) -> LiveOverlap {
+    if ledger.conntrack_doubt().is_some() {
+        return LiveOverlap::default();
+    }
+    let (mut translated, mut inside) = (0_u64, 0_u64);
+    for flow in ledger.flows().iter(ledger.timeouts()) {
+        let live = matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting);
+        if live && flow.translated != flow.source {
+            translated = translated.saturating_add(1);
+            inside = inside.saturating_add(u64::from(node_ports.contains(flow.translated.port)));
+        }
+    }
+    LiveOverlap { translated: Some(translated), in_node_port_range: Some(inside) }
+}

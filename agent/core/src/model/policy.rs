@@ -1,0 +1,145 @@
+//! Thresholds, grace periods and what the user told us; each with its default and where that comes from.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::model::nat::{Basis, NatSettings, Profile};
+use crate::observe::{Cloud, Platform};
+use crate::ports::PortRange;
+
+/// Everything a verdict depends on besides the facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The NAT in front of the node; `None` = to be recognised from the platform.
+    pub nat: Option<NatSettings>,
+    /// Prefixes that do not pass the NAT, besides the built-in ones.
+    pub extra_private: Vec<IpNet>,
+    /// The NodePort range of the cluster.
+    pub node_ports: PortRange,
+    /// A reservation younger than this is never called leaked. Default 10 minutes, as in Google's clean-up script.
+    pub leak_grace: Duration,
+    /// From this share of an allocation on, it is called low (percent). Default 80: the kernel's own port search fails
+    /// from some 93 % on, and a node needs time to react.
+    pub low_percent: u32,
+    /// Failed connects or unanswered SYNs per destination within a minute that are worth a warning. Default 3.
+    pub failures_per_minute: u64,
+    /// Destinations listed in a report at most; the rest is summed up. Default 100.
+    pub max_destinations: usize,
+    /// Reservations listed in a report at most (those in use only in `ipam scan`). Default 256.
+    pub max_reservations: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            nat: None,
+            extra_private: Vec::new(),
+            node_ports: PortRange::NODE_PORTS,
+            leak_grace: Duration::from_secs(600),
+            low_percent: 80,
+            failures_per_minute: 3,
+            max_destinations: 100,
+            max_reservations: 256,
+        }
+    }
+}
+
+/// Prefixes whose traffic no cloud NAT translates: private, shared, link-local, loopback, multicast, unspecified and
+/// reserved ones, and Google's private access ranges (199.36.153.4/30 and .8/30).
+const NOT_TRANSLATED: [&str; 17] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "199.36.153.4/30",
+    "199.36.153.8/30",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/128",
+    "::1/128",
+    "fc00::/7",
+    "fe80::/10",
+    "ff00::/8",
+    "64:ff9b:1::/48",
+];
+
+impl Policy {
+    /// The NAT to judge by: as configured, or as the platform suggests.
+    pub fn nat_on(&self, platform: Option<&Platform>) -> NatSettings {
+        if let Some(nat) = &self.nat {
+            return nat.clone();
+        }
+        match platform.and_then(|platform| platform.cloud.present()) {
+            Some(Cloud::Gcp) => NatSettings::gcp(Basis::Assumed),
+            Some(Cloud::Aws | Cloud::Azure) | None => NatSettings::none(),
+        }
+    }
+
+    /// Which addresses pass the NAT.
+    pub fn scope(&self, profile: Profile) -> Scope {
+        let built_in = NOT_TRANSLATED.iter().filter_map(|prefix| prefix.parse().ok());
+        let (v4, v6) =
+            built_in.chain(self.extra_private.iter().copied()).fold((Vec::new(), Vec::new()), |mut both, net| {
+                match net {
+                    IpNet::V4(net) => both.0.push(net),
+                    IpNet::V6(net) => both.1.push(net),
+                }
+                both
+            });
+        Scope { v4, v6, translates_v6: profile == Profile::None }
+    }
+}
+
+/// The addresses that pass the NAT.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    v4: Vec<ipnet::Ipv4Net>,
+    v6: Vec<ipnet::Ipv6Net>,
+    /// Cloud NAT leaves native IPv6 alone; without a known NAT public IPv6 counts as outside like any other.
+    translates_v6: bool,
+}
+
+impl Scope {
+    /// Whether traffic to this address passes the NAT.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => !self.v4.iter().any(|net| net.contains(&address)),
+            IpAddr::V6(address) => self.translates_v6 && !self.v6.iter().any(|net| net.contains(&address)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_and_google_private_access_addresses_are_out_of_scope() {
+        let policy = Policy { extra_private: vec!["198.51.100.0/24".parse().unwrap()], ..Policy::default() };
+        let scope = policy.scope(Profile::Gcp);
+        for (address, expected) in [
+            ("203.0.113.7", true),
+            ("10.1.2.3", false),
+            ("172.31.255.255", false),
+            ("172.32.0.1", true),
+            ("169.254.169.254", false),
+            ("199.36.153.10", false),
+            ("199.36.153.12", true),
+            ("198.51.100.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(scope.contains(address.parse().unwrap()), expected, "{address}");
+        }
+        assert!(policy.scope(Profile::None).contains("2001:db8::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn every_built_in_prefix_parses() {
+        assert!(NOT_TRANSLATED.iter().all(|prefix| prefix.parse::<IpNet>().is_ok()));
+    }
+}

@@ -1,0 +1,216 @@
+//! The laws of the ledger, as properties.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use headroom_core::flow::{Endpoint, Protocol};
+use headroom_core::ids::{ContainerId, NetnsInode};
+use headroom_core::known::{Known, Why};
+use headroom_core::ledger::{FlowState, Ledger, LedgerLimits};
+use headroom_core::observe::{
+    ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Holder, Observation, Outcome, Reservation, Snapshot, Socket,
+    SocketState, SourceId, TcpCounter,
+};
+use headroom_core::time::{NodeTime, WallTime};
+use proptest::prelude::*;
+
+fn at(millis: u64, fact: Fact) -> Observation {
+    Observation { at: NodeTime::from_nanos(millis * 1_000_000), source: SourceId::Conntrack, fact }
+}
+
+fn endpoint(host: u8, port: u16) -> Endpoint {
+    Endpoint::new(IpAddr::from([203, 0, 113, host]), port)
+}
+
+/// An open TCP flow; few hosts and ports, so that keys collide often.
+fn flow(source_port: u16, host: u8, id: u32) -> ConntrackEntry {
+    let source = Endpoint::new(IpAddr::from([10, 0, 0, 1]), source_port);
+    let destination = endpoint(host, 443);
+    ConntrackEntry {
+        key: FlowKey { protocol: Protocol::TCP, zone: 0, source, dialled: destination },
+        id,
+        destination,
+        translated: source,
+        replied: true,
+        assured: true,
+        tcp: Some(ConntrackTcpState::Established),
+        remaining_secs: Some(431_999),
+    }
+}
+
+fn dump(ledger: &mut Ledger, from: u64, flows: &[ConntrackEntry], outcome: Outcome) {
+    ledger.apply(at(from, Fact::Begin(Snapshot::Conntrack)));
+    for entry in flows {
+        ledger.apply(at(from + 1, Fact::Flow(*entry)));
+    }
+    ledger.apply(at(from + 2, Fact::End { snapshot: Snapshot::Conntrack, outcome }));
+}
+
+fn open_flows(ledger: &Ledger) -> BTreeSet<(Endpoint, Endpoint)> {
+    let flows = ledger.flows().iter(ledger.timeouts());
+    let open = flows.filter(|flow| matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting));
+    open.map(|flow| (flow.source, flow.destination.endpoint)).collect()
+}
+
+fn some_flows() -> impl Strategy<Value = Vec<ConntrackEntry>> {
+    proptest::collection::btree_map((1u16..12, 1u8..4), 1u32..4, 0..20)
+        .prop_map(|flows| flows.into_iter().map(|((port, host), id)| flow(port, host, id)).collect())
+}
+
+fn keys(flows: &[ConntrackEntry]) -> BTreeSet<(Endpoint, Endpoint)> {
+    flows.iter().map(|entry| (entry.key.source, entry.destination)).collect()
+}
+
+proptest! {
+    /// Exercises law 1. If this fails, flows that ended unseen are counted for ever, or live ones are forgotten.
+    #[test]
+    fn a_complete_dump_replaces_what_was_held(before in some_flows(), after in some_flows()) {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        dump(&mut ledger, 1000, &before, Outcome::Complete);
+        dump(&mut ledger, 2000, &after, Outcome::Complete);
+        prop_assert_eq!(open_flows(&ledger), keys(&after));
+    }
+
+    /// Exercises law 1. If this fails, the report depends on the order in which the kernel lists its table.
+    #[test]
+    fn the_order_inside_a_snapshot_does_not_matter(flows in some_flows().prop_flat_map(|flows| (Just(flows.clone()), Just(flows).prop_shuffle()))) {
+        let (one, other) = flows;
+        let (mut left, mut right) = (Ledger::new(LedgerLimits::default()), Ledger::new(LedgerLimits::default()));
+        dump(&mut left, 1000, &one, Outcome::Complete);
+        dump(&mut right, 1000, &other, Outcome::Complete);
+        let all = |ledger: &Ledger| ledger.flows().iter(ledger.timeouts()).collect::<Vec<_>>();
+        prop_assert_eq!(all(&left), all(&right));
+    }
+
+    /// Exercises law 2. If this fails, a torn dump makes demand drop to what happened to be read.
+    #[test]
+    fn an_incomplete_dump_removes_nothing(before in some_flows(), part in some_flows(), failed in any::<bool>()) {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        dump(&mut ledger, 1000, &before, Outcome::Complete);
+        let why = Why::new("interrupted");
+        dump(&mut ledger, 2000, &part, if failed { Outcome::Failed(why) } else { Outcome::Partial(why) });
+        prop_assert!(open_flows(&ledger).is_superset(&keys(&before)));
+    }
+
+    /// Exercises law 3. If this fails, a repeated message is a second connection.
+    #[test]
+    fn duplicates_are_harmless(flows in some_flows(), ended in some_flows()) {
+        let (mut once, mut twice) = (Ledger::new(LedgerLimits::default()), Ledger::new(LedgerLimits::default()));
+        for (ledger, times) in [(&mut once, 1), (&mut twice, 2)] {
+            let doubled: Vec<_> = flows.iter().flat_map(|entry| std::iter::repeat_n(*entry, times)).collect();
+            dump(ledger, 1000, &doubled, Outcome::Complete);
+            for entry in &ended {
+                for _ in 0..times {
+                    ledger.apply(at(2000, Fact::FlowEnded(*entry)));
+                }
+            }
+        }
+        let all = |ledger: &Ledger| ledger.flows().iter(ledger.timeouts()).collect::<Vec<_>>();
+        prop_assert_eq!(all(&once), all(&twice));
+    }
+
+    /// Exercises law 4: any moment of the dump, any history of events. If this fails, flows that open or end while the
+    /// table is being read are lost or counted twice.
+    #[test]
+    fn a_dump_and_the_events_behind_it_give_the_truth(
+        history in proptest::collection::vec((any::<bool>(), 1u16..8, 1u8..3), 0..60), cut in 0usize..60, seen in 0usize..60
+    ) {
+        // The truth: events in order. The dump shows the table as it was at `cut`; all events since the subscription at
+        // `seen` <= `cut` arrive behind it, also those the dump has already taken into account.
+        let mut table: std::collections::BTreeMap<(u16, u8), u32> = std::collections::BTreeMap::new();
+        let (cut, mut id) = (cut.min(history.len()), 0);
+        let seen = seen.min(cut);
+        let mut at_cut = Vec::new();
+        let mut events = Vec::new();
+        for (index, (open, port, host)) in history.iter().enumerate() {
+            if index == cut {
+                at_cut = table.iter().map(|((port, host), id)| flow(*port, *host, *id)).collect();
+            }
+            let fact = if *open && !table.contains_key(&(*port, *host)) {
+                id += 1;
+                table.insert((*port, *host), id);
+                let fresh = ConntrackEntry { tcp: Some(ConntrackTcpState::SynSent), replied: false, ..flow(*port, *host, id) };
+                Some(Fact::Flow(fresh))
+            } else {
+                table.remove(&(*port, *host)).map(|id| Fact::FlowEnded(flow(*port, *host, id)))
+            };
+            if index >= seen {
+                events.extend(fact);
+            }
+        }
+        if cut == history.len() {
+            at_cut = table.iter().map(|((port, host), id)| flow(*port, *host, *id)).collect();
+        }
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        dump(&mut ledger, 1000, &at_cut, Outcome::Complete);
+        for event in events {
+            ledger.apply(at(2000, event));
+        }
+        let truth: BTreeSet<_> = table.iter().map(|((port, host), id)| { let entry = flow(*port, *host, *id); (entry.key.source, entry.destination) }).collect();
+        prop_assert_eq!(open_flows(&ledger), truth);
+    }
+
+    /// Exercises the bound of the flow table. If this fails, a flood of flows eats the node's memory unnoticed.
+    #[test]
+    fn flows_beyond_the_bound_are_refused_and_counted(count in 0u16..40) {
+        let mut ledger = Ledger::new(LedgerLimits { max_flows: 16, ..LedgerLimits::default() });
+        let flows: Vec<_> = (0..count).map(|port| flow(port, 1, 1)).collect();
+        dump(&mut ledger, 1000, &flows, Outcome::Complete);
+        prop_assert_eq!(ledger.flows().len(), usize::from(count.min(16)));
+        prop_assert_eq!(ledger.flows().refused(), u64::from(count.saturating_sub(16)));
+    }
+
+    /// Exercises the join of counters and socket tables with connections that existed before. If this fails, the agent
+    /// needs to have seen every connection open to count it.
+    #[test]
+    fn counters_and_a_socket_table_between_them_count_every_connection_once(before in 0u32..50, opened in 0u32..50, closed in 0u32..60) {
+        let closed = closed.min(before + opened);
+        let source = IpAddr::from([10, 0, 0, 9]);
+        let destination = endpoint(7, 443);
+        let counter = |opened: u32, closed: u32| TcpCounter {
+            destination, source, attempted: opened.into(), opened: opened.into(), closed: closed.into(),
+            reset: 0, failed: 0, no_local_port: 0, syn_retransmitted: 0,
+        };
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        let counters = |ledger: &mut Ledger, from: u64, counter: TcpCounter| {
+            ledger.apply(at(from, Fact::Begin(Snapshot::TcpCounters)));
+            ledger.apply(at(from, Fact::TcpCounter(counter)));
+            ledger.apply(at(from + 1, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete }));
+        };
+        counters(&mut ledger, 1000, counter(opened, closed));
+        ledger.apply(at(2000, Fact::Begin(Snapshot::Sockets)));
+        for port in 0..before + opened - closed {
+            ledger.apply(at(2000, Fact::Socket(Socket {
+                netns: NetnsInode(1), source: Endpoint::new(source, u16::try_from(port).unwrap()), destination,
+                state: SocketState::Open, accepted: false,
+            })));
+        }
+        ledger.apply(at(2001, Fact::End { snapshot: Snapshot::Sockets, outcome: Outcome::Complete }));
+        counters(&mut ledger, 3000, counter(opened, closed));
+        let open = |ledger: &Ledger| ledger.tcp().iter(NodeTime::from_secs(4), Duration::from_secs(1)).map(|(_, _, tally)| tally.open).sum::<u64>();
+        prop_assert_eq!(open(&ledger), u64::from(before + opened - closed));
+        // One more opens, all of them close: the baseline goes with them.
+        counters(&mut ledger, 4000, counter(opened + 1, before + opened + 1));
+        prop_assert_eq!(open(&ledger), 0);
+    }
+
+    /// Exercises brackets of reservations. If this fails, "first seen" is forgotten and nothing ever counts as leaked, or a
+    /// rewritten reservation inherits the age of its predecessor.
+    #[test]
+    fn a_reservation_keeps_its_first_sight_until_it_changes(same in any::<bool>()) {
+        let reservation = |id: &str| Fact::Reservation(Reservation {
+            store: "/s".to_owned(), address: IpAddr::from([10, 0, 0, 5]),
+            holder: Known::Present(Holder { container: ContainerId(id.to_owned()), ifname: None }),
+            modified: Known::Present(WallTime::from_secs(0)),
+        });
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        for (from, id) in [(1000, "a"), (2000, if same { "a" } else { "b" })] {
+            ledger.apply(at(from, Fact::Begin(Snapshot::Reservations)));
+            ledger.apply(at(from, reservation(id)));
+            ledger.apply(at(from, Fact::End { snapshot: Snapshot::Reservations, outcome: Outcome::Complete }));
+        }
+        let first_seen = ledger.reservations().of("/s").next().unwrap().first_seen;
+        prop_assert_eq!(first_seen.as_nanos() / 1_000_000, if same { 1000 } else { 2000 });
+    }
+}
