@@ -1,0 +1,269 @@
+//! NAT demand: what counts as held, who does the accounting, and what is said about it.
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
+
+use std::net::IpAddr;
+
+use headroom_core::findings::{FindingId, Severity, exit_code};
+use headroom_core::flow::{Endpoint, Protocol};
+use headroom_core::ids::{ContainerId, PodName};
+use headroom_core::known::{Known, Why};
+use headroom_core::ledger::{Ledger, LedgerLimits};
+use headroom_core::model::nat::{Basis, Mode, NatSettings};
+use headroom_core::model::policy::Policy;
+use headroom_core::model::{Memory, evaluate};
+use headroom_core::observe::{
+    ConntrackEntry, ConntrackTcpState, CoverageDetail, Fact, FlowKey, Observation, Outcome, Sandbox, Snapshot,
+    SourceId, TcpCounter,
+};
+use headroom_core::report::{DestinationReport, Report};
+use headroom_core::time::{NodeTime, Now, WallTime};
+
+const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 64, 0, 5));
+
+fn outside(port: u16) -> Endpoint {
+    Endpoint::new(IpAddr::from([203, 0, 113, 7]), port)
+}
+
+/// A node under test: facts are put in at a second, the report is taken at another.
+struct Node {
+    ledger: Ledger,
+    memory: Memory,
+    policy: Policy,
+}
+
+impl Node {
+    fn new() -> Self {
+        let nat = NatSettings { alias_ranges: false, min_ports: Some(64), ..NatSettings::gcp(Basis::Configured) };
+        let policy = Policy { nat: Some(nat), ..Policy::default() };
+        Self { ledger: Ledger::new(LedgerLimits::default()), memory: Memory::default(), policy }
+    }
+
+    fn put(&mut self, second: u64, source: SourceId, fact: Fact) {
+        self.ledger.apply(Observation { at: NodeTime::from_secs(second), source, fact });
+    }
+
+    fn works(&mut self, source: SourceId) {
+        self.put(0, source, Fact::Coverage(Known::Present(CoverageDetail { how: "test".to_owned(), degraded: None })));
+    }
+
+    fn dump(&mut self, second: u64, entries: impl IntoIterator<Item = ConntrackEntry>) {
+        self.works(SourceId::Conntrack);
+        self.put(second, SourceId::Conntrack, Fact::Begin(Snapshot::Conntrack));
+        for entry in entries {
+            self.put(second, SourceId::Conntrack, Fact::Flow(entry));
+        }
+        let end = Fact::End { snapshot: Snapshot::Conntrack, outcome: Outcome::Complete };
+        self.put(second, SourceId::Conntrack, end);
+    }
+
+    fn count(&mut self, second: u64, counters: impl IntoIterator<Item = TcpCounter>) {
+        self.works(SourceId::Tcp);
+        self.put(second, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
+        for counter in counters {
+            self.put(second, SourceId::Tcp, Fact::TcpCounter(counter));
+        }
+        self.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+    }
+
+    fn report(&mut self, second: u64) -> Report {
+        let wall = WallTime::from_secs(1_800_000_000 + i64::try_from(second).unwrap());
+        evaluate(&self.ledger, &mut self.memory, &self.policy, Now { node: NodeTime::from_secs(second), wall })
+    }
+
+    fn destination(&mut self, second: u64, port: u16) -> DestinationReport {
+        let report = self.report(second);
+        report.nat.destinations.into_iter().find(|listed| listed.port == port).unwrap()
+    }
+}
+
+fn entry(source_port: u16, destination: Endpoint, tcp: ConntrackTcpState, remaining: u32) -> ConntrackEntry {
+    let source = Endpoint::new(POD, source_port);
+    ConntrackEntry {
+        key: FlowKey { protocol: Protocol::TCP, zone: 0, source, dialled: destination },
+        id: u32::from(source_port),
+        destination,
+        translated: Endpoint::new(IpAddr::from([10, 0, 0, 2]), source_port),
+        replied: tcp != ConntrackTcpState::SynSent,
+        assured: tcp != ConntrackTcpState::SynSent,
+        tcp: Some(tcp),
+        remaining_secs: Some(remaining),
+    }
+}
+
+fn udp(source_port: u16, remaining: u32, assured: bool) -> ConntrackEntry {
+    let mut entry = entry(source_port, outside(53), ConntrackTcpState::None, remaining);
+    entry.key.protocol = Protocol::UDP;
+    ConntrackEntry { tcp: None, replied: true, assured, ..entry }
+}
+
+fn counter(opened: u64, closed: u64, reset: u64, failed: u64) -> TcpCounter {
+    TcpCounter {
+        destination: outside(443),
+        source: POD,
+        attempted: opened + failed,
+        opened,
+        closed,
+        reset,
+        failed,
+        no_local_port: 0,
+        syn_retransmitted: failed * 2,
+    }
+}
+
+#[test]
+fn a_closed_connection_holds_its_port_for_the_nats_time_wait() {
+    let mut node = Node::new();
+    // In TIME_WAIT for 20 of 120 seconds when read at second 1000: closed at 980.
+    node.dump(
+        1000,
+        [
+            entry(1, outside(443), ConntrackTcpState::TimeWait, 100),
+            entry(2, outside(443), ConntrackTcpState::Established, 431_999),
+        ],
+    );
+    let now = node.destination(1000, 443);
+    assert_eq!((now.held, now.active, now.wanting), (2, 1, 0));
+    assert_eq!(node.destination(1099, 443).held, 2);
+    assert_eq!(node.destination(1101, 443).held, 1);
+}
+
+#[test]
+fn a_port_is_held_on_when_the_node_forgets_before_the_nat_does() {
+    let mut node = Node::new();
+    let held = entry(1, outside(443), ConntrackTcpState::TimeWait, 100);
+    node.dump(1000, [held]);
+    // Deleted on the node at once; the NAT knows nothing of that.
+    node.put(1001, SourceId::Conntrack, Fact::FlowEnded(held));
+    assert_eq!(node.destination(1002, 443).held, 1);
+    assert!(node.report(1101).nat.destinations.is_empty() || node.destination(1101, 443).held == 0);
+}
+
+#[test]
+fn an_unanswered_connect_wants_a_port_and_holds_none() {
+    let mut node = Node::new();
+    node.dump(1000, [entry(1, outside(443), ConntrackTcpState::SynSent, 119)]);
+    let now = node.destination(1000, 443);
+    assert_eq!((now.held, now.wanting), (0, 1));
+    assert_eq!(node.report(1000).nat.demand.tcp.ports, Some(1));
+}
+
+#[test]
+fn a_silent_udp_flow_is_forgotten_by_the_nat_before_the_node_forgets_it() {
+    let mut node = Node::new();
+    // A stream has 120 seconds on the node: with 100 left it was silent for 20, with 80 for 40.
+    node.dump(1000, [udp(1, 100, true), udp(2, 80, true), udp(3, 25, false)]);
+    assert_eq!(node.destination(1000, 53).held, 2);
+    assert_eq!(node.report(1000).nat.demand.udp.ports, Some(2));
+    assert_eq!(node.report(1000).nat.demand.tcp.ports, Some(0));
+}
+
+#[test]
+fn demand_is_that_of_the_worst_destination_not_the_sum() {
+    let mut node = Node::new();
+    let flows = (1..=30)
+        .map(|port| entry(port, outside(if port <= 20 { 443 } else { 80 }), ConntrackTcpState::Established, 431_999));
+    node.dump(1000, flows);
+    let report = node.report(1000);
+    assert_eq!(report.nat.demand.tcp.ports, Some(20));
+    assert_eq!(report.nat.demand.tcp.worst.unwrap().port, 443);
+}
+
+#[test]
+fn two_sources_of_the_same_flows_are_never_added() {
+    let mut node = Node::new();
+    node.dump(1000, (1..=10).map(|port| entry(port, outside(443), ConntrackTcpState::Established, 431_999)));
+    node.count(1000, [counter(9, 0, 0, 0)]);
+    let now = node.destination(1000, 443);
+    assert_eq!((now.held, now.source, now.drift), (10, SourceId::Conntrack, Some(1)));
+    assert_eq!(now.opened_total, 9);
+}
+
+#[test]
+fn a_service_address_is_counted_under_its_backend_only() {
+    let mut node = Node::new();
+    let mut flow = entry(1, outside(443), ConntrackTcpState::Established, 431_999);
+    flow.key.dialled = Endpoint::new(IpAddr::from([198, 51, 100, 1]), 80);
+    node.dump(1000, [flow]);
+    node.count(1000, [TcpCounter { destination: flow.key.dialled, ..counter(1, 0, 0, 0) }]);
+    let report = node.report(1000);
+    assert_eq!(report.nat.destinations.len(), 1);
+    assert_eq!(report.nat.destinations.first().unwrap().port, 443);
+}
+
+#[test]
+fn without_conntrack_the_tcp_counters_do_the_accounting() {
+    let mut node = Node::new();
+    node.count(1000, [counter(10, 0, 0, 0)]);
+    node.count(1010, [counter(12, 3, 2, 1)]);
+    let now = node.destination(1010, 443);
+    // 12 opened, 5 ended: 7 open; the 3 closed are held for 120 s, the 2 reset for 30 s.
+    assert_eq!((now.active, now.held, now.source), (7, 12, SourceId::Tcp));
+    assert_eq!((now.opened_total, now.closed_total, now.failed_total), (12, 5, 1));
+    assert_eq!(node.destination(1041, 443).held, 10);
+    assert_eq!(node.destination(1131, 443).held, 7);
+}
+
+#[test]
+fn exhaustion_names_destination_pod_numbers_failures_and_remedy() {
+    let mut node = Node::new();
+    let pod = PodName { namespace: "shop".to_owned(), name: "checkout-7d9f".to_owned() };
+    node.put(990, SourceId::Cri, Fact::Begin(Snapshot::Runtime));
+    node.put(
+        990,
+        SourceId::Cri,
+        Fact::Sandbox(Sandbox {
+            id: ContainerId("a".repeat(64)),
+            pod,
+            uid: "u".to_owned(),
+            ready: true,
+            host_network: false,
+            addresses: Known::Present(vec![POD]),
+        }),
+    );
+    node.put(991, SourceId::Cri, Fact::End { snapshot: Snapshot::Runtime, outcome: Outcome::Complete });
+    let flows = (1..=80).map(|port| {
+        let state = if port <= 64 { ConntrackTcpState::Established } else { ConntrackTcpState::SynSent };
+        entry(port, outside(443), state, 100)
+    });
+    node.dump(1000, flows);
+    node.count(999, [counter(64, 0, 0, 0)]);
+    node.count(1000, [counter(64, 0, 0, 16)]);
+    let report = node.report(1000);
+    let finding = report.findings.first().unwrap();
+    assert_eq!((finding.id, finding.severity), (FindingId::NatPortsExhausted, Severity::Critical));
+    for part in ["203.0.113.7:443/tcp", "64 of 64", "16 more wanted", "shop/checkout-7d9f"] {
+        assert!(finding.title.contains(part), "{part} in {}", finding.title);
+    }
+    assert!(finding.evidence.iter().any(|evidence| evidence.said.contains("16 connects failed")));
+    assert!(finding.remedy.contains("min_ports_per_vm = 128"), "{}", finding.remedy);
+    assert_eq!(exit_code(&report.findings), 2);
+}
+
+#[test]
+fn a_gateway_with_too_few_ips_is_found_with_the_number_that_fits() {
+    let mut node = Node::new();
+    node.policy.nat = Some(NatSettings { nat_ips: Some(1), nodes: Some(80), ..NatSettings::gcp(Basis::Configured) });
+    let report = node.report(1000);
+    let finding = report.findings.iter().find(|finding| finding.id == FindingId::NatGatewayTooSmall).unwrap();
+    assert!(finding.title.contains("63 nodes fit") && finding.title.contains("17 get no ports"), "{}", finding.title);
+    assert!(finding.remedy.contains("2 NAT IPs") && finding.remedy.contains("1008 nodes fit"), "{}", finding.remedy);
+    let dynamic = NatSettings {
+        mode: Mode::Dynamic,
+        min_ports: Some(64),
+        max_ports: Some(1024),
+        ..node.policy.nat.clone().unwrap()
+    };
+    node.policy.nat = Some(dynamic);
+    assert!(node.report(1001).findings.iter().all(|finding| finding.id != FindingId::NatGatewayTooSmall));
+}
+
+#[test]
+fn demand_that_nobody_observed_is_unknown_not_zero() {
+    let mut node = Node::new();
+    for source in [SourceId::Tcp, SourceId::Conntrack, SourceId::Sockets] {
+        node.put(1, source, Fact::Coverage(Known::Unknown(Why::new("not permitted"))));
+    }
+    let report = node.report(1000);
+    assert_eq!(report.nat.demand.tcp.ports, None);
+    assert_eq!(exit_code(&report.findings), 3);
+}
