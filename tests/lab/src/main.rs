@@ -1,0 +1,32 @@
+//! `headroom-lab`: scenarios to look at, and the traffic the lab's namespaces make.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use headroom_lab::scenario::{self, NatExhaustion};
+use headroom_lab::traffic::{Connect, Serve};
+
+#[derive(Debug, Parser)]
+#[command(version, about = "A Kubernetes-like node on one machine, and what can go wrong on it")]
+enum Command {
+    /// A pod uses up the ports of the node's NAT; what does headroom say, and what the gateway?
+    NatExhaustion(NatExhaustion),
+    Serve(Serve),
+    Connect(Connect),
+    /// Remove what crashed labs left behind
+    Sweep,
+}
+
+fn main() -> Result<std::process::ExitCode> {
+    match Command::parse() {
+        Command::NatExhaustion(scenario) => scenario.run(),
+        Command::Serve(serve) => block_on(serve.run()),
+        Command::Connect(connect) => block_on(connect.run()),
+        Command::Sweep => scenario::sweep(),
+    }
+}
+
+fn block_on(mode: impl Future<Output = Result<()>>) -> Result<std::process::ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(mode)?;
+    Ok(std::process::ExitCode::SUCCESS)
+}
