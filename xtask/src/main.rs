@@ -1,2 +1,90 @@
-//! xtask
-fn main() {}
+//! The developer's one door: `cargo xtask …`. One module per command; none needs anything but cargo to begin with.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod build;
+mod layers;
+mod lint;
+mod say;
+mod setup;
+mod shell;
+mod test;
+#[path = "../../ebpf/toolchain.rs"]
+mod toolchain;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Sets up, builds, runs and checks headroom", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing to build and test (Debian and Ubuntu, as root), or say what is missing
+    Setup {
+        /// For what
+        #[arg(long = "for", value_enum, default_value = "test")]
+        purpose: setup::Purpose,
+    },
+    /// Build the binary; `--release` leaves it at target/release/headroom
+    Build {
+        /// With optimisations
+        #[arg(long)]
+        release: bool,
+        /// Without shared libraries (implies --release)
+        #[arg(long = "static")]
+        static_: bool,
+    },
+    /// Build and run the binary, as root
+    Run {
+        /// What to hand to it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run all tests, as root; the last line is the sum
+    Test,
+    /// Format, clippy, rustdoc, layers: no warnings
+    Lint,
+    /// Check the rules of the house that no other tool checks
+    Layers,
+    /// lint, then test
+    Ci,
+    /// Build a node on this machine and run one scenario on it
+    Lab {
+        /// The scenario and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            say::error(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup { purpose } => setup::run(purpose)?,
+        Command::Build { static_: true, .. } => build::static_binary()?,
+        Command::Build { release, static_: false } => build::binary(release).map(drop)?,
+        Command::Run { arguments } => return build::run(&arguments),
+        Command::Test => test::run()?,
+        Command::Lint => lint::run()?,
+        Command::Layers => layers::run()?,
+        Command::Ci => {
+            lint::run()?;
+            test::run()?;
+        }
+        Command::Lab { arguments } => return build::lab(&arguments),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -5,6 +5,12 @@
 //! except that eBPF programs are loaded and their own maps are filled.
 #![deny(missing_docs)]
 
+pub mod bounded;
+pub mod btf;
 pub mod clock;
+pub mod ebpf;
+pub mod netlink;
+pub mod netns;
+pub mod privileges;
 pub mod root;
 pub mod source;

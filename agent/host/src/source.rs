@@ -6,6 +6,18 @@ use headroom_core::time::NodeTime;
 
 use crate::clock;
 
+pub mod cni;
+pub mod connections;
+pub mod conntrack;
+pub mod conntrack_use;
+pub mod cri;
+pub mod host_local;
+pub mod lines;
+pub mod namespaces;
+pub mod platform;
+pub mod sockets;
+pub mod tcp;
+
 /// Where a source puts what it read.
 pub type Sink<'a> = &'a mut dyn FnMut(Observation);
 

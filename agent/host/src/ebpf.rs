@@ -1,0 +1,155 @@
+//! The eBPF side of the agent: loads the embedded programs, hands them where this kernel keeps what they read, attaches
+//! them, and gives typed access to their maps.
+//!
+//! That it cannot work here is a normal answer ([`LoadError`]), never a panic: the agent goes on with other sources and
+//! says what is missing. Programs and maps live as long as the value that holds them; nothing is pinned.
+
+use aya::programs::{ProgramError, RawTracePoint};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use headroom_core::known::Why;
+
+use crate::btf::BtfError;
+
+pub mod maps;
+mod object;
+mod programs;
+pub mod tcp;
+
+pub use object::NotBuilt;
+pub use programs::{PROGRAMS, ProgramRow, TCP_RETRANSMIT, TCP_STATE};
+
+/// Why eBPF programs are not running.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// This binary carries none.
+    #[error(transparent)]
+    NotBuilt(#[from] NotBuilt),
+    /// The kernel does not let us.
+    #[error(
+        "not permitted to {what}; it takes the capabilities CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)"
+    )]
+    NotPermitted {
+        /// What was refused.
+        what: String,
+    },
+    /// Where the kernel keeps what the programs read is not known.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// The kernel keeps it where the programs cannot read it.
+    #[error("this kernel lays out `{what}` in a way that the programs do not know")]
+    UnknownLayout {
+        /// Which struct or member.
+        what: &'static str,
+    },
+    /// The kernel does not have what a program attaches to.
+    #[error("this kernel has no tracepoint `{hook}`")]
+    HookMissing {
+        /// Which.
+        hook: &'static str,
+    },
+    /// A program of the table is not in the object.
+    #[error("the eBPF object has no `{what}`")]
+    NotInObject {
+        /// Which program or map.
+        what: &'static str,
+    },
+    /// Creating maps or reading the object failed.
+    #[error("could not load the eBPF object")]
+    Object(#[source] EbpfError),
+    /// The verifier refused a program, or it could not be attached.
+    #[error("could not load or attach the eBPF program `{name}`")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+    /// A map is not what the agent takes it for.
+    #[error(transparent)]
+    Maps(#[from] maps::MapsError),
+}
+
+impl LoadError {
+    /// The whole chain in one sentence: what a report shows.
+    pub fn why(&self) -> Why {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let part = error.to_string();
+            // A verifier's log can be megabytes; its first line and our bound are enough for a report.
+            let line: String = part.lines().next().unwrap_or_default().chars().take(200).collect();
+            if !text.ends_with(&line) {
+                text.push_str(": ");
+                text.push_str(&line);
+            }
+            cause = error.source();
+        }
+        Why::new(text)
+    }
+}
+
+/// One program and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramStatus {
+    /// Which.
+    pub row: ProgramRow,
+    /// Attached, or why not.
+    pub attached: Result<(), Why>,
+}
+
+impl ProgramStatus {
+    /// The status of every program, when none could be loaded.
+    pub fn none(why: &Why) -> Vec<Self> {
+        PROGRAMS.iter().map(|&row| Self { row, attached: Err(why.clone()) }).collect()
+    }
+}
+
+/// Reads an object and creates its maps.
+fn create<'a>(object: &[u8], prepare: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    // No relocations by BTF: offsets come as constants, so that one program text serves and says what it needs.
+    loader.btf(None);
+    prepare(&mut loader);
+    loader
+        .load(object)
+        .map_err(|error| if refused(&error) { not_permitted("create eBPF maps") } else { LoadError::Object(error) })
+}
+
+/// Loads and attaches one program of the table.
+fn attach(ebpf: &mut Ebpf, row: ProgramRow) -> Result<(), LoadError> {
+    let failed = |source: ProgramError| {
+        if refused(&source) {
+            not_permitted(&format!("load the eBPF program `{}`", row.name))
+        } else if io_error(&source).is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            LoadError::HookMissing { hook: row.hook }
+        } else {
+            LoadError::Program { name: row.name, source }
+        }
+    };
+    let program = ebpf.program_mut(row.name).ok_or(LoadError::NotInObject { what: row.name })?;
+    let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    program.attach(row.hook).map(drop).map_err(failed)
+}
+
+fn not_permitted(what: &str) -> LoadError {
+    LoadError::NotPermitted { what: what.to_owned() }
+}
+
+/// Whether the kernel said EPERM or EACCES without the verifier having an opinion.
+fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    io_error(error).is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// The first I/O error in a chain.
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io);
+        }
+        cause = error.source();
+    }
+    None
+}

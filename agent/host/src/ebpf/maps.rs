@@ -1,0 +1,194 @@
+//! Maps of the programs, read in batches. The only module of headroom-host with unsafe code.
+//!
+//! aya reads a hash map with two system calls per key; `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) takes one for a thousand and a
+//! sixth of the time. There is no wrapper for it in aya, hence the call here.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+
+/// A map could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    /// aya could not.
+    #[error("could not use the eBPF map `{map}`")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
+    /// The kernel could not read a batch.
+    #[error("could not read the eBPF map `{map}`")]
+    Batch {
+        /// Which.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Entries read at once. A bucket that holds more makes the kernel ask for more room.
+const BATCH: usize = 1024;
+/// More than a bucket of a hash with good spread ever holds.
+const MAX_BATCH: usize = 1 << 16;
+
+/// Update only if the key is not there.
+const BPF_NOEXIST: u64 = 1;
+
+/// A hash map of plain bytes.
+pub struct Hash<K, V> {
+    name: &'static str,
+    /// Always a hash whose keys and values have the sizes of `K` and `V`.
+    map: Map,
+    keys: Vec<K>,
+    values: Vec<V>,
+}
+
+impl<K, V> std::fmt::Debug for Hash<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hash").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<K: Pod + Default, V: Pod + Default> Hash<K, V> {
+    /// Takes a map for one from `K` to `V`.
+    ///
+    /// # Errors
+    /// It is not a hash, or its keys or values have another size: that is what makes the reads below sound.
+    pub(super) fn new(name: &'static str, map: Map) -> Result<Self, MapsError> {
+        let _sizes =
+            HashMap::<&MapData, K, V>::try_from(&map).map_err(|source| MapsError::Map { map: name, source })?;
+        Ok(Self { name, map, keys: Vec::new(), values: Vec::new() })
+    }
+
+    /// Enters a key that is not there yet; one that is keeps its value. False if there is no room.
+    ///
+    /// # Errors
+    /// The kernel refused for another reason.
+    pub fn insert_new(&mut self, key: K, value: V) -> Result<bool, MapsError> {
+        let inserted = HashMap::<&mut MapData, K, V>::try_from(&mut self.map)
+            .and_then(|mut map| map.insert(key, value, BPF_NOEXIST));
+        match inserted {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            Err(source) => Err(MapsError::Map { map: self.name, source }),
+        }
+    }
+
+    /// Shows every entry. What changes meanwhile may be seen or not; what does not change is seen exactly once.
+    ///
+    /// # Errors
+    /// The kernel could not read on; what was shown before is true.
+    pub fn for_each(&mut self, mut see: impl FnMut(&K, &V)) -> Result<(), MapsError> {
+        let Map::HashMap(data) = &self.map else { return Ok(()) };
+        let mut size = BATCH.max(self.keys.len());
+        let mut position = None;
+        loop {
+            self.keys.resize(size, K::default());
+            self.values.resize(size, V::default());
+            match lookup_batch(data.fd().as_fd(), position, &mut self.keys, &mut self.values) {
+                Ok(read) => {
+                    for (key, value) in self.keys.iter().zip(&self.values).take(read.count) {
+                        see(key, value);
+                    }
+                    match read.next {
+                        Some(next) => position = Some(next),
+                        None => return Ok(()),
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < MAX_BATCH => size *= 2,
+                Err(error) => return Err(MapsError::Batch { map: self.name, source: error }),
+            }
+        }
+    }
+}
+
+/// An array map with one value.
+pub struct Single<V: Pod> {
+    name: &'static str,
+    map: Array<MapData, V>,
+}
+
+impl<V: Pod> std::fmt::Debug for Single<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Single").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<V: Pod> Single<V> {
+    pub(super) fn new(name: &'static str, map: Map) -> Result<Self, MapsError> {
+        let map = Array::try_from(map).map_err(|source| MapsError::Map { map: name, source })?;
+        Ok(Self { name, map })
+    }
+
+    /// The value.
+    ///
+    /// # Errors
+    /// The kernel could not read it.
+    pub fn get(&self) -> Result<V, MapsError> {
+        self.map.get(&0, 0).map_err(|source| MapsError::Map { map: self.name, source })
+    }
+}
+
+/// What one call brought.
+struct Read {
+    count: usize,
+    /// Where to go on; `None` at the end.
+    next: Option<u64>,
+}
+
+/// The `batch` part of `union bpf_attr` (`include/uapi/linux/bpf.h`, unchanged since 5.6).
+#[repr(C)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// Reads as many entries as there is room for, from a position on.
+fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    position: Option<u64>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<Read> {
+    let room = keys.len().min(values.len());
+    let mut next = 0_u64;
+    let mut attributes = BatchAttributes {
+        in_batch: position.as_ref().map_or(0, |position| std::ptr::from_ref(position).expose_provenance() as u64),
+        out_batch: (&raw mut next).expose_provenance() as u64,
+        keys: keys.as_mut_ptr().expose_provenance() as u64,
+        values: values.as_mut_ptr().expose_provenance() as u64,
+        count: u32::try_from(room).unwrap_or(u32::MAX),
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel writes at most `count` keys and values of the map's sizes, which aya compared with `K` and `V` when
+    // the map was taken; any bytes are a `Pod`. A position is four bytes in a hash; `next` and `position` have eight. All
+    // live until the call returns.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attributes, size_of::<BatchAttributes>())
+    };
+    let count = usize::try_from(attributes.count).unwrap_or(room).min(room);
+    if result == 0 {
+        return Ok(Read { count, next: Some(next) });
+    }
+    match io::Error::last_os_error() {
+        // The end; what was read is there.
+        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(Read { count, next: None }),
+        error => Err(error),
+    }
+}

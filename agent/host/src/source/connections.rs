@@ -1,0 +1,79 @@
+//! TCP connections: the kernel's counters, and the socket tables that say what existed before them.
+//!
+//! The two are one source because their order matters: counters, socket tables, counters again. Where the counters stood
+//! still in between, the ledger knows exactly how many connections the counters had missed. Pairs that only the tables
+//! know are made known to the kernel in between, so that their closes are counted from then on.
+//!
+//! Bound: a round takes as long as reading the map and, once a minute, the socket tables of every network namespace (10 s
+//! at most).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use headroom_core::observe::{Fact, SourceId};
+use headroom_core::time::NodeTime;
+
+use crate::clock;
+use crate::root::HostRoot;
+use crate::source::sockets::SocketsSource;
+use crate::source::tcp::TcpSource;
+use crate::source::{Sink, Source};
+
+/// Tables are read again this often, to correct what was lost. Reading them takes some 10 ms of CPU per network namespace.
+const TABLES_EVERY: Duration = Duration::from_secs(60);
+/// And this often where they are all there is.
+const TABLES_EVERY_WITHOUT_COUNTERS: Duration = Duration::from_secs(10);
+/// So many rounds read them at the start: a pair that moved during the first may stand still during the next.
+const FIRST_ROUNDS: u32 = 3;
+
+/// Counters and socket tables.
+#[derive(Debug)]
+pub struct ConnectionsSource {
+    tcp: TcpSource,
+    sockets: SocketsSource,
+    rounds: u32,
+    tables_read: NodeTime,
+}
+
+impl ConnectionsSource {
+    /// Attaches the programs, if that is possible here.
+    pub fn start(root: &HostRoot, max_destinations: u32) -> Self {
+        Self {
+            tcp: TcpSource::start(root, max_destinations),
+            sockets: SocketsSource::new(root),
+            rounds: 0,
+            tables_read: NodeTime::default(),
+        }
+    }
+}
+
+impl Source for ConnectionsSource {
+    fn id(&self) -> SourceId {
+        SourceId::Tcp
+    }
+
+    fn observe(&mut self, sink: Sink<'_>) {
+        self.tcp.observe(sink);
+        let counting = self.tcp.programs().iter().any(|program| program.attached.is_ok());
+        let now = clock::node_time();
+        let every = if counting { TABLES_EVERY } else { TABLES_EVERY_WITHOUT_COUNTERS };
+        if self.rounds >= FIRST_ROUNDS && now.since(self.tables_read) < every {
+            return;
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        self.tables_read = now;
+        let mut pairs = BTreeSet::new();
+        self.sockets.observe(&mut |observation| {
+            if let Fact::Socket(socket) = &observation.fact
+                && !socket.accepted
+            {
+                pairs.insert((socket.destination, socket.source.address));
+            }
+            sink(observation);
+        });
+        if counting {
+            self.tcp.seed(pairs.into_iter());
+            self.tcp.observe(sink);
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The conntrack table of the agent's own network namespace: a dump now and then, and what is new or gone in between.
+//!
+//! The event groups are joined before the first dump is asked for, and events are drained after a dump has ended, so
+//! that whatever happens during a dump arrives behind its [`Fact::End`]. Flows that existed before somebody subscribed
+//! give no DESTROY event (`nf_conntrack_events = 2`, the default since 6.1): those leave with a later dump. Lost events are
+//! noticed (`/proc/net/netlink`, column `Drops`), told as [`Fact::Lost`] and repaired by a dump.
+//!
+//! One round takes at most about 45 s (two dumps of 20 s in an emergency, and draining); on a table of 200,000
+//! entries it is a third of a second. Nothing is written; subscribing may make the kernel load `nf_conntrack_netlink` on
+//! its own. Without netlink (no CAP_NET_ADMIN, no such kernel, a captured tree) `/proc/net/nf_conntrack` is read instead,
+//! which tells nothing of flows that come and go between two readings.
+
+use std::path::Path;
+use std::time::Duration;
+
+use headroom_core::known::Why;
+use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, SourceId};
+use headroom_core::time::NodeTime;
+
+use crate::bounded;
+use crate::clock;
+use crate::netlink::conntrack::{Content, content, is_interrupted};
+use crate::netlink::message::Messages;
+use crate::netlink::socket::{self, DATAGRAM_BYTES, DUMP_SILENCE, Dump, Events, Received};
+use crate::root::HostRoot;
+use crate::source::lines::{Lines, Step, own_table};
+use crate::source::{Sink, Source, degraded, observation, stamped, unreadable, works};
+
+mod schedule;
+pub mod table;
+
+use schedule::Schedule;
+
+const ID: SourceId = SourceId::Conntrack;
+/// How it works, when all is well.
+const HOW: &str = "dump and NEW/DESTROY events";
+/// How it works without netlink.
+const HOW_TABLE: &str = "/proc/net/nf_conntrack";
+/// What a dump may take.
+const DUMP_LIMIT: Duration = Duration::from_secs(20);
+/// How many events are drained at most: more than the queue holds (64 MiB, at least 768 bytes each with the kernel's own
+/// overhead), so that whatever waited when draining began has been taken. This matters before a dump: an old NEW told
+/// after it would bring back a flow whose DESTROY was lost. What comes meanwhile stays for the next round.
+const DRAIN_EVENTS: usize = 128 << 10;
+/// How often opening is tried again.
+const REOPEN_AFTER: Duration = Duration::from_secs(30);
+/// `/proc/net/nf_conntrack` has about 200 bytes per entry: more than a million entries.
+const TABLE_LIMIT_BYTES: usize = 256 << 20;
+/// `/proc/net/netlink` has 100 bytes per socket.
+const NETLINK_LIMIT_BYTES: usize = 4 << 20;
+
+/// Reads conntrack over netlink.
+#[derive(Debug)]
+pub struct ConntrackSource {
+    root: HostRoot,
+    dump_interval: Duration,
+    access: Access,
+    schedule: Schedule,
+    sequence: u32,
+    buffer: Vec<u8>,
+    losses: Losses,
+    /// Why the last dump failed, if it did.
+    dump_failed: Option<String>,
+}
+
+/// What there is to read from.
+#[derive(Debug)]
+enum Access {
+    Events(Events),
+    /// No netlink, because … until the next attempt.
+    Closed {
+        why: String,
+        next_attempt: NodeTime,
+    },
+}
+
+/// Totals since start, and what has been told of them.
+#[derive(Debug, Default)]
+struct Losses {
+    overruns: u64,
+    malformed: u64,
+    told: (u64, u64),
+    /// `Drops` of the present socket at the last look.
+    drops: u64,
+    /// Why drops cannot be counted.
+    blind: Option<String>,
+}
+
+/// How reading a dump ended.
+enum DumpEnd {
+    Complete,
+    /// The kernel says that the table changed too much meanwhile.
+    Interrupted,
+    /// So many entries could not be understood.
+    Holes(u64),
+    Failed(String),
+    /// The kernel does not give any.
+    Refused(String),
+}
+
+impl ConntrackSource {
+    /// Subscribes to events. What does not work is told in every round, and tried again now and then.
+    pub fn start(root: &HostRoot, dump_interval: Duration) -> Self {
+        let mut source = Self {
+            root: root.clone(),
+            dump_interval,
+            access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
+            schedule: Schedule::new(dump_interval),
+            sequence: 0,
+            buffer: vec![0; DATAGRAM_BYTES],
+            losses: Losses::default(),
+            dump_failed: None,
+        };
+        source.open();
+        source
+    }
+
+    fn open(&mut self) {
+        let opened = if self.root.is_live() {
+            Events::subscribe().map_err(|error| error.sentence())
+        } else {
+            Err("a captured tree has no netlink".to_owned())
+        };
+        match opened {
+            Ok(events) => {
+                self.access = Access::Events(events);
+                self.losses.drops = 0;
+                self.start_over();
+            }
+            Err(why) => self.close(why),
+        }
+    }
+
+    /// What is read from has changed: whatever was known of it before says nothing.
+    fn start_over(&mut self) {
+        self.schedule = Schedule::new(self.dump_interval);
+        self.dump_failed = None;
+    }
+
+    fn close(&mut self, why: String) {
+        if matches!(self.access, Access::Events(_)) {
+            self.start_over();
+        }
+        self.access = Access::Closed { why, next_attempt: clock::node_time().after(REOPEN_AFTER) };
+    }
+
+    /// Takes every event from the queue that waits now.
+    fn drain(&mut self, sink: Sink<'_>) {
+        let Access::Events(events) = &self.access else { return };
+        let mut taken = 0;
+        let failed = loop {
+            if taken >= DRAIN_EVENTS {
+                return;
+            }
+            let at = clock::node_time();
+            let malformed = &mut self.losses.malformed;
+            let received = events.receive(&mut self.buffer, |datagram| {
+                taken += 1;
+                let Some(datagram) = datagram else {
+                    *malformed += 1;
+                    return;
+                };
+                for message in Messages::new(datagram) {
+                    match message.and_then(|message| content(&message)) {
+                        Ok(Content::Entry(entry)) => sink(stamped(at, ID, Fact::Flow(entry))),
+                        Ok(Content::Ended(entry)) => sink(stamped(at, ID, Fact::FlowEnded(entry))),
+                        Ok(Content::Overrun | Content::Done { .. } | Content::Error { .. } | Content::Other) => {}
+                        Err(_malformed) => *malformed += 1,
+                    }
+                }
+            });
+            match received {
+                Ok(Received::Bytes(_) | Received::Unusable) => {}
+                Ok(Received::Overrun) => {
+                    self.schedule.lost();
+                    // How many it were, the drops say, if they can be read.
+                    self.losses.overruns += u64::from(self.losses.blind.is_some());
+                }
+                Ok(Received::Nothing) => return,
+                Err(error) => break error.sentence(),
+            }
+        };
+        self.close(failed);
+    }
+
+    /// Counts what the kernel could not deliver, and tells of it.
+    fn account(&mut self, sink: Sink<'_>) {
+        if let Access::Events(events) = &self.access {
+            let path = own_table(&self.root, "netlink");
+            let text = bounded::read_in(&self.root, &path, NETLINK_LIMIT_BYTES)
+                .map_err(|error| format!("`{}` {error}", path.display()));
+            let drops = text.and_then(|text| {
+                socket::drops(&String::from_utf8_lossy(&text), events.inode()).map_err(|error| error.to_string())
+            });
+            match drops {
+                Ok(drops) => {
+                    self.losses.overruns += drops.saturating_sub(self.losses.drops);
+                    self.losses.drops = drops;
+                    self.losses.blind = None;
+                }
+                Err(why) => self.losses.blind = Some(format!("lost events cannot be counted: {why}")),
+            }
+        }
+        let (overruns, malformed) = (self.losses.overruns, self.losses.malformed);
+        if overruns != self.losses.told.0 {
+            self.schedule.lost();
+            sink(observation(ID, Fact::Lost { what: Loss::ConntrackOverrun, total: overruns }));
+        }
+        if malformed != self.losses.told.1 {
+            sink(observation(ID, Fact::Lost { what: Loss::ConntrackMalformed, total: malformed }));
+        }
+        self.losses.told = (overruns, malformed);
+    }
+
+    /// Dumps, and once more if the kernel says that the table changed too much meanwhile.
+    fn dump(&mut self, sink: Sink<'_>) {
+        self.schedule.begins();
+        let began = clock::node_time();
+        let mut end = self.bracket(sink, Self::read_dump);
+        if matches!(end, DumpEnd::Interrupted) {
+            end = self.bracket(sink, Self::read_dump);
+        }
+        self.dump_ended(began, end);
+    }
+
+    fn dump_ended(&mut self, began: NodeTime, end: DumpEnd) {
+        self.dump_failed = match end {
+            DumpEnd::Complete | DumpEnd::Interrupted | DumpEnd::Holes(_) => None,
+            DumpEnd::Failed(why) => Some(why),
+            DumpEnd::Refused(why) => return self.close(why),
+        };
+        self.schedule.ended(began, clock::node_time(), self.dump_failed.is_none());
+    }
+
+    /// One snapshot, with its begin and end.
+    fn bracket(&mut self, sink: Sink<'_>, read: impl FnOnce(&mut Self, Sink<'_>) -> DumpEnd) -> DumpEnd {
+        sink(observation(ID, Fact::Begin(Snapshot::Conntrack)));
+        let end = read(self, sink);
+        let outcome = match &end {
+            DumpEnd::Complete => Outcome::Complete,
+            DumpEnd::Interrupted => {
+                Outcome::Partial(Why::new("the conntrack table changed too much while it was dumped"))
+            }
+            DumpEnd::Holes(count) => {
+                Outcome::Partial(Why::new(format!("{count} conntrack entries could not be understood")))
+            }
+            DumpEnd::Failed(why) | DumpEnd::Refused(why) => Outcome::Failed(Why::new(why.clone())),
+        };
+        sink(observation(ID, Fact::End { snapshot: Snapshot::Conntrack, outcome }));
+        end
+    }
+
+    fn read_dump(&mut self, sink: Sink<'_>) -> DumpEnd {
+        self.sequence = self.sequence.wrapping_add(1);
+        let until = clock::node_time().after(DUMP_LIMIT);
+        let dump = match Dump::request(self.sequence) {
+            Ok(dump) => dump,
+            Err(error) => return DumpEnd::Failed(error.sentence()),
+        };
+        let (mut interrupted, mut holes) = (false, 0);
+        loop {
+            let length = match dump.receive(&mut self.buffer) {
+                Ok(Received::Bytes(length)) => length,
+                Ok(Received::Unusable) => {
+                    self.losses.malformed += 1;
+                    holes += 1;
+                    continue;
+                }
+                Ok(Received::Overrun) => {
+                    return DumpEnd::Failed("the kernel lost a part of the conntrack dump".to_owned());
+                }
+                Ok(Received::Nothing) => {
+                    let secs = DUMP_SILENCE.as_secs();
+                    return DumpEnd::Failed(format!("the conntrack dump stopped half-way: nothing came for {secs} s"));
+                }
+                Err(error) => return DumpEnd::Failed(error.sentence()),
+            };
+            let at = clock::node_time();
+            for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
+                interrupted |= message.as_ref().is_ok_and(is_interrupted);
+                match message.and_then(|message| content(&message)) {
+                    Ok(Content::Entry(entry)) => sink(stamped(at, ID, Fact::Flow(entry))),
+                    Ok(Content::Done { errno: 0 }) if interrupted => return DumpEnd::Interrupted,
+                    Ok(Content::Done { errno: 0 }) if holes > 0 => return DumpEnd::Holes(holes),
+                    Ok(Content::Done { errno: 0 }) => return DumpEnd::Complete,
+                    Ok(Content::Done { errno } | Content::Error { errno }) => {
+                        let error = std::io::Error::from_raw_os_error(errno);
+                        return DumpEnd::Refused(format!("conntrack dump refused{}: {error}", socket::hint(&error)));
+                    }
+                    Ok(Content::Overrun | Content::Ended(_) | Content::Other) => {}
+                    Err(_malformed) => {
+                        self.losses.malformed += 1;
+                        holes += 1;
+                    }
+                }
+            }
+            if at > until {
+                return DumpEnd::Failed(format!("the conntrack dump took more than {} s", DUMP_LIMIT.as_secs()));
+            }
+        }
+    }
+
+    /// Reads `/proc/net/nf_conntrack` as a snapshot.
+    fn read_table(&mut self, sink: Sink<'_>) -> DumpEnd {
+        let path = own_table(&self.root, "nf_conntrack");
+        let cannot = |error: &std::io::Error| DumpEnd::Failed(format!("cannot read `{}`: {error}", path.display()));
+        let mut lines = match Lines::open(&self.root, &path, TABLE_LIMIT_BYTES) {
+            Ok(lines) => lines,
+            Err(error) => return cannot(&error),
+        };
+        let until = clock::node_time().after(DUMP_LIMIT);
+        let mut holes = 0;
+        for count in 0u64.. {
+            match lines.step() {
+                Ok(Step::Line(line)) => match table::parse_line(line) {
+                    Some(entry) => sink(observation(ID, Fact::Flow(entry))),
+                    None => holes += 1,
+                },
+                Ok(Step::TooLong) => holes += 1,
+                Ok(Step::Limit) => return DumpEnd::Failed(format!("`{}` is too long", path.display())),
+                Ok(Step::End) => break,
+                Err(error) => return cannot(&error),
+            }
+            if count % 1024 == 0 && clock::node_time() > until {
+                return DumpEnd::Failed(format!(
+                    "reading `{}` took more than {} s",
+                    path.display(),
+                    DUMP_LIMIT.as_secs()
+                ));
+            }
+        }
+        self.losses.malformed += holes;
+        if holes > 0 { DumpEnd::Holes(holes) } else { DumpEnd::Complete }
+    }
+
+    fn observe_events(&mut self, sink: Sink<'_>) {
+        // What waits is older than the dump that may follow: told first, it keeps its place in time.
+        self.drain(sink);
+        self.account(sink);
+        if matches!(self.access, Access::Events(_)) && self.schedule.due(clock::node_time()) {
+            self.dump(sink);
+            self.drain(sink);
+            self.account(sink);
+        }
+    }
+
+    fn observe_table(&mut self, sink: Sink<'_>) {
+        if self.schedule.due(clock::node_time()) {
+            self.schedule.begins();
+            let began = clock::node_time();
+            let end = self.bracket(sink, Self::read_table);
+            self.dump_ended(began, end);
+            self.account(sink);
+        }
+    }
+
+    fn coverage(&self) -> Fact {
+        match (&self.access, &self.dump_failed) {
+            (Access::Closed { why, .. }, Some(also)) => unreadable(format!("{why}; {also}")),
+            (Access::Closed { why, .. }, None) => {
+                degraded(HOW_TABLE, format!("flows between two readings are not seen: {why}"))
+            }
+            (Access::Events(_), Some(why)) => unreadable(why),
+            (Access::Events(events), None) => {
+                let missing: Vec<String> = [events.shortcoming.clone(), self.losses.blind.clone(), self.silent()]
+                    .into_iter()
+                    .flatten()
+                    .collect();
+                if missing.is_empty() { works(HOW) } else { degraded(HOW, missing.join("; ")) }
+            }
+        }
+    }
+
+    /// Whether the kernel sends no events at all.
+    fn silent(&self) -> Option<String> {
+        let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_events");
+        let switched_off = bounded::read_line_in(&self.root, path, 64).is_ok_and(|value| value == "0");
+        switched_off.then(|| "there are no events: net.netfilter.nf_conntrack_events is 0".to_owned())
+    }
+}
+
+impl Source for ConntrackSource {
+    fn id(&self) -> SourceId {
+        ID
+    }
+
+    fn observe(&mut self, sink: Sink<'_>) {
+        if let Access::Closed { next_attempt, .. } = self.access
+            && self.root.is_live()
+            && clock::node_time() >= next_attempt
+        {
+            self.open();
+        }
+        if matches!(self.access, Access::Events(_)) {
+            self.observe_events(sink);
+        }
+        // Not "else": the socket may have failed just now.
+        if matches!(self.access, Access::Closed { .. }) {
+            self.observe_table(sink);
+        }
+        sink(observation(ID, self.coverage()));
+    }
+}

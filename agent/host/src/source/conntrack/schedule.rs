@@ -1,0 +1,107 @@
+//! When to dump the conntrack table.
+
+use std::time::Duration;
+
+use headroom_core::time::NodeTime;
+
+/// A regular dump may take this part of the time: one in twenty.
+const IDLE_PER_DUMP: u32 = 20;
+/// A dump that repairs a loss comes at once, but after one that was just as slow at most every fifth part of the time
+/// goes into dumps: a node that loses events all the time has no time for an agent that dumps all the time.
+const IDLE_PER_REPAIR: u32 = 5;
+/// After a dump that failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
+
+/// Decides when the next dump is due.
+#[derive(Debug, Clone)]
+pub(super) struct Schedule {
+    interval: Duration,
+    /// The regular one.
+    next: Option<NodeTime>,
+    /// No repair before.
+    repair_from: NodeTime,
+    /// Something was lost since the last dump began.
+    repair: bool,
+}
+
+impl Schedule {
+    /// The first dump is due at once, the next ones after the interval, or later if they take long.
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { interval, next: None, repair_from: NodeTime::default(), repair: false }
+    }
+
+    /// Whether to dump now.
+    pub(super) fn due(&self, now: NodeTime) -> bool {
+        self.next.is_none_or(|next| now >= next) || (self.repair && now >= self.repair_from)
+    }
+
+    /// Something was lost: the table as it was put together from events is not true any more.
+    pub(super) fn lost(&mut self) {
+        self.repair = true;
+    }
+
+    /// A dump begins: it repairs what was lost before.
+    pub(super) fn begins(&mut self) {
+        self.repair = false;
+    }
+
+    /// A dump has ended, well or not.
+    pub(super) fn ended(&mut self, began: NodeTime, now: NodeTime, well: bool) {
+        let took = now.since(began);
+        let pause = if well { self.interval.max(took.saturating_mul(IDLE_PER_DUMP)) } else { AFTER_FAILURE };
+        self.next = Some(now.after(pause));
+        self.repair_from = now.after(if well { took.saturating_mul(IDLE_PER_REPAIR) } else { AFTER_FAILURE });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(60);
+
+    fn at(secs: u64) -> NodeTime {
+        NodeTime::from_secs(secs)
+    }
+
+    #[test]
+    fn the_first_dump_is_due_at_once_and_the_next_after_the_interval() {
+        let mut schedule = Schedule::new(INTERVAL);
+        assert!(schedule.due(at(100)));
+        schedule.begins();
+        schedule.ended(at(100), at(101), true);
+        assert!(!schedule.due(at(160)));
+        assert!(schedule.due(at(161)));
+    }
+
+    #[test]
+    fn a_slow_dump_is_repeated_twenty_times_its_duration_later() {
+        let mut schedule = Schedule::new(INTERVAL);
+        schedule.ended(at(100), at(110), true);
+        assert!(!schedule.due(at(309)));
+        assert!(schedule.due(at(310)));
+    }
+
+    #[test]
+    fn a_loss_is_repaired_at_once_but_not_without_end() {
+        let mut schedule = Schedule::new(INTERVAL);
+        schedule.ended(at(100), at(101), true);
+        assert!(!schedule.due(at(120)));
+        schedule.lost();
+        assert!(schedule.due(at(120)));
+        schedule.begins();
+        schedule.ended(at(120), at(121), true);
+        schedule.lost();
+        assert!(!schedule.due(at(125)));
+        assert!(schedule.due(at(126)));
+    }
+
+    #[test]
+    fn a_dump_that_failed_is_tried_again_soon_but_not_at_once() {
+        let mut schedule = Schedule::new(INTERVAL);
+        schedule.ended(at(100), at(100), false);
+        schedule.lost();
+        assert!(!schedule.due(at(109)));
+        assert!(schedule.due(at(110)));
+    }
+}

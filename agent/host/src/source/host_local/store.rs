@@ -1,0 +1,150 @@
+//! One network's directory: names first, then one open, fstat, read and close per reservation.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::{AddressRange, Fact, Network, Reservation};
+use headroom_core::time::NodeTime;
+use nix::dir::{Dir, Type};
+use nix::sys::stat::fstat;
+
+use super::holder;
+use crate::bounded::{self, Refusal, shown};
+use crate::clock;
+
+/// host-local writes less than 200 bytes; more than this is not its file.
+const CONTENT_LIMIT: usize = 4096;
+/// How many unexpected names are shown.
+const IGNORED_SHOWN: usize = 8;
+/// After how many files the clock is looked at.
+const FILES_PER_CLOCK: usize = 1024;
+
+/// What bounds the reading of a store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Directory entries per network.
+    pub(super) entries: usize,
+    /// When the round has to end.
+    pub(super) deadline: NodeTime,
+}
+
+/// What a store is called and what is configured for it.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// Path of the directory on the node.
+    pub(super) store: String,
+    /// Name of the network.
+    pub(super) network: String,
+    /// As configured.
+    pub(super) range_sets: Known<Vec<Vec<AddressRange>>>,
+}
+
+/// What is worth saying about a store beyond its facts.
+#[derive(Debug, Default)]
+pub(super) struct Remarks {
+    /// Why reservations may be missing.
+    pub(super) partial: Option<Why>,
+    /// How many files this process may not open.
+    pub(super) denied: usize,
+}
+
+/// A reservation's name, as the directory lists it.
+type Listed = (IpAddr, Option<Type>);
+
+/// The device and inode of an open directory: what tells a store reached on two ways.
+pub(super) fn identity(dir: &Dir) -> Option<(u64, u64)> {
+    fstat(dir.as_fd()).ok().map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Reads a network's directory: one [`Network`], then its reservations.
+pub(super) fn read(mut dir: Dir, named: Named, bounds: Bounds, emit: &mut dyn FnMut(Fact)) -> Remarks {
+    let mut remarks = Remarks::default();
+    let (listed, ignored) = list(&mut dir, bounds, &named.store, &mut remarks);
+    let Named { store, network, range_sets } = named;
+    emit(Fact::Network(Network { store: store.clone(), name: network, range_sets, ignored }));
+
+    let mut buffer = [0; CONTENT_LIMIT + 1];
+    for (done, (address, kind)) in listed.iter().enumerate() {
+        if done % FILES_PER_CLOCK == FILES_PER_CLOCK - 1 && clock::node_time() > bounds.deadline {
+            remarks.partial = Some(Why::new(format!(
+                "the time for reading the stores ran out after {done} of {} reservations of `{store}`",
+                listed.len()
+            )));
+            break;
+        }
+        let content = match Refusal::of_type(*kind) {
+            Some(refusal) => Err(refusal),
+            None => bounded::read_small(&dir, address.to_string().as_str(), &mut buffer),
+        };
+        let (holder, modified) = match content {
+            Ok(small) => (holder::parse(buffer.get(..small.len).unwrap_or_default()), Known::Present(small.modified)),
+            // Released between readdir and open.
+            Err(Refusal::Missing) => continue,
+            Err(refusal) => {
+                remarks.denied += usize::from(refusal == Refusal::Denied);
+                let why = Why::new(format!("the file {refusal}"));
+                (Known::Unknown(why.clone()), Known::Unknown(why))
+            }
+        };
+        emit(Fact::Reservation(Reservation { store: store.clone(), address: *address, holder, modified }));
+    }
+    remarks
+}
+
+/// The reservations a directory lists, and the names that are none.
+fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> (Vec<Listed>, Vec<String>) {
+    let (mut listed, mut ignored, mut unexpected, mut seen) = (Vec::new(), Vec::new(), 0_usize, 0_usize);
+    for entry in dir.iter() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(errno) => {
+                remarks.partial =
+                    Some(Why::new(format!("listing `{store}` failed after {seen} entries: {}", errno.desc())));
+                break;
+            }
+        };
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") {
+            continue;
+        }
+        seen += 1;
+        if seen > bounds.entries || (seen % FILES_PER_CLOCK == 0 && clock::node_time() > bounds.deadline) {
+            remarks.partial = Some(Why::new(format!(
+                "`{store}` has more entries than can be read in one round; {} were listed",
+                seen - 1
+            )));
+            break;
+        }
+        if name == b"lock" || name.starts_with(b"last_reserved_ip.") {
+            continue;
+        }
+        match address(name) {
+            Some(address) => listed.push((address, entry.file_type())),
+            None => {
+                unexpected += 1;
+                if ignored.len() < IGNORED_SHOWN {
+                    ignored.push(shown(name));
+                }
+            }
+        }
+    }
+    if unexpected > ignored.len() {
+        ignored.push(format!("… and {} more", unexpected - ignored.len()));
+    }
+    (listed, ignored)
+}
+
+/// The address a file stands for. Only the spelling that host-local uses counts: no other one is looked up by it.
+fn address(name: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(name).ok()?;
+    let address: IpAddr = text.parse().ok()?;
+    // Rust writes `::ffff:10.0.0.1` where Go writes `10.0.0.1`.
+    (address.to_canonical() == address && address.to_string() == text).then_some(address)
+}
+
+/// The path of a network's directory on the node, as people see it.
+pub(super) fn path(data_dir: &Path, name: &[u8]) -> String {
+    format!("{}/{}", data_dir.display(), shown(name))
+}

@@ -1,0 +1,458 @@
+//! Live network namespaces: which there are, their addresses, from where they draw source ports.
+//!
+//! A namespace lives through a process (`/proc/<pid>/ns/net`) or a bind mount (`/run/netns`). Addresses come from
+//! `/proc/<pid>/net` and need no entering; port settings belong to the namespace of whoever reads `/proc/sys/net`, so those
+//! of other namespaces take `setns` and CAP_SYS_ADMIN. The agent's own namespace is the node's: in production that is pid
+//! 1's (`hostNetwork: true`), in a lab the one the agent was started in. One round takes one `stat` per process and at most
+//! [`ROUND_LIMIT`]. A namespace held only by an open file descriptor, a socket or a single thread is not found.
+
+mod addresses;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use headroom_core::ids::NetnsInode;
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::{Fact, Namespace, Outcome, Snapshot, SourceId};
+use headroom_core::ports::{PortSettings, parse_port_range, parse_reserved_ports};
+use headroom_core::time::NodeTime;
+use nix::dir::Dir;
+use nix::errno::Errno;
+
+use crate::bounded::{self, Refusal};
+use crate::clock;
+use crate::netns::{self, Door, NotEntered, NsFile};
+use crate::root::HostRoot;
+use crate::source::{Sink, Source, degraded, observation, unreadable, works};
+
+pub use addresses::{BadLine, of_fib_trie, of_if_inet6};
+
+/// How long one round may take.
+pub const ROUND_LIMIT: Duration = Duration::from_secs(2);
+/// How many namespaces are read: sixteen times what a node has pods.
+pub const NAMESPACES_LIMIT: usize = 4096;
+/// Where namespaces are kept by name: CNI and `ip netns`; the second is usually the first under its older name.
+const MOUNTS: [&str; 2] = ["/run/netns", "/var/run/netns"];
+/// How many named namespaces are looked at.
+const MOUNTS_LIMIT: usize = 16_384;
+/// Processes kept per namespace, in case the first ends while it is read.
+const PIDS_KEPT: usize = 4;
+/// After how many processes the clock is looked at.
+const PIDS_PER_CLOCK: usize = 256;
+/// `fib_trie` of a node that takes part in routing is long: 100,000 routes are 8 MB.
+const TABLE_LIMIT: usize = 32 << 20;
+/// Every second port reserved one by one is 200 kB.
+const SYSCTL_LIMIT: usize = 512 << 10;
+/// `PROC_PID_INIT_INO`: the inode of the initial pid namespace (linux/proc_ns.h; uapi since 6.17).
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// The live network namespaces.
+#[derive(Debug)]
+pub struct NamespacesSource {
+    root: HostRoot,
+}
+
+/// How a namespace was found.
+#[derive(Debug, Default)]
+struct Found {
+    pids: Vec<u32>,
+    mount: Option<PathBuf>,
+}
+
+/// Everything one round found, and what it knows it missed.
+#[derive(Debug, Default)]
+struct Scan {
+    found: BTreeMap<NetnsInode, Found>,
+    /// Processes whose namespace file may not be examined.
+    denied: Vec<u32>,
+    /// Namespaces beyond the limit.
+    beyond: usize,
+    /// Files where named namespaces should be.
+    not_namespaces: usize,
+    partial: Vec<String>,
+    /// How many namespaces could not be entered.
+    not_entered: usize,
+}
+
+impl NamespacesSource {
+    /// Reads the namespaces of the running machine, or the node's own from a captured tree.
+    pub fn new(root: HostRoot) -> Self {
+        Self { root }
+    }
+}
+
+impl Source for NamespacesSource {
+    fn id(&self) -> SourceId {
+        SourceId::Namespaces
+    }
+
+    /// Coverage comes last: what is missing is known only after the reading.
+    fn observe(&mut self, sink: Sink<'_>) {
+        let mut emit = |fact| sink(observation(SourceId::Namespaces, fact));
+        emit(Fact::Begin(Snapshot::Namespaces));
+        let (outcome, coverage) = if self.root.is_live() {
+            observe_live(&mut emit)
+        } else {
+            emit(Fact::Namespace(captured(&self.root)));
+            let why = "a captured tree shows the node's own network namespace only";
+            (Outcome::Partial(Why::new(why)), degraded("files of a captured tree", why))
+        };
+        emit(Fact::End { snapshot: Snapshot::Namespaces, outcome });
+        emit(coverage);
+    }
+}
+
+/// The running machine.
+fn observe_live(emit: &mut dyn FnMut(Fact)) -> (Outcome, Fact) {
+    let deadline = clock::node_time().after(ROUND_LIMIT);
+    let mut proc = match bounded::open_dir(&HostRoot::live(), Path::new("/proc")) {
+        Ok(proc) => proc,
+        Err(refusal) => return failed(format!("`/proc` {refusal}")),
+    };
+    let own = match netns::identify(&proc, "self/ns/net") {
+        Ok(own) => own,
+        Err(errno) => {
+            return failed(format!("`/proc/self/ns/net` could not be read ({}); is /proc mounted?", errno.desc()));
+        }
+    };
+    let mut scan = Scan::default();
+    scan.found.insert(own.inode, Found { pids: vec![std::process::id()], mount: None });
+    scan.processes(&mut proc, deadline);
+    scan.recognise_denied(&proc);
+    scan.mounts(own, deadline);
+    for namespace in scan.read(&proc, own.inode, deadline) {
+        emit(Fact::Namespace(namespace));
+    }
+    scan.outcome(&proc)
+}
+
+/// Nothing could be read.
+fn failed(why: String) -> (Outcome, Fact) {
+    (Outcome::Failed(Why::new(why.as_str())), unreadable(why))
+}
+
+impl Scan {
+    /// One `stat` per process.
+    fn processes(&mut self, proc: &mut Dir, deadline: NodeTime) {
+        let mut pids = Vec::new();
+        for entry in proc.iter() {
+            match entry {
+                Ok(entry) => pids.extend(entry.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok())),
+                Err(errno) => {
+                    self.partial.push(format!("listing `/proc` failed: {}", errno.desc()));
+                    break;
+                }
+            }
+        }
+        for (done, pid) in pids.iter().enumerate() {
+            if done % PIDS_PER_CLOCK == PIDS_PER_CLOCK - 1 && clock::node_time() > deadline {
+                self.partial.push(format!("the time ran out after {done} of {} processes", pids.len()));
+                break;
+            }
+            match netns::identify(&*proc, &format!("{pid}/ns/net")) {
+                Ok(file) => self.add(file.inode, |found| {
+                    if found.pids.len() < PIDS_KEPT && !found.pids.contains(pid) {
+                        found.pids.push(*pid);
+                    }
+                }),
+                // It has ended, or has given its namespaces back already.
+                Err(Errno::ENOENT | Errno::ESRCH) => {}
+                Err(_denied) => self.denied.push(*pid),
+            }
+        }
+        if !pids.contains(&1) {
+            self.partial.push("`/proc` hides processes (hidepid); run as root or with CAP_SYS_PTRACE".to_owned());
+        }
+    }
+
+    /// Forgets the denied processes that live in a namespace that another process made known: nothing is missed by them.
+    /// AppArmor and Landlock deny single processes even to root.
+    fn recognise_denied(&mut self, proc: &Dir) {
+        if self.denied.is_empty() {
+            return;
+        }
+        let known: BTreeSet<u64> = self
+            .found
+            .values()
+            .filter_map(|found| found.pids.iter().find_map(|pid| netns::table_inode(proc, *pid).ok()))
+            .collect();
+        self.denied.retain(|pid| match netns::table_inode(proc, *pid) {
+            Ok(table) => !known.contains(&table),
+            Err(errno) => !matches!(errno, Errno::ENOENT | Errno::ESRCH | Errno::EINVAL),
+        });
+    }
+
+    /// One `stat` per name below the mount directories.
+    fn mounts(&mut self, own: NsFile, deadline: NodeTime) {
+        let mut seen = BTreeSet::new();
+        for directory in MOUNTS {
+            let listed = bounded::open_dir(&HostRoot::live(), Path::new(directory))
+                .and_then(|mut dir| bounded::entries(&mut dir, MOUNTS_LIMIT).map(|entries| (dir, entries)));
+            let (dir, (entries, more)) = match listed {
+                Ok(listed) => listed,
+                Err(Refusal::Missing) => continue,
+                Err(refusal) => {
+                    self.partial.push(format!("`{directory}` {refusal}"));
+                    continue;
+                }
+            };
+            if !netns::identify(&dir, ".").is_ok_and(|identity| seen.insert(identity)) {
+                continue;
+            }
+            if more || clock::node_time() > deadline {
+                self.partial.push(format!("`{directory}` has more entries than can be read in one round"));
+            }
+            for entry in entries {
+                let Ok(name) = entry.name.to_str() else { continue };
+                match netns::identify(&dir, name) {
+                    Ok(file) if file.device == own.device => {
+                        let path = Path::new(directory).join(name);
+                        self.add(file.inode, |found| found.mount = Some(path));
+                    }
+                    Ok(_not_mounted) => self.not_namespaces += 1,
+                    Err(Errno::ENOENT | Errno::ESRCH) => {}
+                    Err(errno) => {
+                        self.partial.push(format!("`{directory}/{name}` could not be examined ({})", errno.desc()))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes a namespace, unless there are too many.
+    fn add(&mut self, inode: NetnsInode, note: impl FnOnce(&mut Found)) {
+        if self.found.len() >= NAMESPACES_LIMIT && !self.found.contains_key(&inode) {
+            self.beyond += 1;
+        } else {
+            note(self.found.entry(inode).or_default());
+        }
+    }
+
+    /// Reads addresses and port settings of all that was found.
+    fn read(&mut self, proc: &Dir, own: NetnsInode, deadline: NodeTime) -> Vec<Namespace> {
+        let mut namespaces = Vec::new();
+        let mut doors = Vec::new();
+        for (inode, found) in &self.found {
+            let through_process = found.pids.iter().find_map(|pid| {
+                if clock::node_time() > deadline {
+                    return Some((*pid, Known::because("the time for reading the network namespaces ran out")));
+                }
+                let addresses = addresses(&HostRoot::live(), Path::new(&format!("/proc/{pid}/net")));
+                // The pid may be another process's by now, or the process may have ended in between.
+                let same = netns::identify(proc, &format!("{pid}/ns/net")).is_ok_and(|file| file.inode == *inode);
+                same.then_some((*pid, addresses))
+            });
+            let (pid, addresses) =
+                through_process.map_or((None, None), |(pid, addresses)| (Some(pid), Some(addresses)));
+            let path = pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net"))).or_else(|| found.mount.clone());
+            // All its processes ended while it was read, and nothing else keeps it.
+            let Some(path) = path else { continue };
+            doors.push(Door { path, inode: *inode });
+            namespaces.push((*inode, pid, addresses));
+        }
+
+        let (own_door, others): (Vec<_>, Vec<_>) = doors.iter().cloned().partition(|door| door.inode == own);
+        let unread: BTreeSet<NetnsInode> =
+            namespaces.iter().filter(|(_, _, addresses)| addresses.is_none()).map(|(inode, ..)| *inode).collect();
+        let thread = Path::new("/proc/thread-self/net");
+        let mut inside: BTreeMap<NetnsInode, Result<Inside, NotEntered>> = BTreeMap::new();
+        for door in own_door {
+            inside.insert(door.inode, Ok(Inside { ports: ports(&HostRoot::live()), addresses: None }));
+        }
+        let looked = netns::look_inside(&others, |index| {
+            let wanted = others.get(index).is_some_and(|door| unread.contains(&door.inode));
+            Inside { ports: ports(&HostRoot::live()), addresses: wanted.then(|| addresses(&HostRoot::live(), thread)) }
+        });
+        inside.extend(others.iter().map(|door| door.inode).zip(looked));
+
+        let mut read = Vec::new();
+        for (inode, pid, addresses) in namespaces {
+            let (ports, from_inside) = match inside.remove(&inode) {
+                Some(Ok(inside)) => (inside.ports, inside.addresses),
+                Some(Err(NotEntered::OtherKind)) => continue,
+                // Its last process ended.
+                Some(Err(NotEntered::Gone)) if addresses.is_none() => continue,
+                Some(Err(why)) => {
+                    self.not_entered += 1;
+                    (Known::because(format!("port settings of this namespace: {why}")), None)
+                }
+                None => (Known::because("port settings of this namespace were not read"), None),
+            };
+            let addresses = addresses.or(from_inside).unwrap_or_else(|| {
+                Known::because(
+                    "no process of this network namespace could be asked, and entering it needs CAP_SYS_ADMIN",
+                )
+            });
+            read.push(Namespace { inode, host: inode == own, pid, addresses, ports });
+        }
+        read
+    }
+
+    /// How it went, and what this source can do here.
+    fn outcome(mut self, proc: &Dir) -> (Outcome, Fact) {
+        if !self.denied.is_empty() {
+            self.partial.push(format!(
+                "{} processes live in network namespaces that could not be examined (permission denied); run as root or with CAP_SYS_PTRACE",
+                self.denied.len()
+            ));
+        }
+        if self.beyond > 0 {
+            self.partial.push(format!("there are more than {NAMESPACES_LIMIT} network namespaces"));
+        }
+        if in_a_container_of_its_own(proc) {
+            self.partial.push(
+                "the agent runs in a pid namespace of its own and sees only its own processes; set hostPID: true"
+                    .to_owned(),
+            );
+        }
+        let mut missing = self.partial.clone();
+        if self.not_entered > 0 {
+            missing.push(format!(
+                "port settings of {} network namespaces are unknown: entering them needs CAP_SYS_ADMIN",
+                self.not_entered
+            ));
+        }
+        if self.not_namespaces > 0 {
+            missing.push(format!(
+                "{} files below `{}` are not namespaces: left over, or mounted after the agent started without HostToContainer propagation",
+                self.not_namespaces, MOUNTS.join("`, `")
+            ));
+        }
+        let how = "/proc of every process and the names below /run/netns";
+        let outcome = match self.partial.is_empty() {
+            true => Outcome::Complete,
+            false => Outcome::Partial(Why::new(self.partial.join("; "))),
+        };
+        (outcome, if missing.is_empty() { works(how) } else { degraded(how, missing.join("; ")) })
+    }
+}
+
+/// What was read inside a namespace.
+struct Inside {
+    ports: Known<PortSettings>,
+    /// Only where no process could be asked.
+    addresses: Option<Known<Vec<IpAddr>>>,
+}
+
+/// Whether `/proc` shows no more than a container. A nested pid namespace with an init of its own is a node in a container
+/// (kind, a lab) and as good as a machine.
+fn in_a_container_of_its_own(proc: &Dir) -> bool {
+    let nested = netns::identify(proc, "self/ns/pid").is_ok_and(|file| file.inode.0 != INITIAL_PID_NAMESPACE);
+    nested
+        && !bounded::read_line_in(&HostRoot::live(), Path::new("/proc/1/comm"), 64)
+            .is_ok_and(|comm| matches!(&*comm, "systemd" | "init"))
+}
+
+/// The addresses that a directory like `/proc/<pid>/net` tells.
+fn addresses(root: &HostRoot, net: &Path) -> Known<Vec<IpAddr>> {
+    let table = |name: &str| {
+        let path = net.join(name);
+        let text = bounded::read_in(root, &path, TABLE_LIMIT).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (text, move |why: &dyn std::fmt::Display| format!("`{}` {why}", path.display()))
+    };
+    let (fib_trie, sentence) = table("fib_trie");
+    let mut found = match fib_trie.map(|text| of_fib_trie(&text)) {
+        Ok(Ok(found)) => found,
+        Ok(Err(bad)) => return Known::because(sentence(&bad)),
+        Err(refusal) => return Known::because(sentence(&refusal)),
+    };
+    let (if_inet6, sentence) = table("if_inet6");
+    match if_inet6.map(|text| of_if_inet6(&text)) {
+        Ok(Ok(more)) => found.extend(more),
+        Ok(Err(bad)) => return Known::because(sentence(&bad)),
+        // A kernel without IPv6.
+        Err(Refusal::Missing) => {}
+        Err(refusal) => return Known::because(sentence(&refusal)),
+    }
+    Known::Present(found.into_iter().collect())
+}
+
+/// The port settings of the network namespace that the calling thread is in, or of a captured node.
+fn ports(root: &HostRoot) -> Known<PortSettings> {
+    let sysctl = |name: &str| {
+        let path = Path::new("/proc/sys/net/ipv4").join(name);
+        bounded::read_line_in(root, &path, SYSCTL_LIMIT).map_err(|refusal| format!("`{}` {refusal}", path.display()))
+    };
+    let read = || {
+        let ephemeral = parse_port_range(&sysctl("ip_local_port_range")?)
+            .map_err(|bad| format!("`net.ipv4.ip_local_port_range` cannot be understood: {bad}"))?;
+        let reserved = parse_reserved_ports(&sysctl("ip_local_reserved_ports")?)
+            .map_err(|bad| format!("`net.ipv4.ip_local_reserved_ports` cannot be understood: {bad}"))?;
+        Ok::<_, String>(PortSettings { ephemeral, reserved })
+    };
+    read().map_or_else(Known::because, Known::Present)
+}
+
+/// The node's own namespace in a captured tree. The capture may not tell its inode: 0 then.
+fn captured(root: &HostRoot) -> Namespace {
+    let inode = std::fs::read_link(root.path("/proc/1/ns/net"))
+        .ok()
+        .and_then(|link| link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok())
+        .unwrap_or(0);
+    let addresses = match addresses(root, Path::new("/proc/1/net")) {
+        Known::Unknown(_) => addresses(root, Path::new("/proc/net")),
+        known => known,
+    };
+    Namespace { inode: NetnsInode(inode), host: true, pid: None, addresses, ports: ports(root) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observe(root: HostRoot) -> Vec<Fact> {
+        let mut facts = Vec::new();
+        NamespacesSource::new(root).observe(&mut |observation| facts.push(observation.fact));
+        facts
+    }
+
+    #[test]
+    fn the_agents_own_namespace_is_the_node_and_only_it() {
+        let facts = observe(HostRoot::live());
+        let namespaces: Vec<_> = facts
+            .iter()
+            .filter_map(|fact| if let Fact::Namespace(namespace) = fact { Some(namespace) } else { None })
+            .collect();
+        let hosts: Vec<_> = namespaces.iter().filter(|namespace| namespace.host).collect();
+        assert_eq!(hosts.len(), 1, "{namespaces:?}");
+        let proc = bounded::open_dir(&HostRoot::live(), Path::new("/proc")).unwrap();
+        assert_eq!(hosts[0].inode, netns::identify(&proc, "self/ns/net").unwrap().inode);
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        assert_eq!(hosts[0].ports.present().unwrap().ephemeral, parse_port_range(&text).unwrap());
+        assert!(hosts[0].addresses.present().is_some());
+        assert!(matches!(facts[0], Fact::Begin(Snapshot::Namespaces)));
+        assert!(matches!(facts.last(), Some(Fact::Coverage(Known::Present(_)))));
+    }
+
+    #[test]
+    fn a_captured_tree_shows_the_node_and_claims_no_more() {
+        let tree = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = tree.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535\n");
+        write("proc/sys/net/ipv4/ip_local_reserved_ports", "30000-32767\n");
+        write("proc/net/fib_trie", "Local:\n  |-- 10.0.0.7\n     /32 host LOCAL\n");
+        std::fs::create_dir_all(tree.path().join("proc/1/ns")).unwrap();
+        std::os::unix::fs::symlink("net:[4026531840]", tree.path().join("proc/1/ns/net")).unwrap();
+        let facts = observe(HostRoot::at(tree.path()));
+        let Fact::Namespace(namespace) = &facts[1] else { panic!("{facts:?}") };
+        assert_eq!(namespace.inode, NetnsInode(4_026_531_840));
+        assert_eq!(namespace.addresses, Known::Present(vec!["10.0.0.7".parse().unwrap()]));
+        assert_eq!(namespace.ports.present().unwrap().usable(), 61_744);
+        assert!(matches!(&facts[2], Fact::End { outcome: Outcome::Partial(_), .. }));
+    }
+
+    #[test]
+    fn an_empty_tree_gives_unknowns_that_name_the_files() {
+        let tree = tempfile::tempdir().unwrap();
+        let facts = observe(HostRoot::at(tree.path()));
+        let Fact::Namespace(namespace) = &facts[1] else { panic!("{facts:?}") };
+        assert!(namespace.addresses.unknown().unwrap().as_str().contains("fib_trie` does not exist"));
+        assert!(namespace.ports.unknown().unwrap().as_str().contains("ip_local_port_range` does not exist"));
+    }
+}

@@ -1,0 +1,184 @@
+//! TCP connects and closes of every network namespace, counted in the kernel per destination and source address.
+//!
+//! Reads the counters of `ebpf/programs/src/tcp.rs`; a round takes a system call per thousand entries and blocks for
+//! nothing. It does not know connections that existed before it started, unless it is told ([`TcpSource::seed`]).
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use headroom_core::flow::Endpoint;
+use headroom_core::ids::NetnsInode;
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, SourceId, TcpCounter};
+use headroom_core::ports::PortRange;
+use headroom_ebpf_common::tcp::{Counts, Key};
+
+use super::{Sink, Source, degraded, observation, unreadable, works};
+use crate::ebpf::ProgramStatus;
+use crate::ebpf::tcp::Tcp;
+use crate::root::HostRoot;
+
+/// Source [`SourceId::Tcp`].
+#[derive(Debug)]
+pub struct TcpSource {
+    state: Result<Tcp, Why>,
+    /// Seeds that found no room.
+    unseeded: u64,
+}
+
+impl TcpSource {
+    /// Starts counting. Where that is not possible, the source remembers why and says so in every round.
+    ///
+    /// `max_destinations` is how many pairs of destination and source address are counted at the same time; each takes about
+    /// 150 bytes of kernel memory, taken at once.
+    pub fn start(root: &HostRoot, max_destinations: u32) -> Self {
+        let state = if root.is_live() {
+            Tcp::load(root, max_destinations).map_err(|error| error.why())
+        } else {
+            Err(Why::new("only the running machine can be watched, not a captured tree"))
+        };
+        match &state {
+            Ok(_) => tracing::info!("counting TCP connects and closes in the kernel"),
+            Err(why) => tracing::warn!(%why, "TCP connects and closes cannot be counted in the kernel"),
+        }
+        Self { state, unseeded: 0 }
+    }
+
+    /// Enters connections that existed before the start, so that their closes are counted. Their counters begin at zero:
+    /// such a key can have more closes than opens.
+    pub fn seed(&mut self, keys: impl Iterator<Item = (Endpoint, IpAddr)>) {
+        let Ok(tcp) = &mut self.state else { return };
+        for (destination, source) in keys {
+            match tcp.counts.insert_new(key(destination, source), Counts::default()) {
+                Ok(true) => {}
+                Ok(false) => self.unseeded += 1,
+                Err(error) => {
+                    tracing::warn!(%error, "could not enter connections that existed before");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What became of each program.
+    pub fn programs(&self) -> Vec<ProgramStatus> {
+        match &self.state {
+            Ok(tcp) => tcp.programs.clone(),
+            Err(why) => ProgramStatus::none(why),
+        }
+    }
+
+    /// `ip_local_port_range` of the network namespaces that dialled since the start, by inode: as of the last time that
+    /// a socket of theirs dialled somewhere new.
+    pub fn local_ports(&mut self) -> Known<Vec<(NetnsInode, PortRange)>> {
+        let tcp = match &mut self.state {
+            Ok(Tcp { local_ports_unknown: Some(why), .. }) | Err(why) => return Known::Unknown(why.clone()),
+            Ok(tcp) => tcp,
+        };
+        let mut ranges = Vec::new();
+        let read = tcp.local_ports.for_each(|&inode, ports| {
+            ranges.extend(PortRange::new(ports.first, ports.last).map(|range| (NetnsInode(u64::from(inode)), range)));
+        });
+        match read {
+            Ok(()) => Known::Present(ranges),
+            Err(error) => Known::Unknown(error.into()),
+        }
+    }
+}
+
+impl Source for TcpSource {
+    fn id(&self) -> SourceId {
+        SourceId::Tcp
+    }
+
+    fn observe(&mut self, sink: Sink<'_>) {
+        let mut put = |fact| sink(observation(SourceId::Tcp, fact));
+        let tcp = match &mut self.state {
+            Ok(tcp) => tcp,
+            Err(why) => return put(unreadable(why.as_str())),
+        };
+        put(coverage(&tcp.programs));
+        put(Fact::Begin(Snapshot::TcpCounters));
+        let outcome = match tcp.counts.for_each(|key, counts| put(Fact::TcpCounter(counter(key, counts)))) {
+            Ok(()) => Outcome::Complete,
+            Err(error) => Outcome::Failed(error.into()),
+        };
+        put(Fact::End { snapshot: Snapshot::TcpCounters, outcome });
+        match tcp.losses.get() {
+            Ok(losses) => {
+                put(Fact::Lost { what: Loss::TcpMapFull, total: losses.map_full.saturating_add(self.unseeded) });
+                put(Fact::Lost { what: Loss::TcpReadFailed, total: losses.read_failed });
+            }
+            Err(error) => put(degraded(HOW, format!("its losses are not known: {error}"))),
+        }
+    }
+}
+
+const HOW: &str = "eBPF counters on raw tracepoint inet_sock_set_state";
+
+/// Works, less what the programs that are not attached would tell.
+fn coverage(programs: &[ProgramStatus]) -> Fact {
+    let missing: Vec<String> = programs
+        .iter()
+        .filter_map(|program| program.attached.as_ref().err().map(|why| format!("{}: {why}", program.row.lost_without)))
+        .collect();
+    if missing.is_empty() { works(HOW) } else { degraded(HOW, missing.join("; ")) }
+}
+
+/// The key of a destination and a source address, as the programs write it.
+fn key(destination: Endpoint, source: IpAddr) -> Key {
+    Key { destination: octets(destination.address), source: octets(source), port: destination.port, reserved: 0 }
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// A map entry as a fact.
+fn counter(key: &Key, counts: &Counts) -> TcpCounter {
+    let Counts { attempted, opened, closed, reset, failed, no_local_port, syn_retransmitted } = *counts;
+    TcpCounter {
+        destination: Endpoint::new(Ipv6Addr::from(key.destination).into(), key.port),
+        source: IpAddr::from(key.source).to_canonical(),
+        attempted,
+        opened,
+        closed,
+        reset,
+        failed,
+        no_local_port,
+        syn_retransmitted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Exercises the wire form of addresses. If this fails, seeded connections are counted under another key.
+        #[test]
+        fn a_seeded_key_reads_back_as_its_endpoints(v4 in any::<(u32, u32)>(), v6 in any::<(u128, u128)>(), port: u16) {
+            for (destination, source) in [
+                (IpAddr::V4(v4.0.into()), IpAddr::V4(v4.1.into())),
+                (IpAddr::V6(v6.0.into()).to_canonical(), IpAddr::V6(v6.1.into()).to_canonical()),
+            ] {
+                let destination = Endpoint::new(destination, port);
+                let read = counter(&key(destination, source), &Counts::default());
+                prop_assert_eq!((read.destination, read.source), (destination, source));
+            }
+        }
+    }
+
+    #[test]
+    fn a_captured_tree_has_no_running_kernel() {
+        let mut source = TcpSource::start(&HostRoot::at("/nowhere"), 16);
+        let mut facts = Vec::new();
+        source.observe(&mut |observation| facts.push(observation.fact));
+        assert!(matches!(&facts[..], [Fact::Coverage(Known::Unknown(_))]));
+        assert!(source.programs().iter().all(|program| program.attached.is_err()));
+    }
+}

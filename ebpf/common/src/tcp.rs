@@ -1,0 +1,137 @@
+//! TCP connects and closes, counted per destination and source address.
+
+/// Map of [`Key`] to [`Counts`]: a preallocated hash.
+pub const COUNTS_MAP: &str = "TCP_COUNTS";
+/// Map with one [`Losses`] at index 0.
+pub const LOSSES_MAP: &str = "TCP_LOSSES";
+/// Map of a network namespace's inode (`u32`) to its [`LocalPorts`].
+pub const LOCAL_PORTS_MAP: &str = "TCP_LOCAL_PORTS";
+/// The load-time constant that holds [`Offsets`].
+pub const OFFSETS_GLOBAL: &str = "TCP_OFFSETS";
+
+/// Destinations counted at the same time, unless the agent asks for another number.
+pub const DEFAULT_MAX_DESTINATIONS: u32 = 65_536;
+/// Network namespaces whose port range is kept.
+pub const MAX_NAMESPACES: u32 = 1024;
+
+/// From whom to where. Aligned so that the programs can write the addresses in words.
+#[repr(C, align(4))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Key {
+    /// What the socket dialled; IPv4 as IPv4-mapped IPv6 (`::ffff:a.b.c.d`).
+    pub destination: [u8; 16],
+    /// The socket's own address, written likewise.
+    pub source: [u8; 16],
+    /// Destination port, in host order.
+    pub port: u16,
+    /// Always zero: the kernel compares keys byte by byte.
+    pub reserved: u16,
+}
+
+/// What was counted since the programs were attached; every field only grows.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connects begun.
+    pub attempted: u64,
+    /// Connects that were answered.
+    pub opened: u64,
+    /// Established connections that ended by FIN, from either side.
+    pub closed: u64,
+    /// Established connections that ended by RST or abort.
+    pub reset: u64,
+    /// Connects that ended unanswered or refused, without those of `no_local_port`.
+    pub failed: u64,
+    /// Connects that found no local port.
+    pub no_local_port: u64,
+    /// SYNs sent again.
+    pub syn_retransmitted: u64,
+}
+
+/// What could not be counted since the programs were attached.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Connects whose key found no room in the map.
+    pub map_full: u64,
+    /// Reads of kernel memory that failed.
+    pub read_failed: u64,
+}
+
+/// `ip_local_port_range` of a network namespace, as its sockets see it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LocalPorts {
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+/// Bytes that the programs read at once from [`Offsets::header`].
+pub const HEADER_BYTES: usize = 48;
+
+/// Where the running kernel keeps what the programs read: bytes from the start of `struct sock`, unless said otherwise.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// At or below the lowest of the six `header_…` members: [`HEADER_BYTES`] are read from here at once.
+    pub header: u32,
+    /// `skc_daddr`, from `header`; aligned to 4.
+    pub header_daddr: u32,
+    /// `skc_rcv_saddr`, from `header`; aligned to 4.
+    pub header_rcv_saddr: u32,
+    /// `skc_dport`, from `header`; aligned to 2.
+    pub header_dport: u32,
+    /// `skc_family`, from `header`; aligned to 2.
+    pub header_family: u32,
+    /// `skc_state`, from `header`.
+    pub header_state: u32,
+    /// `skc_prot`, from `header`; aligned to 8.
+    pub header_prot: u32,
+    /// `skc_v6_daddr`; [`NOWHERE`] without IPv6.
+    pub v6_daddr: u32,
+    /// `skc_v6_rcv_saddr`; [`NOWHERE`] without IPv6.
+    pub v6_rcv_saddr: u32,
+    /// `sk_protocol`.
+    pub protocol: u32,
+    /// Width of `sk_protocol` in bytes: 2 since 5.6, 1 before.
+    pub protocol_bytes: u32,
+    /// `inet_sport`, from the start of `struct inet_sock`, whose first member is the `struct sock`.
+    pub sport: u32,
+    /// `skc_net.net`; [`NOWHERE`] where port ranges cannot be read.
+    pub net: u32,
+    /// `ns.inum`, from the start of `struct net`.
+    pub net_inum: u32,
+    /// `ipv4.ip_local_ports.range`, from the start of `struct net`.
+    pub net_range: u32,
+    /// Width of that range in bytes: 8 for `int[2]`, 4 for the packed `u32` (`last << 16 | first`) since 6.8.
+    pub net_range_bytes: u32,
+}
+
+/// The offset of a member that this kernel does not have.
+pub const NOWHERE: u32 = u32::MAX;
+
+const _: () = {
+    assert!(size_of::<Key>() == 36);
+    assert!(size_of::<Counts>() == 7 * 8);
+    assert!(size_of::<Losses>() == 2 * 8);
+    assert!(size_of::<LocalPorts>() == 4);
+    assert!(size_of::<Offsets>() == 16 * 4);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Counts, Key, LocalPorts, Losses, Offsets};
+
+    // SAFETY: `repr(C)`, integers only, no padding (sizes asserted above), any bytes are a value.
+    unsafe impl aya::Pod for Key {}
+    // SAFETY: as for `Key`.
+    unsafe impl aya::Pod for Counts {}
+    // SAFETY: as for `Key`.
+    unsafe impl aya::Pod for Losses {}
+    // SAFETY: as for `Key`.
+    unsafe impl aya::Pod for LocalPorts {}
+    // SAFETY: as for `Key`.
+    unsafe impl aya::Pod for Offsets {}
+}

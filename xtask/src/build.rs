@@ -1,0 +1,82 @@
+//! Building and running the binary.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup::{self, Purpose};
+use crate::shell::{cargo, is_root, output, run as run_command, target_dir, which};
+use crate::{say, toolchain};
+
+/// Builds the binary; gives its path.
+pub(crate) fn binary(release: bool) -> Result<PathBuf> {
+    setup::require(Purpose::Build)?;
+    match toolchain::find() {
+        Ok(found) => say::line(format_args!("eBPF programs: {found}")),
+        Err(missing) => say::line(format_args!("eBPF programs: none, {missing}; see `cargo xtask setup`")),
+    }
+    let mut command = cargo(["build", "--package", "headroom"]);
+    if release {
+        command.arg("--release");
+    }
+    run_command(&mut command)?;
+    let path = target_dir().join(if release { "release" } else { "debug" }).join("headroom");
+    say::line(path.display());
+    Ok(path)
+}
+
+/// Builds a binary that needs no shared libraries: it runs in an empty image and on any distribution.
+pub(crate) fn static_binary() -> Result<()> {
+    setup::require(Purpose::Build)?;
+    let version = output(Command::new("rustc").arg("-vV")).context("ask rustc for its version")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("find the host in `rustc -vV`")?;
+    // Other flags, other artefacts: with a folder of its own the ordinary build stays as it is.
+    let folder = target_dir().join("static");
+    let mut command = cargo(["build", "--package", "headroom", "--release", "--target", host, "--target-dir"]);
+    // Naming the target keeps the flags from build scripts and macros, which cannot be static.
+    run_command(command.arg(&folder).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    let binary = folder.join("headroom");
+    let built = folder.join(host).join("release/headroom");
+    std::fs::copy(&built, &binary).with_context(|| format!("copy {}", built.display()))?;
+    say::line(binary.display());
+    Ok(())
+}
+
+/// Builds the binary and runs it as root; its exit code is ours.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
+    let binary = binary(true)?;
+    as_root(Command::new(binary).args(arguments))
+}
+
+/// Builds the binary and the lab, and runs a scenario; its exit code is ours.
+pub(crate) fn lab(arguments: &[String]) -> Result<ExitCode> {
+    setup::require(Purpose::Test)?;
+    let binary = binary(true)?;
+    run_command(&mut cargo(["build", "--package", "headroom-lab", "--release"]))?;
+    let mut lab = Command::new(target_dir().join("release/headroom-lab"));
+    as_root(lab.args(arguments).env("HEADROOM_BIN", binary))
+}
+
+/// Runs a command as root, through sudo if we are not.
+fn as_root(command: &mut Command) -> Result<ExitCode> {
+    let mut sudo;
+    let command = if is_root() {
+        command
+    } else if let Some(path) = which("sudo") {
+        sudo = Command::new(path);
+        let variables = command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+        for (name, value) in variables {
+            let mut assignment = name;
+            assignment.push("=");
+            assignment.push(value);
+            sudo.arg(assignment);
+        }
+        sudo.arg(command.get_program()).args(command.get_args())
+    } else {
+        bail!("`{}` needs root, and there is no sudo; run it as root", crate::shell::shown(command));
+    };
+    let status = command.status().with_context(|| format!("run `{}`", crate::shell::shown(command)))?;
+    // A signal has no exit code.
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
