@@ -171,11 +171,6 @@ impl Ledger {
         self.conntrack_use.as_ref()
     }
 
-    /// conntrack time-outs in force; the kernel's defaults until they are read.
-    pub fn timeouts(&self) -> ConntrackTimeouts {
-        self.timeouts.unwrap_or_default()
-    }
-
     /// What machine this is, once read.
     pub fn platform(&self) -> Option<&Platform> {
         self.platform.as_ref()

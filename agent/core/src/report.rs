@@ -23,7 +23,7 @@ pub struct Report {
     pub schema: String,
     /// The node's name.
     pub node: String,
-    /// When, in UTC: `2026-11-21T23:43:41Z`.
+    /// When, in UTC: `2026-11-21T23:43:41.250Z` (RFC 3339).
     pub time: String,
     /// What each source can do here.
     pub coverage: Vec<CoverageReport>,

@@ -77,7 +77,7 @@ pub struct Now {
     pub wall: WallTime,
 }
 
-/// A wall time as `2026-11-21T23:43:41Z` (proleptic Gregorian, UTC, whole seconds).
+/// A wall time as `2026-11-21T23:43:41.250Z` (RFC 3339, UTC, milliseconds).
 impl std::fmt::Display for WallTime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let secs = self.0.div_euclid(1000);
@@ -92,7 +92,8 @@ impl std::fmt::Display for WallTime {
         let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
         let year = year_of_era + era * 400 + i64::from(month <= 2);
         let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+        let millis = self.0.rem_euclid(1000);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
     }
 }
 
@@ -102,9 +103,9 @@ mod tests {
 
     #[test]
     fn wall_time_prints_as_utc() {
-        assert_eq!(WallTime::from_secs(0).to_string(), "1970-01-01T00:00:00Z");
-        assert_eq!(WallTime::from_secs(951_782_400).to_string(), "2000-02-29T00:00:00Z");
-        assert_eq!(WallTime::from_secs(1_795_304_621).to_string(), "2026-11-21T23:43:41Z");
+        assert_eq!(WallTime::from_secs(0).to_string(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(WallTime::from_secs(951_782_400).to_string(), "2000-02-29T00:00:00.000Z");
+        assert_eq!(WallTime::from_millis(1_795_304_621_250).to_string(), "2026-11-21T23:43:41.250Z");
     }
 
     #[test]

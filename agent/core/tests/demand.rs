@@ -226,8 +226,8 @@ fn exhaustion_names_destination_pod_numbers_failures_and_remedy() {
         entry(port, outside(443), state, 100)
     });
     node.dump(1000, flows);
-    node.count(999, [counter(64, 0, 0, 0)]);
-    node.count(1000, [counter(64, 0, 0, 16)]);
+    node.count(999, [TcpCounter { attempted: 80, ..counter(64, 0, 0, 0) }]);
+    node.count(1000, [TcpCounter { attempted: 96, ..counter(64, 0, 0, 16) }]);
     let report = node.report(1000);
     let finding = report.findings.first().unwrap();
     assert_eq!((finding.id, finding.severity), (FindingId::NatPortsExhausted, Severity::Critical));
@@ -237,6 +237,27 @@ fn exhaustion_names_destination_pod_numbers_failures_and_remedy() {
     assert!(finding.evidence.iter().any(|evidence| evidence.said.contains("16 connects failed")));
     assert!(finding.remedy.contains("min_ports_per_vm = 128"), "{}", finding.remedy);
     assert_eq!(exit_code(&report.findings), 2);
+}
+
+#[test]
+fn a_connect_that_was_given_up_no_longer_wants_a_port() {
+    let mut node = Node::new();
+    node.dump(1000, (1..=3).map(|port| entry(port, outside(443), ConntrackTcpState::SynSent, 100)));
+    assert_eq!(node.destination(1000, 443).wanting, 3);
+    node.count(1000, [TcpCounter { attempted: 3, ..counter(0, 0, 0, 2) }]);
+    assert_eq!(node.destination(1000, 443).wanting, 1);
+}
+
+#[test]
+fn a_connect_since_the_last_dump_is_held_once_its_socket_waits_no_longer() {
+    let mut node = Node::new();
+    node.dump(1000, []);
+    for port in 1..=3 {
+        node.put(1001, SourceId::Conntrack, Fact::Flow(entry(port, outside(443), ConntrackTcpState::SynSent, 120)));
+    }
+    assert_eq!((node.destination(1001, 443).held, node.destination(1001, 443).wanting), (0, 3));
+    node.count(1001, [TcpCounter { attempted: 3, ..counter(2, 0, 0, 0) }]);
+    assert_eq!((node.destination(1001, 443).held, node.destination(1001, 443).wanting), (2, 1));
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub struct Flow {
 pub enum FlowState {
     /// A TCP connect that nobody has answered yet.
     Wanting,
+    /// A TCP connect that began since the table was read last: it may have been answered already.
+    Beginning,
     /// Open, and silent at least since this moment, where the kernel tells.
     Open {
         /// When the last packet passed, as of the last reading.
@@ -50,6 +52,18 @@ struct Held {
     read_at: NodeTime,
     /// The dump that showed it last, or the one that was to come when an event did.
     generation: u32,
+    /// A dump has shown it; until then only the event of its beginning did.
+    dumped: bool,
+    /// When the entry's timer was set last, if that can be told.
+    timer: Option<TimerSet>,
+}
+
+/// The moment a timer was set, known to lie between two others. The kernel tells what is left in whole seconds, rounded
+/// down; every further reading narrows it.
+#[derive(Debug, Clone, Copy)]
+struct TimerSet {
+    earliest: NodeTime,
+    latest: NodeTime,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,14 +92,17 @@ impl Flows {
     }
 
     pub(super) fn seen(&mut self, entry: ConntrackEntry, at: NodeTime, dumped: bool, timeouts: ConntrackTimeouts) {
-        let fresh = Held { entry, read_at: at, generation: self.generation };
+        let timer = TimerSet::read(&entry, at, timeouts);
+        let fresh = Held { entry, read_at: at, generation: self.generation, dumped, timer };
         let room = self.live.len() < self.limits.max_flows;
         match self.live.entry(entry.key) {
             // A NEW event may arrive behind the dump that already showed the entry further on: it knows less.
             Entry::Occupied(held) if held.get().entry.id == entry.id && !dumped => {}
             Entry::Occupied(mut held) => {
                 let before = held.insert(fresh);
-                if before.entry.id != entry.id {
+                if before.entry.id == entry.id {
+                    held.get_mut().narrow_timer(&before);
+                } else {
                     self.remember(&before, None, at, timeouts);
                 }
             }
@@ -127,24 +144,21 @@ impl Flows {
         at: NodeTime,
         timeouts: ConntrackTimeouts,
     ) {
-        let mut flow = flow_of(held, timeouts);
-        flow.state = match flow.state {
-            FlowState::Closed(_) | FlowState::Reset(_) => flow.state,
-            FlowState::Wanting | FlowState::Open { .. } => {
-                let Some(state) = state_at_end(held, last_words, at, timeouts) else { return };
-                state
+        let state = match state_of(held) {
+            known @ (FlowState::Closed(_) | FlowState::Reset(_)) => Some(known),
+            FlowState::Wanting | FlowState::Beginning | FlowState::Open { .. } => {
+                state_at_end(held, last_words, at, timeouts)
             }
         };
-        let (FlowState::Closed(closed) | FlowState::Reset(closed)) = flow.state else { return };
+        let Some(state @ (FlowState::Closed(closed) | FlowState::Reset(closed))) = state else { return };
         if at.since(closed) < self.limits.remember && self.ended.len() < self.limits.max_flows {
-            self.ended.push_back(Ended { flow, at });
+            self.ended.push_back(Ended { flow: Flow { state, ..flow_of(held) }, at });
         }
     }
 
     /// Every flow: those in the table, and those that ended lately.
-    pub fn iter(&self, timeouts: ConntrackTimeouts) -> impl Iterator<Item = Flow> + '_ {
-        let live = self.live.values().map(move |held| flow_of(held, timeouts));
-        live.chain(self.ended.iter().map(|ended| ended.flow))
+    pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
+        self.live.values().map(flow_of).chain(self.ended.iter().map(|ended| ended.flow))
     }
 
     /// How many entries are in the table.
@@ -168,44 +182,69 @@ impl Flows {
     }
 }
 
-fn flow_of(held: &Held, timeouts: ConntrackTimeouts) -> Flow {
+impl Held {
+    /// Joins what this reading and the one before say of the timer.
+    fn narrow_timer(&mut self, before: &Held) {
+        let (Some(now), Some(then)) = (self.timer, before.timer) else { return };
+        let same_timer = self.entry.tcp == before.entry.tcp && self.entry.assured == before.entry.assured;
+        self.timer = Some(if !same_timer {
+            // The state has changed since, and the timer was set with it.
+            TimerSet { earliest: now.earliest.max(before.read_at.min(now.latest)), latest: now.latest }
+        } else if now.earliest <= then.latest && then.earliest <= now.latest {
+            TimerSet { earliest: now.earliest.max(then.earliest), latest: now.latest.min(then.latest) }
+        } else {
+            now
+        });
+    }
+}
+
+impl TimerSet {
+    fn read(entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) -> Option<Self> {
+        let elapsed = timeout_of(entry, timeouts)?.saturating_sub(entry.remaining_secs?);
+        let ago = |secs: u32| at.before(Duration::from_secs(u64::from(secs)));
+        Some(Self { earliest: ago(elapsed), latest: ago(elapsed.saturating_sub(1)) })
+    }
+}
+
+/// The time-out an entry's timer is set to in its present state, for the states whose timer matters.
+fn timeout_of(entry: &ConntrackEntry, timeouts: ConntrackTimeouts) -> Option<u32> {
+    match (entry.tcp, entry.key.protocol) {
+        (Some(ConntrackTcpState::Established), _) => Some(timeouts.tcp_established),
+        (Some(ConntrackTcpState::TimeWait), _) => Some(timeouts.tcp_time_wait),
+        (Some(ConntrackTcpState::Close), _) => Some(timeouts.tcp_close),
+        (Some(_), _) => None,
+        (None, Protocol::UDP) => Some(if entry.assured { timeouts.udp_stream } else { timeouts.udp }),
+        (None, Protocol::ICMP | Protocol::ICMPV6) => Some(timeouts.icmp),
+        (None, _) => None,
+    }
+}
+
+fn flow_of(held: &Held) -> Flow {
     let entry = &held.entry;
     Flow {
         destination: Destination { protocol: entry.key.protocol, endpoint: entry.destination },
         dialled: entry.key.dialled,
         source: entry.key.source,
         translated: entry.translated,
-        state: state_of(held, timeouts),
+        state: state_of(held),
     }
 }
 
-/// When the kernel set the timer that now has `remaining` seconds left.
-fn timer_set(held: &Held, timeout_secs: u32) -> Option<NodeTime> {
-    let remaining = held.entry.remaining_secs?;
-    Some(held.read_at.before(Duration::from_secs(u64::from(timeout_secs.saturating_sub(remaining)))))
-}
-
-fn state_of(held: &Held, timeouts: ConntrackTimeouts) -> FlowState {
+fn state_of(held: &Held) -> FlowState {
     use ConntrackTcpState as Tcp;
     let entry = &held.entry;
+    // Rather too late than too early: a port is not called free before it is.
+    let set = held.timer.map(|timer| timer.latest);
     match entry.tcp {
-        Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) => FlowState::Wanting,
-        Some(Tcp::Established) => FlowState::Open { last_packet: timer_set(held, timeouts.tcp_established) },
-        Some(Tcp::SynRecv | Tcp::FinWait | Tcp::CloseWait | Tcp::LastAck) => FlowState::Open { last_packet: None },
-        Some(Tcp::TimeWait) => FlowState::Closed(timer_set(held, timeouts.tcp_time_wait).unwrap_or(held.read_at)),
-        Some(Tcp::Close) => FlowState::Reset(timer_set(held, timeouts.tcp_close).unwrap_or(held.read_at)),
+        Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) if held.dumped => FlowState::Wanting,
+        Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) => FlowState::Beginning,
+        Some(Tcp::Established | Tcp::SynRecv | Tcp::FinWait | Tcp::CloseWait | Tcp::LastAck) => {
+            FlowState::Open { last_packet: set }
+        }
+        Some(Tcp::TimeWait) => FlowState::Closed(set.unwrap_or(held.read_at)),
+        Some(Tcp::Close) => FlowState::Reset(set.unwrap_or(held.read_at)),
         None if entry.key.protocol == Protocol::TCP && !entry.replied => FlowState::Wanting,
-        None => FlowState::Open { last_packet: idle_timeout(entry, timeouts).and_then(|secs| timer_set(held, secs)) },
-    }
-}
-
-/// The timer that every packet of a connectionless flow sets anew.
-fn idle_timeout(entry: &ConntrackEntry, timeouts: ConntrackTimeouts) -> Option<u32> {
-    match entry.key.protocol {
-        Protocol::UDP if entry.assured => Some(timeouts.udp_stream),
-        Protocol::UDP => Some(timeouts.udp),
-        Protocol::ICMP | Protocol::ICMPV6 => Some(timeouts.icmp),
-        _ => None,
+        None => FlowState::Open { last_packet: set },
     }
 }
 
@@ -217,16 +256,18 @@ fn state_at_end(
     timeouts: ConntrackTimeouts,
 ) -> Option<FlowState> {
     let last = last_words.unwrap_or(&held.entry);
-    let replied = last.replied || held.entry.replied;
-    // It cannot have ended before it was last seen open.
-    let ago = |secs: u32| at.before(Duration::from_secs(u64::from(secs))).max(held.read_at);
+    let ago = |secs: u32| at.before(Duration::from_secs(u64::from(secs)));
     if last.key.protocol != Protocol::TCP {
-        return Some(FlowState::Closed(ago(idle_timeout(last, timeouts).unwrap_or(0))));
+        // A timer ran out: the last packet passed a whole time-out ago, and not before the last reading of the timer.
+        let last_packet = held.timer.map_or_else(|| ago(timeout_of(last, timeouts).unwrap_or(0)), |timer| timer.latest);
+        return Some(FlowState::Closed(last_packet));
     }
+    // A TCP connection was still open when it was last seen so.
+    let ago = |secs: u32| ago(secs).max(held.read_at);
     match last.tcp.filter(|_| last_words.is_some()) {
         Some(ConntrackTcpState::TimeWait) => Some(FlowState::Closed(ago(timeouts.tcp_time_wait))),
         Some(ConntrackTcpState::Close) => Some(FlowState::Reset(ago(timeouts.tcp_close))),
-        _ if !replied => None,
+        _ if !last.replied && !held.entry.replied => None,
         // The entry vanished while open (evicted, deleted by hand): count it as held from now on, rather too long.
         _ => Some(FlowState::Closed(at)),
     }

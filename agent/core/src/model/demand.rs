@@ -64,9 +64,10 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
     };
     let mut accounts: BTreeMap<Destination, Account> = BTreeMap::new();
     let mut dialled_only: BTreeSet<Destination> = BTreeSet::new();
+    let mut begun: BTreeMap<(Destination, IpAddr), u32> = BTreeMap::new();
 
     if ledger.conntrack_doubt().is_none() {
-        for flow in ledger.flows().iter(ledger.timeouts()) {
+        for flow in ledger.flows().iter() {
             let protocol = flow.destination.protocol;
             if flow.dialled != flow.destination.endpoint {
                 dialled_only.insert(Destination { protocol, endpoint: flow.dialled });
@@ -77,6 +78,10 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
                 .or_insert_with(|| Account::new(flow.destination, in_scope(&flow.destination), SourceId::Conntrack));
             let (held, wanting, active) = weigh(protocol, flow.state, hold, now);
             account.add(flow.source.address, held, wanting, active);
+            if flow.state == FlowState::Beginning {
+                let begun = begun.entry((flow.destination, flow.source.address)).or_insert(0_u32);
+                *begun = begun.saturating_add(1);
+            }
         }
     }
 
@@ -94,7 +99,13 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             None => accounts.entry(destination).or_insert(Account::new(destination, in_scope(&destination), counting)),
         };
         account.count(tally, lately);
-        if account.source == counting {
+        if account.source == SourceId::Conntrack {
+            account.ask_the_sockets(
+                source,
+                begun.get(&(destination, source)).copied().unwrap_or(0),
+                small(tally.wanting),
+            );
+        } else {
             let held = tally.open.saturating_add(tally.closed_lately).saturating_add(reset.reset_lately);
             account.add(source, small(held), small(tally.wanting), small(tally.open));
         }
@@ -127,7 +138,7 @@ fn weigh(protocol: Protocol, state: FlowState, hold: HoldTimes, now: NodeTime) -
         _ => hold.udp_idle,
     };
     match state {
-        FlowState::Wanting => (0, 1, 0),
+        FlowState::Wanting | FlowState::Beginning => (0, 1, 0),
         // The NAT has dropped what has been silent for too long, even if the node still believes in it.
         FlowState::Open { last_packet: Some(last) } if now.since(last) >= idle => (0, 0, 0),
         FlowState::Open { .. } => (1, 0, 1),
@@ -163,6 +174,20 @@ impl Account {
             share.held = share.held.saturating_add(held);
             share.wanting = share.wanting.saturating_add(wanting);
         }
+    }
+
+    /// What conntrack cannot tell, the sockets' side can: of the connects that conntrack takes for unanswered, those whose
+    /// sockets no longer wait either were answered since the table was read last (only those that began since can have
+    /// been), or were given up (conntrack keeps an unanswered SYN for two minutes).
+    fn ask_the_sockets(&mut self, source: IpAddr, begun: u32, still_wanting: u32) {
+        let Some(share) = self.by_source.get_mut(&source) else { return };
+        let settled = share.wanting.saturating_sub(still_wanting);
+        let answered = settled.min(begun);
+        share.wanting -= settled;
+        share.held = share.held.saturating_add(answered);
+        self.wanting = self.wanting.saturating_sub(settled);
+        self.held = self.held.saturating_add(answered);
+        self.active = self.active.saturating_add(answered);
     }
 
     fn count(&mut self, tally: TcpTally, lately: TcpTally) {

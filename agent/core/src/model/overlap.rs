@@ -43,7 +43,8 @@ fn ephemeral(ledger: &Ledger, node_ports: PortRange) -> Vec<EphemeralReport> {
         }
     }
     rows.extend(grouped.into_iter().map(|(settings, (mut subjects, count))| {
-        subjects.sort();
+        // Names that people know come first.
+        subjects.sort_by(|a, b| a.starts_with("net:").cmp(&b.starts_with("net:")).then(a.cmp(b)));
         let named = subjects.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
         let subject = if subjects.len() > 3 { format!("{named} and {} more", subjects.len() - 3) } else { named };
         row(subject, count, settings, node_ports)
@@ -82,8 +83,8 @@ fn live(ledger: &Ledger, node_ports: PortRange) -> LiveOverlap {
         return LiveOverlap::default();
     }
     let (mut translated, mut inside) = (0_u64, 0_u64);
-    for flow in ledger.flows().iter(ledger.timeouts()) {
-        let live = matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting);
+    for flow in ledger.flows().iter() {
+        let live = matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting | FlowState::Beginning);
         if live && flow.translated != flow.source {
             translated = translated.saturating_add(1);
             inside = inside.saturating_add(u64::from(node_ports.contains(flow.translated.port)));

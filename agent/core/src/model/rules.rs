@@ -31,7 +31,6 @@ fn nat_ports(view: &View<'_>, report: &Report) -> Vec<Finding> {
 
 fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &Report) -> Finding {
     let destination = account.destination;
-    let used = percent(account.demand(), ports.ports);
     let exhausted = account.demand() >= ports.ports;
     let who = report.nat.destinations.iter().find(|listed| {
         listed.protocol == destination.protocol
@@ -41,8 +40,9 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
     let worst_holder = who.and_then(|listed| listed.pods.first());
     let because = worst_holder.map(|pod| format!(", {} by {}", pod.held, pod_name(pod))).unwrap_or_default();
     let wanting = if account.wanting > 0 { format!(", {} more wanted", account.wanting) } else { String::new() };
+    let share = percent(account.held, ports.ports);
     let title =
-        format!("{destination} holds {} of {} NAT ports ({used} %){wanting}{because}", account.held, ports.ports);
+        format!("{destination} holds {} of {} NAT ports ({share} %){because}{wanting}", account.held, ports.ports);
 
     let mut evidence = vec![
         Evidence::seen(
