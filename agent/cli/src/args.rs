@@ -1,0 +1,222 @@
+//! What the user typed. Nothing is read or decided here; the help texts are documentation.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use headroom_core::ports::PortRange;
+use ipnet::IpNet;
+
+/// How close is this Kubernetes node to running out of NAT ports, NodePorts, conntrack entries and pod IPs?
+///
+/// Nothing on the node is changed. Run it as root: what it may not read it reports as unknown.
+#[derive(Debug, Parser)]
+#[command(name = "headroom", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What to log to stderr: error, warn, info, debug, trace, or a tracing filter [default: info for the agent, else error]
+    #[arg(long, global = true, env = "HEADROOM_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Diagnose this node once.
+    ///
+    /// Exit code: 0 clean, 1 warnings, 2 critical, 3 could not tell, 64 wrong usage.
+    Check(CheckArgs),
+    /// The daemon: serves /report.json, /metrics, /healthz and /readyz.
+    Agent(AgentArgs),
+    /// Pod IP reservations of this node.
+    Ipam {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: IpamCommand,
+    },
+    /// What a finding means, why it matters and what to do.
+    Explain {
+        /// The finding's id; without one, all ids are listed.
+        id: Option<String>,
+    },
+    /// What this node lets headroom see, and why not.
+    Doctor(DoctorArgs),
+}
+
+/// Commands on reservations.
+#[derive(Debug, Subcommand)]
+pub enum IpamCommand {
+    /// Every reservation with a verdict and its evidence. Reads only.
+    ///
+    /// Exit code: 0 nothing leaked, 1 leaked reservations, 3 some could not be told.
+    Scan(ScanArgs),
+}
+
+/// `headroom check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Watch the node for this long before judging ("30s", "2m"): failures and trends need time to show.
+    #[arg(long, value_name = "DURATION", value_parser = watch_time)]
+    pub watch: Option<Duration>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    #[command(flatten)]
+    /// The node.
+    pub node: NodeArgs,
+    #[command(flatten)]
+    /// The NAT.
+    pub nat: NatArgs,
+}
+
+/// `headroom agent`
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Where to listen. Beyond loopback everybody who reaches the port can read the report.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// How often to make a report.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub tick: Option<Duration>,
+    #[command(flatten)]
+    /// The node.
+    pub node: NodeArgs,
+    #[command(flatten)]
+    /// The NAT.
+    pub nat: NatArgs,
+}
+
+/// `headroom ipam scan`
+#[derive(Debug, Args)]
+pub struct ScanArgs {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    #[command(flatten)]
+    /// The node.
+    pub node: NodeArgs,
+}
+
+/// `headroom doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    #[command(flatten)]
+    /// The node.
+    pub node: NodeArgs,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs: one document on stdout.
+    Json,
+}
+
+/// Where and how to read the node.
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "The node")]
+pub struct NodeArgs {
+    /// Settings from a file (TOML); flags win over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Read the node's files under this directory: a captured tree. Live sources are left out.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// The container runtime's CRI socket; by default the usual places are tried.
+    #[arg(long, value_name = "PATH")]
+    pub cri_socket: Option<PathBuf>,
+    /// The directory of host-local's networks [default: /var/lib/cni/networks]
+    #[arg(long, value_name = "DIR")]
+    pub cni_dir: Option<PathBuf>,
+    /// The directory of the CNI configuration [default: /etc/cni/net.d]
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The node's name; by default the host name.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// The cluster's NodePort range [default: 30000-32767]
+    #[arg(long, value_name = "RANGE")]
+    pub node_port_range: Option<PortRange>,
+    /// A reservation younger than this is never called leaked [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub leak_grace: Option<Duration>,
+}
+
+/// The NAT in front of the node.
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "The NAT in front of the node (by default recognised from the platform)")]
+pub struct NatArgs {
+    /// Which NAT.
+    #[arg(long, value_enum, value_name = "PROFILE")]
+    pub nat_profile: Option<ProfileArg>,
+    /// How the NAT gives ports to nodes [default: static]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub nat_mode: Option<ModeArg>,
+    /// Minimum ports per node, as configured on the gateway [default: 64 static, 32 dynamic]
+    #[arg(long, value_name = "PORTS")]
+    pub nat_min_ports: Option<u32>,
+    /// Maximum ports per node, dynamic mode [default: 65536]
+    #[arg(long, value_name = "PORTS")]
+    pub nat_max_ports: Option<u32>,
+    /// NAT IPs of the gateway.
+    #[arg(long, value_name = "COUNT", alias = "nat-nat-ips")]
+    pub nat_ips: Option<u32>,
+    /// Nodes behind the gateway.
+    #[arg(long, value_name = "COUNT")]
+    pub nat_nodes: Option<u32>,
+    /// Whether nodes have alias IP ranges, as every VPC-native GKE node [default: true]
+    #[arg(long, value_name = "true|false")]
+    pub nat_alias_ranges: Option<bool>,
+    /// How long the NAT holds a port after a TCP connection closed [default: 2m]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub nat_tcp_time_wait: Option<Duration>,
+    /// How long the NAT holds a port after a TCP connection was reset [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub nat_tcp_reset: Option<Duration>,
+    /// After how much silence the NAT forgets an established TCP connection [default: 20m]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub nat_tcp_established_idle: Option<Duration>,
+    /// After how much silence the NAT forgets a UDP flow [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub nat_udp_idle: Option<Duration>,
+    /// A prefix that is reached without the NAT; may be given more than once.
+    #[arg(long, value_name = "PREFIX")]
+    pub nat_bypass: Vec<IpNet>,
+}
+
+/// NAT profiles on the command line and in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProfileArg {
+    /// Google Cloud NAT.
+    Gcp,
+    /// No NAT: demand is shown, not judged.
+    None,
+}
+
+/// Port allocation modes on the command line and in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeArg {
+    /// Every node gets the same number.
+    Static,
+    /// Between a minimum and a maximum, as needed.
+    Dynamic,
+}
+
+/// A time to watch: 1 second to 1 day.
+fn watch_time(text: &str) -> Result<Duration, String> {
+    let watch = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    if (least..=most).contains(&watch) { Ok(watch) } else { Err("watch for 1s to 1d".to_owned()) }
+}

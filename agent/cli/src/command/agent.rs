@@ -1,0 +1,98 @@
+//! `headroom agent`: the daemon. One thread owns the ledger and makes a report every tick; every request gets the same.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use headroom_core::ledger::Ledger;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::args::AgentArgs;
+use crate::command::UsageError;
+use crate::engine::Engine;
+use crate::lanes::{self, DEADLINE, Pace};
+use crate::output::web::{self, Published};
+use crate::settings::Settings;
+
+/// Requests under way when it is time to stop get this long.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Demand is sampled at least this often, whatever the tick.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Wrong settings, an address that cannot be listened on, threads that cannot be started.
+pub(super) fn run(args: &AgentArgs) -> anyhow::Result<u8> {
+    let mut settings = Settings::new(&args.node, &args.nat).map_err(UsageError)?;
+    settings.listen = args.listen.unwrap_or(settings.listen);
+    settings.tick = args.tick.unwrap_or(settings.tick);
+    if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&settings.tick) {
+        return Err(UsageError(anyhow::anyhow!("--tick must be 1s to 1h")).into());
+    }
+    // Few threads: the agent waits nearly all the time.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<u8> {
+    // Listen before anything is attached: a taken port is the commonest mistake.
+    let listener = tokio::net::TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("listen on {}; is another agent running?", settings.listen))?;
+    let address = listener.local_addr().context("read the address listened on")?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+
+    let (publish, published) = watch::channel(None);
+    let stop = Arc::new(AtomicBool::new(false));
+    let owner = {
+        let (settings, stop) = (settings.clone(), Arc::clone(&stop));
+        thread::Builder::new().name("ledger".to_owned()).spawn(move || own(&settings, &publish, &stop))?
+    };
+    tracing::info!(%address, tick = ?settings.tick, "listening");
+
+    let (stopping, mut stopped) = watch::channel(false);
+    let server = axum::serve(listener, web::router(published, settings.tick)).with_graceful_shutdown(async move {
+        // The sender gone means stop as well.
+        drop(stopped.wait_for(|stop| *stop).await);
+    });
+    let mut server = tokio::spawn(server.into_future());
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT, stopping"),
+        ended = &mut server => ended.context("run the server")?.context("serve requests")?,
+    }
+    stop.store(true, Ordering::Relaxed);
+    stopping.send_replace(true);
+    if !server.is_finished() && tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+        tracing::warn!("requests still under way were cut off");
+        server.abort();
+    }
+    let ended = tokio::task::spawn_blocking(move || owner.join()).await.context("wait for the ledger's thread")?;
+    match ended {
+        Ok(result) => result.map(|()| 0),
+        Err(_panic) => anyhow::bail!("the ledger's thread panicked"),
+    }
+}
+
+/// Owns the ledger: takes in facts, publishes a report every tick.
+fn own(settings: &Settings, publish: &watch::Sender<Option<Published>>, stop: &AtomicBool) -> anyhow::Result<()> {
+    let lanes = lanes::all(settings, Pace::Steady);
+    let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
+    engine.settle(DEADLINE);
+    let mut since_report = settings.tick;
+    while !stop.load(Ordering::Relaxed) {
+        let report = engine.report();
+        if since_report >= settings.tick {
+            since_report = Duration::ZERO;
+            publish.send_replace(Some(Published::new(report)));
+        }
+        engine.watch(SAMPLE);
+        since_report += SAMPLE;
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! `headroom doctor`: what this node lets us see, and why not.
+
+use headroom_core::ledger::Ledger;
+use headroom_core::report::{CoverageReport, CoverageState};
+use headroom_host::privileges::{self, Capability};
+use headroom_host::source::tcp::TcpSource;
+use serde::Serialize;
+
+use crate::args::{DoctorArgs, Format, NatArgs};
+use crate::command::UsageError;
+use crate::engine::Engine;
+use crate::lanes::{self, DEADLINE, Pace};
+use crate::output::{self, table::Width};
+use crate::settings::Settings;
+
+/// What `doctor` found out.
+#[derive(Debug, Serialize)]
+pub struct Diagnosis {
+    /// The node.
+    pub node: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Capabilities that some source wants.
+    pub capabilities: Vec<Capability>,
+    /// Every source.
+    pub coverage: Vec<CoverageReport>,
+    /// Every eBPF program.
+    pub programs: Vec<Program>,
+}
+
+/// One eBPF program.
+#[derive(Debug, Serialize)]
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// Where it is attached.
+    pub hook: String,
+    /// Whether it is.
+    pub attached: bool,
+    /// Why not.
+    pub why: Option<String>,
+}
+
+/// Runs the command: exit code 0 if every source works or has nothing to see here, 3 otherwise.
+///
+/// # Errors
+/// Wrong settings, threads that cannot be started, a closed stdout.
+pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
+    let settings = Settings::new(&args.node, &NatArgs::default()).map_err(UsageError)?;
+    let tcp = TcpSource::start(&settings.root, settings.max_destinations);
+    let programs = tcp.programs().into_iter().map(|status| Program {
+        name: status.row.name.to_owned(),
+        hook: status.row.hook.to_owned(),
+        attached: status.attached.is_ok(),
+        why: status.attached.err().map(|why| why.to_string()),
+    });
+    let programs = programs.collect();
+    drop(tcp);
+    let lanes = lanes::all(&settings, Pace::Once);
+    let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
+    engine.settle(DEADLINE);
+    let report = engine.report();
+    let diagnosis = Diagnosis {
+        kernel: engine.ledger().platform().map_or_else(|| "unknown".to_owned(), |platform| platform.kernel.clone()),
+        node: report.node,
+        capabilities: privileges::wanted(),
+        coverage: report.coverage,
+        programs,
+    };
+    match args.output {
+        Format::Json => output::json(&diagnosis)?,
+        Format::Table => output::print(&output::table::doctor::page(&diagnosis, Width::of_stdout()))?,
+    }
+    let unread = diagnosis.coverage.iter().any(|row| row.state == CoverageState::Unknown);
+    Ok(if unread { 3 } else { 0 })
+}

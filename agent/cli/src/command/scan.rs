@@ -1,0 +1,42 @@
+//! `headroom ipam scan`: every reservation with a verdict.
+
+use headroom_core::ledger::Ledger;
+use headroom_core::model::ipam;
+use headroom_core::report::VerdictCounts;
+use headroom_host::clock;
+
+use crate::args::{Format, NatArgs, ScanArgs};
+use crate::command::UsageError;
+use crate::engine::Engine;
+use crate::lanes::{self, DEADLINE};
+use crate::output::{self, table::Width};
+use crate::settings::Settings;
+
+/// Runs the command.
+///
+/// # Errors
+/// Wrong settings, threads that cannot be started, a closed stdout.
+pub(super) fn run(args: &ScanArgs) -> anyhow::Result<u8> {
+    let settings = Settings::new(&args.node, &NatArgs::default()).map_err(UsageError)?;
+    let lanes = lanes::reservations(&settings);
+    let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
+    engine.settle(DEADLINE);
+    let report = engine.report();
+    let networks = ipam::networks(engine.ledger(), &settings.policy, clock::now());
+    let scan =
+        output::table::Scan { node: &report.node, time: &report.time, coverage: &report.coverage, networks: &networks };
+    match args.output {
+        Format::Json => output::json(&scan)?,
+        Format::Table => output::print(&output::table::scan(&scan, Width::of_stdout()))?,
+    }
+    let any = |count: fn(&VerdictCounts) -> u64| networks.iter().any(|network| count(&network.counts) > 0);
+    let unread = report.coverage.iter().any(|row| {
+        row.source == headroom_core::observe::SourceId::HostLocal
+            && row.state == headroom_core::report::CoverageState::Unknown
+    });
+    Ok(match () {
+        () if any(|counts| counts.leaked) => 1,
+        () if unread || any(|counts| counts.undetermined) => 3,
+        () => 0,
+    })
+}

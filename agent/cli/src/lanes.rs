@@ -1,0 +1,87 @@
+//! Which sources run, in which order and how often. The one place where a source is registered.
+
+use std::time::Duration;
+
+use headroom_core::observe::SourceId;
+use headroom_host::source::connections::ConnectionsSource;
+use headroom_host::source::conntrack::ConntrackSource;
+use headroom_host::source::conntrack_use::ConntrackUseSource;
+use headroom_host::source::cri::CriSource;
+use headroom_host::source::host_local::HostLocalSource;
+use headroom_host::source::namespaces::NamespacesSource;
+use headroom_host::source::platform::PlatformSource;
+
+use crate::engine::Lane;
+use crate::settings::Settings;
+
+/// How eagerly to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// One diagnosis: two looks at the reservations in quick succession.
+    Once,
+    /// For days: reservations every ten seconds.
+    Steady,
+}
+
+/// Longest a first report waits for a lane: a hanging runtime is given up after two seconds by its source.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// All lanes.
+pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
+    let root = &settings.root;
+    let mut lanes = vec![
+        platform(settings),
+        Lane {
+            name: "connections",
+            reports: &[SourceId::Tcp, SourceId::Sockets],
+            pause: Duration::from_secs(1),
+            rounds_wanted: 1,
+            sources: vec![Box::new(ConnectionsSource::start(root, settings.max_destinations))],
+        },
+        Lane {
+            name: "conntrack",
+            reports: &[SourceId::Conntrack, SourceId::ConntrackUse],
+            // Events are drained ten times a second: their queue in the kernel is bounded.
+            pause: Duration::from_millis(100),
+            rounds_wanted: 1,
+            sources: vec![
+                // Time-outs first: the ages of flows follow from them.
+                Box::new(ConntrackUseSource::new(root)),
+                Box::new(ConntrackSource::start(root, Duration::from_millis(250))),
+            ],
+        },
+    ];
+    lanes.push(pods(settings, pace));
+    lanes
+}
+
+/// Only what verdicts on reservations need.
+pub fn reservations(settings: &Settings) -> Vec<Lane> {
+    vec![platform(settings), pods(settings, Pace::Once)]
+}
+
+fn platform(settings: &Settings) -> Lane {
+    Lane {
+        name: "platform",
+        reports: &[SourceId::Platform],
+        pause: Duration::from_secs(60),
+        rounds_wanted: 1,
+        sources: vec![Box::new(PlatformSource::new(settings.root.clone(), settings.node_name.clone()))],
+    }
+}
+
+fn pods(settings: &Settings, pace: Pace) -> Lane {
+    let root = &settings.root;
+    Lane {
+        name: "pods",
+        reports: &[SourceId::HostLocal, SourceId::Cri, SourceId::Namespaces],
+        pause: if pace == Pace::Once { Duration::from_millis(300) } else { Duration::from_secs(10) },
+        rounds_wanted: 2,
+        sources: vec![
+            // Reservations first, the runtime second: a pod that starts in between must not look leaked.
+            Box::new(HostLocalSource::new(root.clone(), settings.cni_dir.clone(), settings.cni_conf_dir.clone())),
+            Box::new(CriSource::new(settings.cri_socket.clone(), root.clone())),
+            Box::new(NamespacesSource::new(root.clone())),
+        ],
+    }
+}

@@ -1,0 +1,227 @@
+//! The report as Prometheus metrics (OpenMetrics text).
+//!
+//! [`FAMILIES`] is the one table of what there is; every label that is not fixed has its bound beside it. Pod names and
+//! addresses are no labels, except destinations, of which the largest [`MAX_DESTINATIONS`] are listed.
+
+use std::sync::atomic::AtomicU64;
+
+use headroom_core::findings::Severity;
+use headroom_core::model::leak::Verdict;
+use headroom_core::report::{CoverageState, Report};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// What `prometheus-client` writes.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Destinations that become series at most.
+pub const MAX_DESTINATIONS: usize = 20;
+/// Networks that become series at most.
+const MAX_NETWORKS: usize = 16;
+
+type Number = Gauge<f64, AtomicU64>;
+
+/// One family: name, help, labels and their bound.
+#[derive(Debug)]
+pub struct FamilyRow {
+    /// Name, without the prefix `headroom_`.
+    pub name: &'static str,
+    /// Help text.
+    pub help: &'static str,
+    /// Labels, and how many series they can make.
+    pub labels: &'static str,
+}
+
+macro_rules! families {
+    ($($id:ident = $name:literal, $labels:literal, $help:literal;)*) => {
+        $(const $id: FamilyRow = FamilyRow { name: $name, help: $help, labels: $labels };)*
+        /// Every family there is.
+        pub const FAMILIES: &[FamilyRow] = &[$($id),*];
+    };
+}
+
+families! {
+    ALLOCATED = "nat_allocated_ports", "none: 1 series", "NAT ports this node was given, per protocol and destination; absent if unknown";
+    DEMAND = "nat_demand_ports", "protocol: 2 series", "NAT ports the worst destination needs: held and wanting";
+    DEMAND_PEAK = "nat_demand_peak_ports", "protocol: 2 series", "Largest demand of the last ten minutes";
+    HELD = "nat_destination_held_ports", "protocol, address, port: the 20 largest in scope", "NAT ports held towards a destination";
+    WANTING = "nat_destination_wanting_ports", "protocol, address, port: the 20 largest in scope", "Unanswered connects towards a destination";
+    FAILED = "nat_destination_failed_connects", "protocol, address, port: the 20 largest in scope", "Connects to a destination that failed since start";
+    DESTINATIONS = "nat_destinations", "none: 1 series", "Destinations known now";
+    ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
+    USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
+    OVERLAP = "ephemeral_nodeport_overlap_ports", "none: 1 series", "NodePorts the node may pick as source ports";
+    CT_ENTRIES = "conntrack_entries", "none: 1 series", "Entries of the conntrack table";
+    CT_MAX = "conntrack_max_entries", "none: 1 series", "Room of the conntrack table";
+    CT_INSERT_FAILED = "conntrack_insert_failed", "none: 1 series", "conntrack insertions that failed since boot";
+    CT_DROP = "conntrack_drop", "none: 1 series", "Packets conntrack dropped since boot";
+    CT_EARLY_DROP = "conntrack_early_drop", "none: 1 series", "conntrack entries evicted since boot";
+    FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
+    SOURCE_UP = "source_up", "source: 8 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
+    LOST = "lost_events", "what: 5 series", "Events lost since start";
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ProtocolLabel {
+    protocol: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DestinationLabel {
+    protocol: String,
+    address: String,
+    port: u32,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct NetworkLabel {
+    network: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct VerdictLabel {
+    network: String,
+    verdict: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FindingLabel {
+    id: &'static str,
+    severity: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SourceLabel {
+    source: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LossLabel {
+    what: String,
+}
+
+/// Counters of the report that stand still while it is rendered.
+struct Writer(Registry);
+
+impl Writer {
+    /// A single number; absent numbers make no series.
+    fn number(&mut self, row: &FamilyRow, value: Option<f64>) {
+        if let Some(value) = value {
+            let gauge = Number::default();
+            gauge.set(value);
+            self.0.register(row.name, row.help, gauge);
+        }
+    }
+
+    fn counter(&mut self, row: &FamilyRow, value: Option<u64>) {
+        if let Some(value) = value {
+            self.0.register(row.name, row.help, ConstCounter::new(value));
+        }
+    }
+
+    fn family<L>(&mut self, row: &FamilyRow, values: impl Iterator<Item = (L, f64)>)
+    where
+        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let family = Family::<L, Number>::default();
+        for (label, value) in values {
+            family.get_or_create(&label).inc_by(value);
+        }
+        self.0.register(row.name, row.help, family);
+    }
+}
+
+/// Renders a report.
+pub fn render(report: &Report) -> String {
+    let mut writer = Writer(Registry::with_prefix("headroom"));
+    nat(&mut writer, report);
+    ipam(&mut writer, report);
+    let host = report.overlap.ephemeral.iter().find(|row| row.subject == "host");
+    writer.number(&OVERLAP, host.and_then(|row| row.overlap_ports).map(f64::from));
+    writer.number(&CT_ENTRIES, report.conntrack.entries.map(float));
+    writer.number(&CT_MAX, report.conntrack.max.map(float));
+    writer.counter(&CT_INSERT_FAILED, report.conntrack.insert_failed);
+    writer.counter(&CT_DROP, report.conntrack.drop);
+    writer.counter(&CT_EARLY_DROP, report.conntrack.early_drop);
+    about_ourselves(&mut writer, report);
+    let mut text = String::new();
+    if let Err(error) = encode(&mut text, &writer.0) {
+        tracing::error!(%error, "metrics could not be encoded");
+    }
+    text
+}
+
+fn nat(writer: &mut Writer, report: &Report) {
+    let demands = [("tcp", &report.nat.demand.tcp), ("udp", &report.nat.demand.udp)];
+    let label = |protocol: &str| ProtocolLabel { protocol: protocol.to_owned() };
+    writer.number(&ALLOCATED, report.nat.allocation.ports.map(f64::from));
+    writer.family(&DEMAND, demands.iter().filter_map(|(name, demand)| Some((label(name), f64::from(demand.ports?)))));
+    writer.family(
+        &DEMAND_PEAK,
+        demands.iter().filter_map(|(name, demand)| Some((label(name), f64::from(demand.peak_10m?)))),
+    );
+    let listed = || {
+        report.nat.destinations.iter().filter(|destination| destination.in_scope).take(MAX_DESTINATIONS).map(
+            |destination| {
+                let label = DestinationLabel {
+                    protocol: destination.protocol.to_string(),
+                    address: destination.address.to_string(),
+                    port: u32::from(destination.port),
+                };
+                (label, destination)
+            },
+        )
+    };
+    writer.family(&HELD, listed().map(|(label, destination)| (label, f64::from(destination.held))));
+    writer.family(&WANTING, listed().map(|(label, destination)| (label, f64::from(destination.wanting))));
+    writer.family(&FAILED, listed().map(|(label, destination)| (label, float(destination.failed_total))));
+    let listed = u64::try_from(report.nat.destinations.len()).unwrap_or(u64::MAX);
+    writer.number(&DESTINATIONS, Some(float(listed.saturating_add(report.nat.omitted.destinations))));
+}
+
+fn ipam(writer: &mut Writer, report: &Report) {
+    let networks = || report.ipam.networks.iter().take(MAX_NETWORKS);
+    let counts = networks().flat_map(|network| {
+        let count = [
+            (Verdict::InUse, network.counts.in_use),
+            (Verdict::Settling, network.counts.settling),
+            (Verdict::Leaked, network.counts.leaked),
+            (Verdict::Undetermined, network.counts.undetermined),
+        ];
+        count.map(|(verdict, count)| {
+            (VerdictLabel { network: network.network.clone(), verdict: verdict.name() }, float(count))
+        })
+    });
+    writer.family(&ADDRESSES, counts);
+    let usable = networks()
+        .filter_map(|network| Some((NetworkLabel { network: network.network.clone() }, float(network.usable?))));
+    writer.family(&USABLE, usable);
+}
+
+fn about_ourselves(writer: &mut Writer, report: &Report) {
+    let findings = report.findings.iter().map(|finding| {
+        let severity: Severity = finding.severity;
+        (FindingLabel { id: finding.id.name(), severity: severity.name() }, 1.0)
+    });
+    writer.family(&FINDINGS, findings);
+    let sources = report.coverage.iter().filter_map(|row| {
+        let up = match row.state {
+            CoverageState::Ok | CoverageState::Degraded => 1.0,
+            CoverageState::Unknown => 0.0,
+            CoverageState::Absent => return None,
+        };
+        Some((SourceLabel { source: row.source.name() }, up))
+    });
+    writer.family(&SOURCE_UP, sources);
+    writer.family(&LOST, report.lost.iter().map(|(what, total)| (LossLabel { what: what.clone() }, float(*total))));
+}
+
+/// Prometheus has only floats: exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus samples are 64-bit floats")]
+fn float(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,230 @@
+//! What the words of the user mean: file and flags together, checked before anything starts. Flags win over the file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use headroom_core::ledger::LedgerLimits;
+use headroom_core::model::nat::{Basis, HoldTimes, Mode, NatSettings, Profile};
+use headroom_core::model::policy::Policy;
+use headroom_core::ports::PortRange;
+use headroom_host::root::HostRoot;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::args::{ModeArg, NatArgs, NodeArgs, ProfileArg};
+
+/// Largest configuration file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Everything a command needs to know, complete and valid.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the node's files are.
+    pub root: HostRoot,
+    /// The runtime's socket, if it was named.
+    pub cri_socket: Option<PathBuf>,
+    /// host-local's networks.
+    pub cni_dir: PathBuf,
+    /// The CNI configuration.
+    pub cni_conf_dir: PathBuf,
+    /// The node's name, if it was given.
+    pub node_name: Option<String>,
+    /// (destination, source) pairs the kernel map has room for.
+    pub max_destinations: u32,
+    /// Bounds of the ledger.
+    pub limits: LedgerLimits,
+    /// What verdicts depend on.
+    pub policy: Policy,
+    /// Where the daemon listens.
+    pub listen: SocketAddr,
+    /// How often the daemon makes a report.
+    pub tick: Duration,
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    root: Option<PathBuf>,
+    cri_socket: Option<PathBuf>,
+    cni_dir: Option<PathBuf>,
+    cni_conf_dir: Option<PathBuf>,
+    node_name: Option<String>,
+    node_port_range: Option<PortRange>,
+    leak_grace_secs: Option<u64>,
+    max_destinations: Option<u32>,
+    max_flows: Option<usize>,
+    listen: Option<SocketAddr>,
+    tick_secs: Option<u64>,
+    nat: NatFile,
+}
+
+/// Its `[nat]` table.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NatFile {
+    profile: Option<ProfileArg>,
+    mode: Option<ModeArg>,
+    min_ports: Option<u32>,
+    max_ports: Option<u32>,
+    nat_ips: Option<u32>,
+    nodes: Option<u32>,
+    alias_ranges: Option<bool>,
+    tcp_time_wait_secs: Option<u64>,
+    tcp_reset_secs: Option<u64>,
+    tcp_established_idle_secs: Option<u64>,
+    udp_idle_secs: Option<u64>,
+    bypass: Vec<IpNet>,
+}
+
+impl Settings {
+    /// Joins file and flags.
+    ///
+    /// # Errors
+    /// An unreadable file, an unknown key, a value out of range, or NAT settings that contradict each other.
+    pub fn new(node: &NodeArgs, nat: &NatArgs) -> anyhow::Result<Self> {
+        let file = match &node.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        let settings = nat_settings(nat, &file.nat)?;
+        let hold = settings.as_ref().map_or_else(HoldTimes::default, |nat| nat.hold);
+        let root = node.root.clone().or(file.root).map_or_else(HostRoot::live, HostRoot::at);
+        let or = |given: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
+            given.clone().or(file).unwrap_or_else(|| PathBuf::from(default))
+        };
+        let policy = Policy {
+            nat: settings,
+            extra_private: nat.nat_bypass.iter().chain(&file.nat.bypass).copied().collect(),
+            node_ports: node.node_port_range.or(file.node_port_range).unwrap_or(PortRange::NODE_PORTS),
+            leak_grace: node
+                .leak_grace
+                .or(file.leak_grace_secs.map(Duration::from_secs))
+                .unwrap_or(Policy::default().leak_grace),
+            ..Policy::default()
+        };
+        let max_destinations = file.max_destinations.unwrap_or(65_536);
+        if !(1024..=1_048_576).contains(&max_destinations) {
+            bail!("`max_destinations` is {max_destinations}: 1024 to 1048576 are possible");
+        }
+        let max_flows = file.max_flows.unwrap_or(LedgerLimits::default().max_flows);
+        if !(1024..=4_194_304).contains(&max_flows) {
+            bail!("`max_flows` is {max_flows}: 1024 to 4194304 are possible");
+        }
+        let tick = Duration::from_secs(file.tick_secs.unwrap_or(5));
+        if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&tick) {
+            bail!("`tick_secs` is {}: 1 to 3600 are possible", tick.as_secs());
+        }
+        Ok(Self {
+            root,
+            cri_socket: node.cri_socket.clone().or(file.cri_socket),
+            cni_dir: or(&node.cni_dir, file.cni_dir, "/var/lib/cni/networks"),
+            cni_conf_dir: or(&node.cni_conf_dir, file.cni_conf_dir, "/etc/cni/net.d"),
+            node_name: node.node_name.clone().filter(|name| !name.is_empty()).or(file.node_name),
+            max_destinations,
+            limits: LedgerLimits { max_flows, remember: hold.longest_after_end() + Duration::from_secs(30) },
+            policy,
+            listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9497))),
+            tick,
+        })
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<File> {
+    let size = std::fs::metadata(path).with_context(|| format!("read configuration `{}`", path.display()))?.len();
+    if size > MAX_FILE_BYTES {
+        bail!("configuration `{}` has {size} bytes, at most {MAX_FILE_BYTES} are read", path.display());
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("read configuration `{}`", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("understand configuration `{}`", path.display()))
+}
+
+/// The NAT as described; `None` if nothing was said about it.
+fn nat_settings(args: &NatArgs, file: &NatFile) -> anyhow::Result<Option<NatSettings>> {
+    let secs = |given: Option<Duration>, file: Option<u64>, default: Duration| {
+        given.or(file.map(Duration::from_secs)).unwrap_or(default)
+    };
+    let default = HoldTimes::default();
+    let hold = HoldTimes {
+        tcp_time_wait: secs(args.nat_tcp_time_wait, file.tcp_time_wait_secs, default.tcp_time_wait),
+        tcp_reset: secs(args.nat_tcp_reset, file.tcp_reset_secs, default.tcp_reset),
+        tcp_established_idle: secs(
+            args.nat_tcp_established_idle,
+            file.tcp_established_idle_secs,
+            default.tcp_established_idle,
+        ),
+        udp_idle: secs(args.nat_udp_idle, file.udp_idle_secs, default.udp_idle),
+        icmp_idle: default.icmp_idle,
+    };
+    if hold.longest_after_end() > Duration::from_secs(3600) {
+        bail!("a NAT hold time of more than an hour is not possible");
+    }
+    let mode = args.nat_mode.or(file.mode);
+    let (min_ports, max_ports) = (args.nat_min_ports.or(file.min_ports), args.nat_max_ports.or(file.max_ports));
+    let (nat_ips, nodes) = (args.nat_ips.or(file.nat_ips), args.nat_nodes.or(file.nodes));
+    let alias_ranges = args.nat_alias_ranges.or(file.alias_ranges);
+    let described = mode.is_some()
+        || [min_ports, max_ports, nat_ips, nodes].iter().any(Option::is_some)
+        || alias_ranges.is_some()
+        || hold != default;
+    let settings = match args.nat_profile.or(file.profile) {
+        Some(ProfileArg::Gcp) => NatSettings {
+            mode: if mode == Some(ModeArg::Dynamic) { Mode::Dynamic } else { Mode::Static },
+            min_ports,
+            max_ports,
+            nat_ips,
+            nodes,
+            alias_ranges: alias_ranges.unwrap_or(true),
+            hold,
+            ..NatSettings::gcp(Basis::Configured)
+        },
+        Some(ProfileArg::None) if !described => {
+            NatSettings { basis: Basis::Configured, profile: Profile::None, ..NatSettings::none() }
+        }
+        Some(ProfileArg::None) => bail!("`--nat-profile none` takes no further NAT settings"),
+        None if described => {
+            bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)")
+        }
+        None => return Ok(None),
+    };
+    settings.check().context("check the NAT settings")?;
+    Ok(Some(settings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(toml: &str, nat: &NatArgs) -> anyhow::Result<Settings> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("headroom.toml");
+        std::fs::write(&path, toml).unwrap();
+        Settings::new(&NodeArgs { config: Some(path), ..NodeArgs::default() }, nat)
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let toml = "tick_secs = 7\n[nat]\nprofile = \"gcp\"\nmin_ports = 64\nalias_ranges = false\n";
+        let flags = NatArgs { nat_min_ports: Some(128), ..NatArgs::default() };
+        let nat = settings(toml, &flags).unwrap().policy.nat.unwrap();
+        assert_eq!(nat.node_ports().unwrap().ports, 128);
+        assert_eq!(settings(toml, &NatArgs::default()).unwrap().tick, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_with_the_place() {
+        let text = |toml: &str| format!("{:#}", settings(toml, &NatArgs::default()).unwrap_err());
+        assert!(text("[nat]\nprofil = \"gcp\"\n").contains("profil"));
+        assert!(text("[nat]\nmin_ports = 64\n").contains("need a profile"));
+        assert!(text("[nat]\nprofile = \"gcp\"\nmode = \"dynamic\"\nmin_ports = 100\n").contains("power of two"));
+        assert!(text("tick_secs = 0\n").contains("tick_secs"));
+        assert!(text("node_port_range = \"9-1\"\n").contains("starts above its end"));
+    }
+
+    #[test]
+    fn nothing_said_about_the_nat_leaves_it_to_the_platform() {
+        assert_eq!(settings("", &NatArgs::default()).unwrap().policy.nat, None);
+    }
+}
