@@ -90,7 +90,8 @@ impl Daemon {
             Ok(answer)
         })?;
         let (head, body) = answer.split_once("\r\n\r\n").context("find the end of the answer's head")?;
-        let status = head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("read the status")?;
+        let status =
+            head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("read the status")?;
         Ok((status, body.to_owned()))
     }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec, Int64Value, KeyValue,
-    LinuxContainerConfig, LinuxContainerSecurityContext, Mount, NamespaceMode, NamespaceOption, SecurityProfile,
-    security_profile::ProfileType,
+    LinuxContainerConfig, LinuxContainerSecurityContext, Mount, MountPropagation, NamespaceMode, NamespaceOption,
+    SecurityProfile, security_profile::ProfileType,
 };
 
 use crate::lab::Lab;
@@ -93,6 +93,8 @@ pub struct HostMount {
     pub host_path: PathBuf,
     pub container_path: PathBuf,
     pub read_only: bool,
+    /// Mounts made later below it appear in the container, too (`HostToContainer`).
+    pub follows_host: bool,
 }
 
 /// A container that was started. Not a guard: it goes with its node.
@@ -178,6 +180,11 @@ fn mount(mount: &HostMount) -> Mount {
         host_path: mount.host_path.to_string_lossy().into_owned(),
         container_path: mount.container_path.to_string_lossy().into_owned(),
         readonly: mount.read_only,
+        propagation: if mount.follows_host {
+            MountPropagation::PropagationHostToContainer
+        } else {
+            MountPropagation::PropagationPrivate
+        } as i32,
         ..Mount::default()
     }
 }

@@ -31,7 +31,7 @@ pub struct NatExhaustion {
     /// How long headroom watches
     #[arg(long, value_parser = parse_duration, default_value = "5s")]
     pub watch: Duration,
-    /// Instead of what headroom is called with; `{socket}` and `{cni}` stand for the node's paths
+    /// Instead of what headroom is called with; `{socket}`, `{cni}` and `{conf}` stand for the node's paths
     #[arg(last = true)]
     pub args: Vec<String>,
 }
@@ -90,6 +90,7 @@ impl NatExhaustion {
     fn start_headroom(&self, scene: &Scene) -> Result<Process> {
         let socket = scene.node.socket().to_string_lossy().into_owned();
         let cni = scene.node.cni_dir().to_string_lossy().into_owned();
+        let conf = scene.node.cni_conf_dir().to_string_lossy().into_owned();
         let watch = format!("{}s", self.watch.as_secs_f64());
         let default = [
             "check",
@@ -111,14 +112,18 @@ impl NatExhaustion {
             "{socket}",
             "--cni-dir",
             "{cni}",
+            "--cni-conf-dir",
+            "{conf}",
         ];
         let args: Vec<String> = if self.args.is_empty() {
             default.iter().map(|arg| (*arg).to_owned()).collect()
         } else {
             self.args.clone()
         };
-        let args: Vec<String> =
-            args.into_iter().map(|arg| arg.replace("{socket}", &socket).replace("{cni}", &cni)).collect();
+        let args: Vec<String> = args
+            .into_iter()
+            .map(|arg| arg.replace("{socket}", &socket).replace("{cni}", &cni).replace("{conf}", &conf))
+            .collect();
         step(&format!("{} {}", self.headroom.display(), args.join(" ")));
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let netns = scene.node.netns();

@@ -153,7 +153,12 @@ fn a_container_runs_with_the_capabilities_mounts_and_namespaces_it_was_given() {
     image::build(&lab, &archive, "headroom.lab/test:1", &[ImageFile::new(&marker, "/inside")], &["/usr/bin/sh"])
         .unwrap();
     assert_eq!(node.import_image(&archive).unwrap(), ["headroom.lab/test:1"]);
-    let mount = |from: &str, to: &str| HostMount { host_path: from.into(), container_path: to.into(), read_only: true };
+    let mount = |from: &str, to: &str| HostMount {
+        host_path: from.into(),
+        container_path: to.into(),
+        read_only: true,
+        follows_host: false,
+    };
     let script = "cat /inside /marker; echo; grep -E 'CapEff|Seccomp:' /proc/self/status; readlink /proc/self/ns/net; \
                   tr '\\0' ' ' < /proc/1/cmdline; echo; echo oops >&2; touch /marker || exit 7";
     let spec = ContainerSpec {

@@ -1,5 +1,5 @@
 //! NAT ports end to end: a real gateway, real connections, real pods; what headroom says against what the gateway knows.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests may panic as tests do")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,9 @@ fn finding<'a>(report: &'a Value, id: &str) -> Option<&'a Value> {
 fn destination(report: &Value, at: (Ipv4Addr, u16), protocol: &str) -> Option<Value> {
     let all = report["nat"]["destinations"].as_array()?;
     let address = at.0.to_string();
-    all.iter().find(|row| row["address"] == address.as_str() && row["port"] == at.1 && row["protocol"] == protocol).cloned()
+    all.iter()
+        .find(|row| row["address"] == address.as_str() && row["port"] == at.1 && row["protocol"] == protocol)
+        .cloned()
 }
 
 /// Exercises the whole way from a SYN to the remedy. If this fails, headroom does not do what it is for.
@@ -51,7 +53,8 @@ fn a_pod_that_drains_the_nat_is_named_with_numbers_failures_and_remedy() {
     let generator = std::thread::scope(|scope| {
         let started = scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(1200));
-            let connect = Connect { rate: 80.0, timeout: Duration::from_secs(2), ..Connect::tcp(TARGET.into(), 76, hold) };
+            let connect =
+                Connect { rate: 80.0, timeout: Duration::from_secs(2), ..Connect::tcp(TARGET.into(), 76, hold) };
             let culprit = Generator::start(&culprit.netns, &connect).unwrap();
             (culprit, Generator::start(&bystander.netns, &Connect::tcp(OTHER.into(), 5, hold)).unwrap())
         });
@@ -77,7 +80,11 @@ fn a_pod_that_drains_the_nat_is_named_with_numbers_failures_and_remedy() {
         assert!((14..=16).contains(&failed), "16 connects got no port, {failed} were seen to fail: {row}");
         assert!(row["syn_unanswered_total"].as_u64().unwrap() >= 16, "{row}");
         let calm = destination(&report, OTHER, "tcp").unwrap();
-        assert_eq!((&calm["held"], &calm["pods"][0]["name"]), (&Value::from(5), &Value::from("catalog-5c8d")), "{calm}");
+        assert_eq!(
+            (&calm["held"], &calm["pods"][0]["name"]),
+            (&Value::from(5), &Value::from("catalog-5c8d")),
+            "{calm}"
+        );
         assert!(report["nat"]["demand"]["tcp"]["peak_1m"].as_u64().unwrap() >= 64);
         started.join().unwrap()
     });
@@ -125,7 +132,8 @@ fn held_ports_agree_with_the_gateways_own_table_every_second() {
         udp: Duration::from_secs(10),
         ..Timeouts::CLOUD_NAT
     };
-    let nat = NatLab::build(&lab, &NatOptions { pods: 2, ports: 1024..=65535, timeouts, ..NatOptions::default() }).unwrap();
+    let nat =
+        NatLab::build(&lab, &NatOptions { pods: 2, ports: 1024..=65535, timeouts, ..NatOptions::default() }).unwrap();
     let serve = Serve { udp: vec![OTHER.into()], ..Serve::tcp([SocketAddr::from(TARGET)]) };
     let _servers = Server::start(&nat.outside, &serve).unwrap();
     let (one, two) = (&nat.pods[0].netns, &nat.pods[1].netns);
@@ -135,8 +143,18 @@ fn held_ports_agree_with_the_gateways_own_table_every_second() {
         &nat.node,
         9497,
         &[
-            "--nat-profile", "gcp", "--nat-min-ports", "128", "--nat-alias-ranges", "false", "--nat-tcp-time-wait", "12s",
-            "--nat-tcp-reset", "5s", "--nat-udp-idle", "10s",
+            "--nat-profile",
+            "gcp",
+            "--nat-min-ports",
+            "128",
+            "--nat-alias-ranges",
+            "false",
+            "--nat-tcp-time-wait",
+            "12s",
+            "--nat-tcp-reset",
+            "5s",
+            "--nat-udp-idle",
+            "10s",
         ],
     )
     .unwrap();
@@ -170,7 +188,8 @@ fn held_ports_agree_with_the_gateways_own_table_every_second() {
     for report in &reports {
         let time = millis_of_day(report["time"].as_str().unwrap());
         let held = |at, protocol| {
-            destination(report, at, protocol).map_or(0, |row| row["held"].as_i64().unwrap() + row["wanting"].as_i64().unwrap())
+            destination(report, at, protocol)
+                .map_or(0, |row| row["held"].as_i64().unwrap() + row["wanting"].as_i64().unwrap())
         };
         let (tcp, udp) = (held(TARGET, "tcp"), held(OTHER, "udp"));
         // The gateway's reading closest to the moment the report is about.
@@ -182,5 +201,9 @@ fn held_ports_agree_with_the_gateways_own_table_every_second() {
     println!("{}\nlargest difference: tcp {} udp {}", lines.join("\n"), worst.0, worst.1);
     let busiest = samples.iter().map(|(_, tcp, _)| *tcp).max().unwrap();
     assert!(busiest > 60, "the load was too small to show anything: {busiest}");
-    assert!(worst.0 <= 2 && worst.1 <= 2, "headroom and the gateway differ by more than 2 ports:\n{}", lines.join("\n"));
+    assert!(
+        worst.0 <= 2 && worst.1 <= 2,
+        "headroom and the gateway differ by more than 2 ports:\n{}",
+        lines.join("\n")
+    );
 }

@@ -1,5 +1,5 @@
 //! Pod IPs end to end: real containerd, real CNI, real leaks.
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests may panic as tests do")]
 
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,8 @@ fn alone() -> MutexGuard<'static, ()> {
 fn scan(node: &Node) -> (i32, Value) {
     let (socket, cni, conf) = (node.socket(), node.cni_dir(), node.cni_conf_dir());
     let paths = [socket.to_str().unwrap(), cni.to_str().unwrap(), conf.to_str().unwrap()];
-    let args = ["ipam", "scan", "-o", "json", "--cri-socket", paths[0], "--cni-dir", paths[1], "--cni-conf-dir", paths[2]];
+    let args =
+        ["ipam", "scan", "-o", "json", "--cri-socket", paths[0], "--cni-dir", paths[1], "--cni-conf-dir", paths[2]];
     let said = headroom::run(node.netns(), &args).unwrap();
     (said.exit_code, said.json().unwrap())
 }
