@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, Purpose};
-use crate::shell::{cargo, is_root, output, run as run_command, target_dir, which};
+use crate::shell::{cargo, is_root, output, run as run_command, target_dir, which, workspace};
 use crate::{say, toolchain};
 
 /// Builds the binary; gives its path.
@@ -27,7 +27,7 @@ pub(crate) fn binary(release: bool) -> Result<PathBuf> {
 }
 
 /// Builds a binary that needs no shared libraries: it runs in an empty image and on any distribution.
-pub(crate) fn static_binary() -> Result<()> {
+pub(crate) fn static_binary() -> Result<PathBuf> {
     setup::require(Purpose::Build)?;
     let version = output(Command::new("rustc").arg("-vV")).context("ask rustc for its version")?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("find the host in `rustc -vV`")?;
@@ -40,6 +40,34 @@ pub(crate) fn static_binary() -> Result<()> {
     let built = folder.join(host).join("release/headroom");
     std::fs::copy(&built, &binary).with_context(|| format!("copy {}", built.display()))?;
     say::line(binary.display());
+    Ok(binary)
+}
+
+/// Builds the image out of the static binary into `target/headroom-image.tar`, a docker-archive.
+pub(crate) fn image() -> Result<()> {
+    if which("buildah").is_none() {
+        bail!("there is no buildah to build the image with; see `cargo xtask setup`");
+    }
+    let context = target_dir().join("image");
+    std::fs::create_dir_all(&context).with_context(|| format!("create {}", context.display()))?;
+    std::fs::copy(static_binary()?, context.join("headroom")).context("copy the binary beside the Containerfile")?;
+    let (archive, tag) = (target_dir().join("headroom-image.tar"), "localhost/headroom:latest");
+    // An archive of an earlier build would be added to, not replaced.
+    if archive.exists() {
+        std::fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
+    }
+    let storage = target_dir().join("buildah");
+    let buildah = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = Command::new("buildah");
+        command.args(["--storage-driver", "vfs", "--root"]).arg(&storage).arg("--runroot").arg(&storage);
+        run_command(command.args(arguments))
+    };
+    let containerfile = workspace().join("deploy/Containerfile");
+    let words = ["bud", "--isolation", "chroot", "-t", tag, "-f"].map(std::ffi::OsStr::new);
+    buildah(&[&words[..], &[containerfile.as_os_str(), context.as_os_str()]].concat())?;
+    let destination = format!("docker-archive:{}:{tag}", archive.display());
+    buildah(&["push".as_ref(), tag.as_ref(), destination.as_ref()])?;
+    say::line(archive.display());
     Ok(())
 }
 

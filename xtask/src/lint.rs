@@ -16,7 +16,7 @@ pub(crate) fn run() -> Result<()> {
         "--workspace",
         "--all-targets",
         "--features",
-        "headroom-host/kernel-tests",
+        "headroom-host/kernel-tests,headroom-lab/node-tests",
         "--",
         "--deny",
         "warnings",

@@ -45,6 +45,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Build the container image into target/headroom-image.tar
+    Image,
     /// Run all tests, as root; the last line is the sum
     Test,
     /// Format, clippy, rustdoc, layers: no warnings
@@ -74,9 +76,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup { purpose } => setup::run(purpose)?,
-        Command::Build { static_: true, .. } => build::static_binary()?,
+        Command::Build { static_: true, .. } => build::static_binary().map(drop)?,
         Command::Build { release, static_: false } => build::binary(release).map(drop)?,
         Command::Run { arguments } => return build::run(&arguments),
+        Command::Image => build::image()?,
         Command::Test => test::run()?,
         Command::Lint => lint::run()?,
         Command::Layers => layers::run()?,

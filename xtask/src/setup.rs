@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::shell::{cargo, is_root, output, run as run_command, which, workspace};
+use crate::shell::{cargo, is_root, output, run as run_command, target_dir, which};
 use crate::{say, toolchain};
 
 mod needs;
@@ -193,9 +193,14 @@ fn bpf_linker(llvm: &str) -> Result<()> {
     Ok(())
 }
 
+/// The checker of manifests, in a virtual environment beside what cargo builds.
+pub(crate) fn kubernetes_validate() -> std::path::PathBuf {
+    target_dir().join("venv/bin/kubernetes-validate")
+}
+
 /// A virtual environment with what is only on PyPI.
 fn python_tools() -> Result<()> {
-    let venv = workspace().join("target/venv");
+    let venv = target_dir().join("venv");
     run_command(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
     let mut pip = Command::new(venv.join("bin/pip"));
     run_command(pip.args(["install", "--quiet", "--disable-pip-version-check", "kubernetes-validate"]))

@@ -19,11 +19,14 @@ struct Sum {
 /// Runs the tests of the workspace, then the end-to-end tests with the release binary. The last line is the sum.
 pub(crate) fn run() -> Result<()> {
     setup::require(Purpose::Test)?;
-    let binary = build::binary(true)?;
+    let (binary, static_binary) = (build::binary(true)?, build::static_binary()?);
     let mut sum = Sum::default();
     let features = ["--features", "headroom-host/kernel-tests"];
     suite(cargo(["test", "--no-fail-fast", "--workspace", "--exclude", "headroom-lab"]).args(features), &mut sum)?;
-    suite(cargo(["test", "--no-fail-fast", "--package", "headroom-lab"]).env("HEADROOM_BIN", binary), &mut sum)?;
+    // One lab at a time: each takes the whole machine.
+    let mut lab = cargo(["test", "--no-fail-fast", "--package", "headroom-lab", "--features", "node-tests"]);
+    lab.args(["--", "--test-threads=1"]).env("HEADROOM_BIN", binary).env("HEADROOM_STATIC_BIN", static_binary);
+    suite(lab.env("HEADROOM_KUBERNETES_VALIDATE", setup::kubernetes_validate()), &mut sum)?;
     let Sum { passed, failed } = sum;
     say::line(format_args!("{passed} passed, {failed} failed"));
     // The sum is the last word: `main` would add a line.

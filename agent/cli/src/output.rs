@@ -20,7 +20,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// Prints one JSON document to stdout.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value).context("serialise the answer")?;
     text.push('\n');

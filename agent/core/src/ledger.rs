@@ -106,6 +106,7 @@ impl Ledger {
             Fact::Sandbox(sandbox) => self.occupants.sandbox(sandbox),
             Fact::Container(id) => self.occupants.container(id),
             Fact::Namespace(namespace) => self.occupants.namespace(namespace),
+            Fact::DialledRange { inode, ephemeral } => self.occupants.dialled_range(inode, ephemeral),
             Fact::ConntrackUse(used) => self.conntrack_use = Some(used),
             Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
             Fact::Platform(platform) => self.platform = Some(platform),

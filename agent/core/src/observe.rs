@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::flow::{Endpoint, Protocol};
 use crate::ids::{ContainerId, NetnsInode, PodName};
 use crate::known::{Known, Why};
-use crate::ports::PortSettings;
+use crate::ports::{PortRange, PortSettings};
 use crate::time::{NodeTime, WallTime};
 
 /// A fact, when it was read and by whom.
@@ -143,6 +143,13 @@ pub enum Fact {
     Container(ContainerId),
     /// A live network namespace.
     Namespace(Namespace),
+    /// `ip_local_port_range` of a namespace, as a socket of it showed it on dialling.
+    DialledRange {
+        /// The namespace.
+        inode: NetnsInode,
+        /// The range; what is reserved in it is not known this way.
+        ephemeral: PortRange,
+    },
     /// Size and statistics of the conntrack table.
     ConntrackUse(ConntrackUse),
     /// The conntrack time-outs in force.

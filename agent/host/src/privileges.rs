@@ -20,7 +20,11 @@ const WANTED: [(u8, &str, &str); 6] = [
     (12, "CAP_NET_ADMIN", "read the conntrack table and its events"),
     (19, "CAP_SYS_PTRACE", "look at the network namespaces of other processes"),
     (2, "CAP_DAC_READ_SEARCH", "read reservations and /proc of other users where modes forbid it"),
-    (21, "CAP_SYS_ADMIN", "optional: enter pods' namespaces to read their port settings; on kernels that lack the first two it stands in for them"),
+    (
+        21,
+        "CAP_SYS_ADMIN",
+        "optional: enter pods' namespaces to read their port settings; on kernels that lack the first two it stands in for them",
+    ),
 ];
 
 /// Every capability that some source wants, and whether this process holds it.

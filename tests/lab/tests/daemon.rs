@@ -1,5 +1,5 @@
 //! The daemon end to end: its pages, its end, and what it says when things are missing.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests may panic as tests do")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Purpose;
-use crate::shell::{which, workspace};
+use crate::shell::which;
 use crate::toolchain;
 
 /// One thing that has to be there.
@@ -88,7 +88,7 @@ pub(super) const NEEDS: [Need; 12] = [
         purpose: Purpose::Test,
         hint: "`python3 -m venv target/venv && target/venv/bin/pip install kubernetes-validate`",
         packages: &["python3-venv"],
-        check: Check::Holds(|| workspace().join("target/venv/bin/kubernetes-validate").is_file()),
+        check: Check::Holds(|| super::kubernetes_validate().is_file()),
     },
 ];
 

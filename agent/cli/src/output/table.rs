@@ -233,6 +233,10 @@ fn ports(out: &mut String, report: &Report, width: Width) {
         let what = match (row.range, row.overlap_ports) {
             (Some(range), Some(0)) => format!("{range}, apart from the NodePorts {}", overlap.node_port_range),
             (Some(range), Some(ports)) => format!("{range}, {ports} of them NodePorts ({})", overlap.node_port_range),
+            (Some(range), None) => {
+                let why = row.why.as_deref().unwrap_or("not read");
+                format!("{range}, which are reserved is unknown: {why}")
+            }
             _ => format!("unknown: {}", row.why.as_deref().unwrap_or("not read")),
         };
         let subject = if row.namespaces > 1 {

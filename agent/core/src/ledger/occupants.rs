@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::ids::{ContainerId, PodName};
+use crate::ids::{ContainerId, NetnsInode, PodName};
 use crate::known::Known;
 use crate::observe::{Namespace, Outcome, Sandbox};
+use crate::ports::PortRange;
 use crate::time::NodeTime;
 
 /// One answer of the container runtime.
@@ -41,6 +42,7 @@ pub struct Occupants {
     namespace_rounds: [Option<NamespaceRound>; 2],
     sandboxes: Vec<Sandbox>,
     namespaces: Vec<Namespace>,
+    dialled_ranges: BTreeMap<NetnsInode, PortRange>,
     incoming_sandboxes: Vec<Sandbox>,
     incoming_ids: BTreeSet<ContainerId>,
     incoming_namespaces: Vec<Namespace>,
@@ -97,9 +99,21 @@ impl Occupants {
         let unreadable = namespaces.iter().filter(|ns| ns.addresses.unknown().is_some()).count();
         if !matches!(outcome, Outcome::Failed(_)) {
             self.namespaces = namespaces;
+            // An inode may come back as another namespace: what is gone is forgotten.
+            let alive: BTreeSet<NetnsInode> = self.namespaces.iter().map(|namespace| namespace.inode).collect();
+            self.dialled_ranges.retain(|inode, _| alive.contains(inode));
         }
         let [current, previous] = &mut self.namespace_rounds;
         *previous = current.replace(NamespaceRound { begin, outcome, addresses, unreadable });
+    }
+
+    pub(super) fn dialled_range(&mut self, inode: NetnsInode, ephemeral: PortRange) {
+        self.dialled_ranges.insert(inode, ephemeral);
+    }
+
+    /// The port range of a namespace as its sockets showed it; what is reserved in it is not known this way.
+    pub fn dialled_range_of(&self, inode: NetnsInode) -> Option<PortRange> {
+        self.dialled_ranges.get(&inode).copied()
     }
 
     /// The runtime's latest answer and the one before.

@@ -23,6 +23,9 @@ pub fn report(ledger: &Ledger, policy: &Policy) -> OverlapReport {
     }
 }
 
+/// What a namespace is known to draw from: its settings, and in their absence the range its sockets showed.
+type Settings<'a> = (&'a Known<PortSettings>, Option<PortRange>);
+
 /// One row for the node and one per distinct setting of the other namespaces: pods mostly share theirs.
 fn ephemeral(ledger: &Ledger, node_ports: PortRange) -> Vec<EphemeralReport> {
     let pods = ledger.occupants().pods();
@@ -32,27 +35,35 @@ fn ephemeral(ledger: &Ledger, node_ports: PortRange) -> Vec<EphemeralReport> {
         pod.map_or_else(|| namespace.inode.to_string(), ToString::to_string)
     };
     let mut rows = Vec::new();
-    let mut grouped: BTreeMap<&Known<PortSettings>, (Vec<String>, u32)> = BTreeMap::new();
+    let mut grouped: BTreeMap<Settings<'_>, (Vec<String>, u32)> = BTreeMap::new();
     for namespace in ledger.occupants().namespaces() {
         if namespace.host {
-            rows.push(row("host".to_owned(), 1, &namespace.ports, node_ports));
+            rows.push(row("host".to_owned(), 1, &namespace.ports, None, node_ports));
         } else {
-            let group = grouped.entry(&namespace.ports).or_default();
+            let unknown = namespace.ports.present().is_none();
+            let dialled = unknown.then(|| ledger.occupants().dialled_range_of(namespace.inode)).flatten();
+            let group = grouped.entry((&namespace.ports, dialled)).or_default();
             group.0.push(subject(namespace));
             group.1 = group.1.saturating_add(1);
         }
     }
-    rows.extend(grouped.into_iter().map(|(settings, (mut subjects, count))| {
+    rows.extend(grouped.into_iter().map(|((settings, dialled), (mut subjects, count))| {
         // Names that people know come first.
         subjects.sort_by(|a, b| a.starts_with("net:").cmp(&b.starts_with("net:")).then(a.cmp(b)));
         let named = subjects.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
         let subject = if subjects.len() > 3 { format!("{named} and {} more", subjects.len() - 3) } else { named };
-        row(subject, count, settings, node_ports)
+        row(subject, count, settings, dialled, node_ports)
     }));
     rows
 }
 
-fn row(subject: String, namespaces: u32, settings: &Known<PortSettings>, node_ports: PortRange) -> EphemeralReport {
+fn row(
+    subject: String,
+    namespaces: u32,
+    settings: &Known<PortSettings>,
+    dialled: Option<PortRange>,
+    node_ports: PortRange,
+) -> EphemeralReport {
     match settings {
         Known::Present(settings) => {
             let overlap = settings.open_in(node_ports);
@@ -66,15 +77,20 @@ fn row(subject: String, namespaces: u32, settings: &Known<PortSettings>, node_po
                 why: None,
             }
         }
-        Known::Absent | Known::Unknown(_) => EphemeralReport {
-            subject,
-            namespaces,
-            range: None,
-            reserved: Vec::new(),
-            overlap: Vec::new(),
-            overlap_ports: None,
-            why: Some(settings.unknown().map_or_else(|| "not there".to_owned(), ToString::to_string)),
-        },
+        Known::Absent | Known::Unknown(_) => {
+            let why = settings.unknown().map_or_else(|| "not there".to_owned(), ToString::to_string);
+            // A range that is apart from the NodePorts stays so whatever is reserved; one that is not may be mended by that.
+            let apart = dialled.is_some_and(|range| range.intersect(node_ports).is_none());
+            EphemeralReport {
+                subject,
+                namespaces,
+                range: dialled,
+                reserved: Vec::new(),
+                overlap: Vec::new(),
+                overlap_ports: apart.then_some(0),
+                why: (!apart).then_some(why),
+            }
+        }
     }
 }
 

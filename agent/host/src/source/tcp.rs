@@ -110,6 +110,12 @@ impl Source for TcpSource {
             }
             Err(error) => put(degraded(HOW, format!("its losses are not known: {error}"))),
         }
+        // What is not known here is only a stand-in for what `namespaces` may know.
+        if let Known::Present(ranges) = self.local_ports() {
+            for (inode, ephemeral) in ranges {
+                sink(observation(SourceId::Tcp, Fact::DialledRange { inode, ephemeral }));
+            }
+        }
     }
 }
 

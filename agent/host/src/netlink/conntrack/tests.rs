@@ -1,3 +1,5 @@
+//! The decoder against its own encoder, against cut and mutated bytes, and against a message of a real kernel.
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;

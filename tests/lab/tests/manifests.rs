@@ -1,0 +1,76 @@
+//! The manifests against the schemas of Kubernetes.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// The oldest and the newest version the manifests are for; the fields of the security context are younger than some.
+const VERSIONS: [&str; 2] = ["1.30", "1.36"];
+
+fn base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/base")
+}
+
+fn validate(version: &str, file: &Path) -> (bool, String) {
+    let program = std::env::var_os("HEADROOM_KUBERNETES_VALIDATE").expect("set by `cargo xtask test`");
+    let output = Command::new(program).args(["--strict", "-k", version]).arg(file).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), said)
+}
+
+fn read(name: &str) -> Value {
+    serde_yaml_ng::from_str(&std::fs::read_to_string(base().join(name)).unwrap()).unwrap()
+}
+
+/// Exercises every resource the kustomization names. If this fails, `kubectl apply -k` is refused on a cluster.
+#[test]
+fn every_resource_of_the_base_is_valid_in_the_oldest_and_the_newest_version() {
+    let kustomization = read("kustomization.yaml");
+    let resources: Vec<&str> =
+        kustomization["resources"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert!(resources.contains(&"daemonset.yaml"));
+    for version in VERSIONS {
+        for resource in &resources {
+            let (valid, said) = validate(version, &base().join(resource));
+            assert!(valid && said.contains("passed"), "{resource} in {version}: {said}");
+        }
+    }
+    for file in kustomization["configMapGenerator"][0]["files"].as_array().unwrap() {
+        assert!(base().join(file.as_str().unwrap()).is_file(), "{file} is missing");
+    }
+}
+
+/// Exercises the checker itself. If this fails, the test above cannot fail.
+#[test]
+fn a_misspelt_field_is_refused() {
+    let text = std::fs::read_to_string(base().join("daemonset.yaml")).unwrap();
+    let file = std::env::temp_dir().join(format!("hrlab{}-misspelt.yaml", std::process::id()));
+    std::fs::write(&file, text.replace("readOnlyRootFilesystem", "readonlyRootFilesystem")).unwrap();
+    let (valid, said) = validate(VERSIONS[0], &file);
+    std::fs::remove_file(&file).unwrap();
+    assert!(!valid, "{said}");
+}
+
+/// Exercises the promise that every privilege has its reason beside it. If this fails, somebody added one in silence.
+#[test]
+fn every_capability_and_mount_has_a_comment_right_above_it() {
+    let text = std::fs::read_to_string(base().join("daemonset.yaml")).unwrap();
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let after = |mark: &str| lines.iter().position(|line| *line == mark).unwrap_or_else(|| unreachable!("no `{mark}`"));
+    let (capabilities, resources) = (after("add:"), after("resources:"));
+    let (mounts, volumes) = (after("volumeMounts:"), after("volumes:"));
+    let reasoned = |range: std::ops::Range<usize>, item: &str| {
+        let items: Vec<usize> = range.filter(|index| lines[*index].starts_with(item)).collect();
+        assert!(items.len() >= 5, "{items:?}");
+        for index in items {
+            assert!(lines[index - 1].starts_with('#'), "`{}` has no reason above it", lines[index]);
+        }
+    };
+    reasoned(capabilities..resources, "- ");
+    reasoned(mounts..volumes, "- name:");
+    for namespace in ["hostNetwork: true", "hostPID: true"] {
+        assert!(lines[after(namespace) - 1].starts_with('#'), "`{namespace}` has no reason above it");
+    }
+}
