@@ -161,7 +161,12 @@ fn the_image_with_the_daemonsets_privileges_reports_the_same_as_the_binary_on_th
     let lab = Lab::new().unwrap();
     let nat = NatLab::build(&lab, &NatOptions { pods: 0, ..NatOptions::default() }).unwrap();
     let _servers = Server::start(&nat.outside, &Serve::tcp([SocketAddr::from(TARGET)])).unwrap();
-    let node = Node::start(&nat.node, NodeOptions::default()).unwrap();
+    // A real node has no gateway on it. A namespace without any process cannot be looked into without CAP_SYS_ADMIN, and
+    // that alone would leave every verdict open, as it should.
+    let _somebody = nat.gateway.spawn(nat.gateway.command("sleep", &["infinity"])).unwrap();
+    // The store where a real node has it: the configuration inside the container names the same path.
+    let data_dir = Some(PathBuf::from("/var/lib/cni/networks"));
+    let node = Node::start(&nat.node, NodeOptions { data_dir, ..NodeOptions::default() }).unwrap();
     let client = node.run_pod("shop", "checkout-7d9f").unwrap();
     let leaked = node.make_leak("shop", "gone-1", Leak::BehindTheBack).unwrap();
     node.set_reservation_age(leaked.address, Duration::from_secs(3600)).unwrap();
@@ -203,12 +208,13 @@ fn the_image_with_the_daemonsets_privileges_reports_the_same_as_the_binary_on_th
     .concat();
     let said = headroom::run(&nat.node, &outside).unwrap();
     let on_host = said.json().unwrap();
+    let ipam = in_container["ipam"].to_string();
     let (inside, outside) = (without_pods_ports(in_container), on_host);
     let (inside, outside) = (essence(&inside, "gke-pod-network"), essence(&outside, "gke-pod-network"));
     assert_eq!(
         serde_json::to_string_pretty(&inside).unwrap(),
         serde_json::to_string_pretty(&outside).unwrap(),
-        "left: in the container, right: on the host"
+        "left: in the container, right: on the host; reservations in the container: {ipam}"
     );
     assert_eq!(ran.exit_code, said.exit_code);
     // Not equal in being blind: each of these was seen.

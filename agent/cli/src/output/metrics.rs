@@ -10,7 +10,7 @@ use headroom_core::model::leak::Verdict;
 use headroom_core::report::{CoverageState, Report};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -133,6 +133,17 @@ impl Writer {
         }
         self.0.register(row.name, row.help, family);
     }
+
+    fn counters<L>(&mut self, row: &FamilyRow, values: impl Iterator<Item = (L, u64)>)
+    where
+        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let family = Family::<L, Counter>::default();
+        for (label, value) in values {
+            family.get_or_create(&label).inc_by(value);
+        }
+        self.0.register(row.name, row.help, family);
+    }
 }
 
 /// Renders a report.
@@ -178,7 +189,7 @@ fn nat(writer: &mut Writer, report: &Report) {
     };
     writer.family(&HELD, listed().map(|(label, destination)| (label, f64::from(destination.held))));
     writer.family(&WANTING, listed().map(|(label, destination)| (label, f64::from(destination.wanting))));
-    writer.family(&FAILED, listed().map(|(label, destination)| (label, float(destination.failed_total))));
+    writer.counters(&FAILED, listed().map(|(label, destination)| (label, destination.failed_total)));
     let listed = u64::try_from(report.nat.destinations.len()).unwrap_or(u64::MAX);
     writer.number(&DESTINATIONS, Some(float(listed.saturating_add(report.nat.omitted.destinations))));
 }
@@ -217,7 +228,7 @@ fn about_ourselves(writer: &mut Writer, report: &Report) {
         Some((SourceLabel { source: row.source.name() }, up))
     });
     writer.family(&SOURCE_UP, sources);
-    writer.family(&LOST, report.lost.iter().map(|(what, total)| (LossLabel { what: what.clone() }, float(*total))));
+    writer.counters(&LOST, report.lost.iter().map(|(what, total)| (LossLabel { what: what.clone() }, *total)));
 }
 
 /// Prometheus has only floats: exact up to 2^53.

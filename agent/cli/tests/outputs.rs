@@ -1,0 +1,74 @@
+//! Outputs of a real report: what people see at 80 and 120 columns, and what machines get.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use headroom::output::metrics;
+use headroom::output::table::{self, Width};
+use headroom_core::report::Report;
+use serde_json::Value;
+
+/// The report of `tests/fixtures/reports/nat-exhausted.json` (what happened there is told beside it).
+fn text() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/reports/nat-exhausted.json");
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn report() -> Report {
+    serde_json::from_str(&text()).unwrap()
+}
+
+/// Exercises the table. If this fails, look at the difference: it is what an SRE sees at three in the morning.
+#[test]
+fn the_table_reads_well_at_80_and_at_120_columns() {
+    for columns in [80, 120] {
+        let table = table::report(&report(), Some(Duration::from_secs(5)), Width::plain(columns));
+        for line in table.lines() {
+            assert!(line.chars().count() <= columns, "{columns} columns: `{line}`");
+        }
+        insta::assert_snapshot!(format!("table-{columns}"), table);
+    }
+}
+
+/// Exercises the promise that fields are added, never renamed. If this fails, a script that reads reports breaks.
+#[test]
+fn a_report_of_an_earlier_version_loads_and_loses_nothing() {
+    let before: Value = serde_json::from_str(&text()).unwrap();
+    let after = serde_json::to_value(report()).unwrap();
+    assert_eq!(before, after);
+}
+
+/// Exercises the metrics. If this fails, dashboards and alerts go blind.
+#[test]
+fn metrics_carry_the_numbers_of_the_report() {
+    let text = metrics::render(&report());
+    for line in [
+        "headroom_nat_allocated_ports 64.0",
+        "headroom_nat_demand_ports{protocol=\"tcp\"} 64.0",
+        "headroom_nat_destination_held_ports{protocol=\"tcp\",address=\"203.0.113.7\",port=\"443\"} 64.0",
+        "headroom_nat_destination_failed_connects_total{protocol=\"tcp\",address=\"203.0.113.7\",port=\"443\"} 16",
+        "headroom_findings{id=\"nat-ports-exhausted\",severity=\"critical\"} 1.0",
+        "headroom_source_up{source=\"tcp\"} 1.0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "`{line}` is missing in:\n{text}");
+    }
+    for row in metrics::FAMILIES {
+        let series = text.lines().filter(|line| line.starts_with(&format!("headroom_{}", row.name))).count();
+        assert!(series <= 64, "{} has {series} series, its bound is {}", row.name, row.labels);
+    }
+}
+
+/// Exercises hostile names. If this fails, a pod's name can move the cursor of whoever looks at the report.
+#[test]
+fn control_characters_in_names_are_shown_not_obeyed() {
+    let mut report = report();
+    for destination in &mut report.nat.destinations {
+        for pod in &mut destination.pods {
+            pod.name = Some("evil\x1b[2J\r\npod".to_owned());
+        }
+    }
+    let table = table::report(&report, None, Width::plain(80));
+    assert!(!table.contains('\x1b') && !table.contains('\r'), "{table}");
+    assert!(table.contains("evil"));
+}
