@@ -72,8 +72,14 @@ impl Stop {
     }
 }
 
+/// A lane that has not finished a round for so long hangs, or its thread died: what it said last is no longer true. Longer
+/// than the longest pause (a minute) and the longest round (45 s) together.
+const SILENT: Duration = Duration::from_secs(120);
+
 #[derive(Debug)]
 struct LaneState {
+    name: &'static str,
+    heard: Instant,
     reports: &'static [SourceId],
     rounds: u32,
     wanted: u32,
@@ -105,7 +111,13 @@ impl Engine {
         let stop = Arc::new(Stop::default());
         let mut states = Vec::new();
         for (index, lane) in lanes.into_iter().enumerate() {
-            states.push(LaneState { reports: lane.reports, rounds: 0, wanted: lane.rounds_wanted });
+            states.push(LaneState {
+                name: lane.name,
+                heard: Instant::now(),
+                reports: lane.reports,
+                rounds: 0,
+                wanted: lane.rounds_wanted,
+            });
             let (sender, stop) = (sender.clone(), Arc::clone(&stop));
             thread::Builder::new().name(lane.name.to_owned()).spawn(move || run(index, lane, &sender, &stop))?;
         }
@@ -121,6 +133,7 @@ impl Engine {
                 Ok(FromLane::RoundDone(index)) => {
                     if let Some(lane) = self.lanes.get_mut(index) {
                         lane.rounds = lane.rounds.saturating_add(1);
+                        lane.heard = Instant::now();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => return,
@@ -153,6 +166,13 @@ impl Engine {
 
     /// The report of this moment.
     pub fn report(&mut self) -> Report {
+        for lane in self.lanes.iter().filter(|lane| lane.heard.elapsed() > SILENT) {
+            let silent = lane.heard.elapsed().as_secs();
+            let why = format!("no answer for {silent} s: the thread `{}` hangs or has died", lane.name);
+            for source in lane.reports {
+                self.ledger.apply(source::observation(*source, source::unreadable(why.clone())));
+            }
+        }
         evaluate(&self.ledger, &mut self.memory, &self.policy, clock::now())
     }
 

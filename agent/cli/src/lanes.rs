@@ -9,6 +9,7 @@ use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_host::source::cri::CriSource;
 use headroom_host::source::host_local::HostLocalSource;
 use headroom_host::source::namespaces::NamespacesSource;
+use headroom_host::source::paced::Paced;
 use headroom_host::source::platform::PlatformSource;
 
 use crate::engine::Lane;
@@ -34,7 +35,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
         Lane {
             name: "connections",
             reports: &[SourceId::Tcp, SourceId::Sockets],
-            pause: Duration::from_secs(1),
+            pause: Duration::from_millis(250),
             rounds_wanted: 1,
             sources: vec![Box::new(ConnectionsSource::start(root, settings.max_destinations))],
         },
@@ -46,7 +47,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
             rounds_wanted: 1,
             sources: vec![
                 // Time-outs first: the ages of flows follow from them.
-                Box::new(ConntrackUseSource::new(root)),
+                Box::new(Paced::new(ConntrackUseSource::new(root), Duration::from_secs(1))),
                 Box::new(ConntrackSource::start(root, Duration::from_millis(250))),
             ],
         },

@@ -31,7 +31,7 @@ pub use tcp::{TcpConnections, TcpTally};
 /// Bounds of the ledger's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LedgerLimits {
-    /// Conntrack entries held at most; more are counted as [`Loss::LedgerFlowsFull`]. About 150 bytes each.
+    /// Conntrack entries held at most; more are counted as [`Loss::LedgerFlowsFull`]. Some 260 bytes each.
     pub max_flows: usize,
     /// How long ended flows and past counter values are remembered: the longest hold time of the NAT, and a margin.
     pub remember: Duration,
@@ -39,7 +39,7 @@ pub struct LedgerLimits {
 
 impl Default for LedgerLimits {
     fn default() -> Self {
-        Self { max_flows: 1 << 20, remember: Duration::from_secs(150) }
+        Self { max_flows: 1 << 19, remember: Duration::from_secs(150) }
     }
 }
 
@@ -125,7 +125,7 @@ impl Ledger {
         self.open.insert(snapshot, at);
         match snapshot {
             Snapshot::Conntrack => self.flows.begin_dump(),
-            Snapshot::TcpCounters => self.tcp.begin_counters(at),
+            Snapshot::TcpCounters => self.tcp.begin_counters(),
             Snapshot::Sockets => self.tcp.begin_sockets(),
             Snapshot::Reservations => self.reservations.begin(),
             Snapshot::Runtime => self.occupants.begin_runtime(),
@@ -138,7 +138,7 @@ impl Ledger {
         let Some(begin) = self.open.remove(&snapshot) else { return };
         match snapshot {
             Snapshot::Conntrack => self.flows.end_dump(at, &outcome, self.timeouts.unwrap_or_default()),
-            Snapshot::TcpCounters => self.tcp.end_counters(at, &outcome),
+            Snapshot::TcpCounters => self.tcp.end_counters(begin, at, &outcome),
             Snapshot::Sockets => self.tcp.end_sockets(begin, at, &outcome),
             Snapshot::Reservations => self.reservations.end(&outcome),
             Snapshot::Runtime => self.occupants.end_runtime(begin, outcome.clone()),

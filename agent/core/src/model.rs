@@ -11,12 +11,12 @@ use crate::ledger::Ledger;
 use crate::model::demand::{Account, Share};
 use crate::model::nat::{NatSettings, NodePorts};
 use crate::model::policy::Policy;
-use crate::observe::{ConntrackStats, SourceId};
+use crate::observe::{ConntrackStats, Loss, SourceId};
 use crate::report::{
     AllocationReport, ConntrackReport, CoverageReport, CoverageState, DemandReport, DemandReports, DestinationReport,
     IpamReport, NatReport, OmittedDestinations, PodShare, Report, SCHEMA, WorstDestination,
 };
-use crate::time::Now;
+use crate::time::{NodeTime, Now};
 
 pub mod demand;
 pub mod ipam;
@@ -35,6 +35,22 @@ pub struct Memory {
     tcp: DemandHistory,
     udp: DemandHistory,
     conntrack_at_start: Option<ConntrackStats>,
+    losses: BTreeMap<Loss, u64>,
+    lost_at: Option<NodeTime>,
+}
+
+/// A loss is a warning for this long after it happened; its total stays in the report.
+const LOSS_FRESH: std::time::Duration = std::time::Duration::from_secs(600);
+
+impl Memory {
+    fn note_losses(&mut self, ledger: &Ledger, now: Now) {
+        let losses = ledger.lost();
+        let grown = losses.iter().any(|(what, total)| total > self.losses.get(what).unwrap_or(&0));
+        if grown {
+            self.lost_at = Some(now.node);
+        }
+        self.losses = losses;
+    }
 }
 
 /// Everything a rule may look at.
@@ -45,6 +61,7 @@ struct View<'a> {
     node_ports: Option<&'a NodePorts>,
     accounts: &'a [Account],
     conntrack_at_start: Option<ConntrackStats>,
+    lost_lately: bool,
 }
 
 /// Makes the report of this moment.
@@ -57,9 +74,9 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
     }
 
     let limit = node_ports.as_ref().map(|ports| ports.ports);
-    let observed = flows_observed(ledger);
-    let tcp = demand_of(Protocol::TCP, &accounts, observed, &mut memory.tcp, limit, now);
-    let udp = demand_of(Protocol::UDP, &accounts, observed, &mut memory.udp, limit, now);
+    let tcp = demand_of(Protocol::TCP, &accounts, tcp_observed(ledger), &mut memory.tcp, limit, now);
+    let udp = demand_of(Protocol::UDP, &accounts, udp_observed(ledger, now), &mut memory.udp, limit, now);
+    memory.note_losses(ledger, now);
 
     let view = View {
         ledger,
@@ -68,8 +85,10 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         node_ports: node_ports.as_ref(),
         accounts: &accounts,
         conntrack_at_start: memory.conntrack_at_start,
+        lost_lately: memory.lost_at.is_some_and(|lost| now.node.since(lost) < LOSS_FRESH),
     };
     let holders = Holders::of(ledger);
+    let counting = ledger.works(SourceId::Tcp);
     let mut report = Report {
         schema: SCHEMA.to_owned(),
         node: ledger.platform().map_or_else(|| "unknown".to_owned(), |platform| platform.node.clone()),
@@ -83,7 +102,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
             destinations: accounts
                 .iter()
                 .take(policy.max_destinations)
-                .map(|account| destination(account, &holders))
+                .map(|account| destination(account, &holders, counting))
                 .collect(),
             omitted: omitted(&accounts, policy.max_destinations),
         },
@@ -99,9 +118,19 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
     report
 }
 
-/// Whether any source tells of flows: without one, demand is unknown, not zero.
-fn flows_observed(ledger: &Ledger) -> bool {
+/// Whether any source tells of TCP connections: without one, demand is unknown, not zero.
+fn tcp_observed(ledger: &Ledger) -> bool {
     ledger.conntrack_doubt().is_none() || ledger.works(SourceId::Tcp) || ledger.works(SourceId::Sockets)
+}
+
+/// Whether UDP flows are seen: only conntrack knows them, and only where something has made it look. A table that stays
+/// empty while connections are open is one that nobody fills.
+fn udp_observed(ledger: &Ledger, now: Now) -> bool {
+    let unused = || {
+        let mut connections = ledger.tcp().iter(now.node, std::time::Duration::ZERO);
+        ledger.flows().is_empty() && connections.any(|(_, _, tally)| tally.open > 0)
+    };
+    ledger.conntrack_doubt().is_none() && !unused()
 }
 
 fn demand_of(
@@ -175,7 +204,9 @@ impl<'a> Holders<'a> {
     }
 }
 
-fn destination(account: &Account, holders: &Holders<'_>) -> DestinationReport {
+fn destination(account: &Account, holders: &Holders<'_>, counting: bool) -> DestinationReport {
+    // The counters know of TCP only, and of nothing where they do not run: that is not zero.
+    let counted = |total: u64| (counting && account.destination.protocol == Protocol::TCP).then_some(total);
     let Destination { protocol, endpoint } = account.destination;
     let mut shares: Vec<(IpAddr, Share)> =
         account.by_source.iter().map(|(address, share)| (*address, *share)).collect();
@@ -189,10 +220,10 @@ fn destination(account: &Account, holders: &Holders<'_>) -> DestinationReport {
         held: account.held,
         wanting: account.wanting,
         active: account.active,
-        opened_total: account.tcp.opened_total,
-        closed_total: account.tcp.closed_total,
-        failed_total: account.tcp.failed_total,
-        syn_unanswered_total: account.tcp.syn_retransmitted_total,
+        opened_total: counted(account.tcp.opened_total),
+        closed_total: counted(account.tcp.closed_total),
+        failed_total: counted(account.tcp.failed_total),
+        syn_unanswered_total: counted(account.tcp.syn_retransmitted_total),
         source: account.source,
         drift: account.drift,
         pods: shares.into_iter().take(MAX_HOLDERS).map(|(address, share)| holders.share(address, share)).collect(),

@@ -346,6 +346,8 @@ pub struct Network {
     pub name: String,
     /// From where addresses are drawn: one entry per range set, each a list of ranges; unknown without a readable configuration.
     pub range_sets: Known<Vec<Vec<AddressRange>>>,
+    /// Its directory was read to the end; if not, what is missing proves nothing.
+    pub complete: bool,
     /// Directory entries that are not reservations and were passed over (unexpected names), at most a few named.
     pub ignored: Vec<String>,
 }
@@ -444,6 +446,10 @@ pub struct ConntrackStats {
 pub struct ConntrackTimeouts {
     /// `nf_conntrack_tcp_timeout_established`.
     pub tcp_established: u32,
+    /// `nf_conntrack_tcp_timeout_unacknowledged`: an established connection with data under way.
+    pub tcp_unacknowledged: u32,
+    /// `nf_conntrack_tcp_timeout_max_retrans`: an established connection that retransmits.
+    pub tcp_max_retrans: u32,
     /// `nf_conntrack_tcp_timeout_time_wait`.
     pub tcp_time_wait: u32,
     /// `nf_conntrack_tcp_timeout_close`.
@@ -459,7 +465,16 @@ pub struct ConntrackTimeouts {
 impl Default for ConntrackTimeouts {
     /// The kernel's defaults since 4.18.
     fn default() -> Self {
-        Self { tcp_established: 432_000, tcp_time_wait: 120, tcp_close: 10, udp: 30, udp_stream: 120, icmp: 30 }
+        Self {
+            tcp_established: 432_000,
+            tcp_unacknowledged: 300,
+            tcp_max_retrans: 300,
+            tcp_time_wait: 120,
+            tcp_close: 10,
+            udp: 30,
+            udp_stream: 120,
+            icmp: 30,
+        }
     }
 }
 

@@ -150,14 +150,14 @@ pub struct DestinationReport {
     pub wanting: u32,
     /// Flows open now.
     pub active: u32,
-    /// Connections opened since start, by the TCP counters.
-    pub opened_total: u64,
-    /// Connections ended since start, by the TCP counters.
-    pub closed_total: u64,
-    /// Connects failed since start, by the TCP counters.
-    pub failed_total: u64,
-    /// SYNs sent again since start, by the TCP counters.
-    pub syn_unanswered_total: u64,
+    /// Connections opened since start, by the TCP counters; absent where they do not count.
+    pub opened_total: Option<u64>,
+    /// Connections ended since start, by the TCP counters; absent where they do not count.
+    pub closed_total: Option<u64>,
+    /// Connects failed since start, by the TCP counters; absent where they do not count.
+    pub failed_total: Option<u64>,
+    /// SYNs sent again since start, by the TCP counters; absent where they do not count.
+    pub syn_unanswered_total: Option<u64>,
     /// Who does the accounting of held ports.
     pub source: SourceId,
     /// Open flows by conntrack less those by the TCP counters, where both see them.
@@ -257,6 +257,9 @@ pub struct NetworkReport {
     pub usable: Option<u64>,
     /// Why it is not known.
     pub usable_why: Option<String>,
+    /// Its directory was read to the end; if not, there may be more reservations than are counted.
+    #[serde(default = "yes")]
+    pub complete: bool,
     /// Reservations by verdict.
     pub counts: VerdictCounts,
     /// Reservations (in `check` only those that are not in use).
@@ -265,6 +268,10 @@ pub struct NetworkReport {
     pub entries_omitted: u64,
     /// Names in the directory that are no reservations.
     pub ignored: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Reservations by verdict.

@@ -49,8 +49,8 @@ fn dump(ledger: &mut Ledger, from: u64, flows: &[ConntrackEntry], outcome: Outco
 
 fn open_flows(ledger: &Ledger) -> BTreeSet<(Endpoint, Endpoint)> {
     let flows = ledger.flows().iter();
-    let open =
-        flows.filter(|flow| matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting | FlowState::Beginning));
+    let open = flows
+        .filter(|flow| matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting(_) | FlowState::Beginning(_)));
     open.map(|flow| (flow.source, flow.destination.endpoint)).collect()
 }
 

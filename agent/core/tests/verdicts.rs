@@ -32,6 +32,8 @@ struct Round {
     runtime_ids: Vec<&'static str>,
     carried: Vec<IpAddr>,
     namespaces: Outcome,
+    /// The store's reading was cut short before this reservation.
+    cut: bool,
 }
 
 impl Default for Round {
@@ -46,6 +48,7 @@ impl Default for Round {
             runtime_ids: vec!["alive"],
             carried: vec![],
             namespaces: Outcome::Complete,
+            cut: false,
         }
     }
 }
@@ -66,19 +69,23 @@ fn observe(ledger: &mut Ledger, second: u64, round: &Round) {
             store: STORE.to_owned(),
             name: "gke-pod-network".to_owned(),
             range_sets: Known::Absent,
+            complete: !round.cut,
             ignored: vec![],
         }),
     );
-    put(
-        SourceId::HostLocal,
-        Fact::Reservation(Reservation {
-            store: STORE.to_owned(),
-            address: address(),
-            holder: round.holder.clone(),
-            modified: Known::Present(WallTime::from_secs(NOW - round.age_secs)),
-        }),
-    );
-    put(SourceId::HostLocal, end(Snapshot::Reservations, &Outcome::Complete));
+    if !round.cut {
+        put(
+            SourceId::HostLocal,
+            Fact::Reservation(Reservation {
+                store: STORE.to_owned(),
+                address: address(),
+                holder: round.holder.clone(),
+                modified: Known::Present(WallTime::from_secs(NOW - round.age_secs)),
+            }),
+        );
+    }
+    let listing = if round.cut { Outcome::Partial(Why::new("cut short")) } else { Outcome::Complete };
+    put(SourceId::HostLocal, end(Snapshot::Reservations, &listing));
     put(SourceId::Cri, Fact::Begin(Snapshot::Runtime));
     for id in &round.runtime_ids {
         put(SourceId::Cri, Fact::Container(ContainerId((*id).to_owned())));
@@ -158,6 +165,13 @@ fn an_empty_answer_is_not_believed_while_pods_are_alive() {
     assert_eq!(got, Verdict::Undetermined);
     assert!(evidence.contains("names no sandbox at all"), "{evidence}");
     assert_eq!(twice(Round { runtime_ids: vec![], ..Round::default() }).0, Verdict::Leaked);
+}
+
+#[test]
+fn what_an_incomplete_reading_no_longer_shows_is_not_leaked() {
+    let cut = Round { cut: true, ..Round::default() };
+    let (got, evidence) = verdict(&[Round::default(), cut.clone(), cut]);
+    assert_eq!(got, Verdict::Undetermined, "{evidence}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod cri;
 pub mod host_local;
 pub mod lines;
 pub mod namespaces;
+pub mod paced;
 pub mod platform;
 pub mod sockets;
 pub mod tcp;

@@ -218,11 +218,30 @@ fn what_two_runtimes_know_is_joined() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         fake::serve(&path).lock().unwrap().sandboxes = vec![(id.to_owned(), Answer::Address("10.0.0.1"))];
     }
-    let dead = tree.path().join("var/run/cri-dockerd.sock");
-    std::fs::create_dir_all(dead.parent().unwrap()).unwrap();
-    drop(UnixListener::bind(dead).unwrap());
+    // What a mount of a socket that does not exist leaves behind is no runtime.
+    std::fs::create_dir_all(tree.path().join("var/run/cri-dockerd.sock")).unwrap();
     let round = observe(&mut CriSource::new(None, HostRoot::at(tree.path())));
     assert_eq!(round.outcome, Outcome::Complete);
     assert_eq!(round.sandboxes.len(), 2);
-    assert!(round.coverage.present().unwrap().how.contains("; fake 1.2.3 at"));
+    let coverage = round.coverage.present().unwrap();
+    assert!(coverage.how.contains("; fake 1.2.3 at"));
+    assert_eq!(coverage.degraded, None);
+}
+
+/// Exercises a runtime that restarts beside one that answers. If this fails, the pods of the first look leaked meanwhile.
+#[test]
+fn a_socket_that_refuses_makes_the_answer_of_another_partial() {
+    let tree = tempfile::tempdir().unwrap();
+    let (answering, dead) =
+        (tree.path().join("run/containerd/containerd.sock"), tree.path().join("run/crio/crio.sock"));
+    for socket in [&answering, &dead] {
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    }
+    fake::serve(&answering).lock().unwrap().sandboxes = vec![("a".to_owned(), Answer::Address("10.0.0.1"))];
+    drop(UnixListener::bind(&dead).unwrap());
+    let round = observe(&mut CriSource::new(None, HostRoot::at(tree.path())));
+    let Outcome::Partial(why) = &round.outcome else { panic!("{round:?}") };
+    assert!(why.as_str().contains("nobody listens on the socket") && why.as_str().contains("crio.sock"), "{why}");
+    assert_eq!(round.sandboxes.len(), 1);
+    assert_eq!(round.coverage.present().unwrap().degraded.as_ref(), Some(why));
 }

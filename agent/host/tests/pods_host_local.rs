@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -123,6 +123,7 @@ fn a_gke_store_is_read_with_its_range_its_holders_and_its_times() {
     );
     assert_eq!(network.range_sets.present().unwrap()[0][0].subnet.to_string(), "10.48.131.0/26");
     assert!(network.ignored.is_empty(), "{:?}", network.ignored);
+    assert!(network.complete);
     assert_eq!(round.reservations.len(), 3);
     for address in ["10.48.131.4", "fd00::5"] {
         let holder = round.holder(address).present().unwrap();
@@ -245,6 +246,67 @@ fn a_network_whose_data_dir_is_elsewhere_is_read_there() {
     assert_eq!(round.outcome, Outcome::Complete);
 }
 
+/// Exercises directories that are configured and not there. If this fails, a store that is not mounted looks empty.
+#[test]
+fn a_configured_data_dir_that_does_not_exist_is_a_warning() {
+    let tree = Tree::new();
+    let conflist = |data_dir: &str| {
+        format!(
+            r#"{{"name":"net","plugins":[{{"type":"ptp","ipam":{{"type":"host-local",{data_dir}"subnet":"10.0.0.0/24"}}}}]}}"#
+        )
+    };
+    for (data_dir, path) in
+        [(r#""dataDir":"/run/cni-ipam-state","#, "/run/cni-ipam-state"), ("", "/var/lib/cni/networks")]
+    {
+        tree.write("etc/cni/net.d/10-net.conflist", conflist(data_dir));
+        let round = tree.observe();
+        assert_eq!(
+            round.degraded(),
+            format!(
+                "dataDir `{path}` of network `net` does not exist here: nothing is reserved yet, or it is not mounted"
+            )
+        );
+        assert_eq!(round.outcome, Outcome::Complete);
+        std::fs::create_dir_all(tree.at(path.trim_start_matches('/'))).unwrap();
+        assert_eq!(tree.observe().degraded(), "");
+    }
+}
+
+/// Exercises a directory that this process may not open. If this fails, its reservations are forgotten as released.
+#[test]
+fn a_network_whose_directory_may_not_be_read_is_incomplete() {
+    let tree = Tree::with_network();
+    tree.reserve("10.0.0.1", ID);
+    tree.write("var/lib/cni/networks/closed/10.0.0.2", ID);
+    let closed = tree.at("var/lib/cni/networks/closed");
+    let mode = |mode| std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(mode)).unwrap();
+    for path in
+        [tree.at(""), tree.at("var"), tree.at("var/lib"), tree.at("var/lib/cni"), tree.at("var/lib/cni/networks")]
+    {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    mode(0o000);
+    // Root may open everything: its capabilities are taken from this thread alone, by another effective user.
+    let root = nix::unistd::Uid::effective().is_root();
+    let round = std::thread::scope(|scope| {
+        let observe = || {
+            if root {
+                let nobody = 65_534;
+                nix::unistd::setfsuid(nix::unistd::Uid::from_raw(nobody));
+            }
+            tree.observe()
+        };
+        scope.spawn(observe).join().unwrap()
+    });
+    mode(0o755);
+    let mut complete: Vec<_> = round.networks.iter().map(|network| (network.name.as_str(), network.complete)).collect();
+    complete.sort();
+    assert_eq!(complete, [("closed", false), ("gke-pod-network", true)]);
+    assert!(
+        matches!(&round.outcome, Outcome::Partial(why) if why.as_str().contains("networks/closed` may not be read"))
+    );
+}
+
 #[test]
 fn a_store_reached_on_two_ways_is_read_once() {
     let tree = Tree::with_network();
@@ -266,6 +328,7 @@ fn more_entries_than_the_bound_make_it_partial() {
     }
     let round = observe(tree.source().with_entries_limit(5));
     assert_eq!(round.reservations.len(), 5);
+    assert!(!round.networks[0].complete);
     let Outcome::Partial(why) = &round.outcome else { panic!("{:?}", round.outcome) };
     assert!(why.as_str().contains("more entries than can be read in one round; 5 were listed"), "{why}");
 }

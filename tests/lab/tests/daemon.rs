@@ -55,6 +55,39 @@ fn a_taken_port_is_a_clear_error() {
     assert!(said.stderr.contains("listen on 127.0.0.1:9497"), "{}", said.stderr);
 }
 
+/// Exercises old and stripped kernels: no BTF, no tracefs, no netlink. If this fails, headroom dies or shows a zero where it
+/// knows nothing.
+#[test]
+fn without_btf_tracefs_and_netlink_each_is_named_and_the_rest_goes_on() {
+    let lab = Lab::new().unwrap();
+    let netns = node(&lab);
+    let binary = headroom::binary().unwrap();
+    // Empty file systems over what is to be missing, in a mount namespace of their own.
+    let script = format!(
+        "for dir in /sys/kernel/btf /sys/kernel/tracing; do mount -t tmpfs none $dir || exit 99; done; \
+         exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin {} check -o json",
+        binary.display()
+    );
+    let said = headroom::said(&netns, netns.command("unshare", &["--mount", "sh", "-c", &script])).unwrap();
+    let report = said.json().unwrap();
+    let row = |source: &str| {
+        let rows = report["coverage"].as_array().unwrap();
+        rows.iter().find(|row| row["source"] == source).cloned().unwrap()
+    };
+    assert_eq!(row("tcp")["state"], "unknown");
+    assert!(row("tcp")["why"].as_str().unwrap().contains("/sys/kernel/btf/vmlinux"), "{}", row("tcp"));
+    assert_eq!(row("conntrack")["state"], "degraded", "{}", row("conntrack"));
+    assert!(row("conntrack")["why"].as_str().unwrap().contains("CAP_NET_ADMIN"), "{}", row("conntrack"));
+    assert_eq!(row("sockets")["state"], "ok", "{}", row("sockets"));
+    assert_eq!(report["nat"]["demand"]["tcp"]["ports"], 0, "other sources stand in: {}", said.stdout);
+    let named = report["findings"].as_array().unwrap();
+    assert!(
+        named.iter().any(|finding| finding["id"] == "source-degraded" && finding["subject"] == "tcp"),
+        "{}",
+        said.stdout
+    );
+}
+
 /// Exercises headroom without root. If this fails, somebody without rights is told that all is well.
 #[test]
 fn without_root_every_missing_privilege_is_named_and_nothing_is_called_clean() {

@@ -49,9 +49,14 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
 
     let (publish, published) = watch::channel(None);
     let stop = Arc::new(AtomicBool::new(false));
+    // The sender goes with the thread, however it ends.
+    let (alive, mut owner_ended) = tokio::sync::oneshot::channel::<()>();
     let owner = {
         let (settings, stop) = (settings.clone(), Arc::clone(&stop));
-        thread::Builder::new().name("ledger".to_owned()).spawn(move || own(&settings, &publish, &stop))?
+        thread::Builder::new().name("ledger".to_owned()).spawn(move || {
+            let _alive = alive;
+            own(&settings, &publish, &stop)
+        })?
     };
     tracing::info!(%address, tick = ?settings.tick, "listening");
 
@@ -61,9 +66,14 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
         drop(stopped.wait_for(|stop| *stop).await);
     });
     let mut server = tokio::spawn(server.into_future());
+    let mut asked = true;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
         _ = interrupt.recv() => tracing::info!("SIGINT, stopping"),
+        _ = &mut owner_ended => {
+            asked = false;
+            tracing::error!("the ledger's thread has ended by itself, stopping");
+        }
         ended = &mut server => ended.context("run the server")?.context("serve requests")?,
     }
     stop.store(true, Ordering::Relaxed);
@@ -74,6 +84,7 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     }
     let ended = tokio::task::spawn_blocking(move || owner.join()).await.context("wait for the ledger's thread")?;
     match ended {
+        Ok(Ok(())) if !asked => anyhow::bail!("the ledger's thread ended by itself"),
         Ok(result) => result.map(|()| 0),
         Err(_panic) => anyhow::bail!("the ledger's thread panicked"),
     }

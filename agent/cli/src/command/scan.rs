@@ -2,7 +2,8 @@
 
 use headroom_core::ledger::Ledger;
 use headroom_core::model::ipam;
-use headroom_core::report::VerdictCounts;
+use headroom_core::observe::SourceId;
+use headroom_core::report::{CoverageState, VerdictCounts};
 use headroom_host::clock;
 
 use crate::args::{Format, NatArgs, ScanArgs};
@@ -31,8 +32,7 @@ pub(super) fn run(args: &ScanArgs) -> anyhow::Result<u8> {
     }
     let any = |count: fn(&VerdictCounts) -> u64| networks.iter().any(|network| count(&network.counts) > 0);
     let unread = report.coverage.iter().any(|row| {
-        row.source == headroom_core::observe::SourceId::HostLocal
-            && row.state == headroom_core::report::CoverageState::Unknown
+        row.source == SourceId::HostLocal && matches!(row.state, CoverageState::Unknown | CoverageState::Degraded)
     });
     Ok(match () {
         () if any(|counts| counts.leaked) => 1,

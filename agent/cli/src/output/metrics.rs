@@ -189,7 +189,7 @@ fn nat(writer: &mut Writer, report: &Report) {
     };
     writer.family(&HELD, listed().map(|(label, destination)| (label, f64::from(destination.held))));
     writer.family(&WANTING, listed().map(|(label, destination)| (label, f64::from(destination.wanting))));
-    writer.counters(&FAILED, listed().map(|(label, destination)| (label, destination.failed_total)));
+    writer.counters(&FAILED, listed().filter_map(|(label, destination)| Some((label, destination.failed_total?))));
     let listed = u64::try_from(report.nat.destinations.len()).unwrap_or(u64::MAX);
     writer.number(&DESTINATIONS, Some(float(listed.saturating_add(report.nat.omitted.destinations))));
 }

@@ -149,7 +149,7 @@ fn nat(out: &mut String, report: &Report, width: Width) {
                 destination.held.to_string(),
                 destination.wanting.to_string(),
                 destination.active.to_string(),
-                destination.failed_total.to_string(),
+                destination.failed_total.map_or_else(|| "?".to_owned(), |failed| failed.to_string()),
                 holders(destination),
             ]
         });
@@ -272,8 +272,10 @@ fn ipam(out: &mut String, report: &Report, width: Width) {
 fn networks(networks: &[NetworkReport], width: Width) -> String {
     let rows = networks.iter().map(|network| {
         let counts = network.counts;
-        let mut row =
-            vec![network.network.clone(), network.usable.map_or_else(|| "?".to_owned(), |usable| usable.to_string())];
+        // An incomplete reading shows at least, not at most.
+        let name =
+            if network.complete { network.network.clone() } else { format!("{} (read in part)", network.network) };
+        let mut row = vec![name, network.usable.map_or_else(|| "?".to_owned(), |usable| usable.to_string())];
         row.extend([counts.in_use, counts.settling, counts.leaked, counts.undetermined].map(|count| count.to_string()));
         row
     });
@@ -398,7 +400,7 @@ pub fn scan(scan: &Scan<'_>, width: Width) -> String {
                 &mut out,
                 "  ",
                 "  ",
-                &format!("{} more in use (-o json has all)", network.entries.len() - MAX_ENTRIES),
+                &format!("and {} more (-o json has all)", network.entries.len() - MAX_ENTRIES),
             );
         }
         if let Some(why) = &network.usable_why {

@@ -31,10 +31,10 @@ pub struct Flow {
 /// What a flow is doing, as far as the kernel's table tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlowState {
-    /// A TCP connect that nobody has answered yet.
-    Wanting,
-    /// A TCP connect that began since the table was read last: it may have been answered already.
-    Beginning,
+    /// A TCP connect that nobody has answered yet, known since this moment.
+    Wanting(NodeTime),
+    /// A TCP connect that began at this moment, since the table was read last: it may have been answered already.
+    Beginning(NodeTime),
     /// Open, and silent at least since this moment, where the kernel tells.
     Open {
         /// When the last packet passed, as of the last reading.
@@ -50,6 +50,8 @@ pub enum FlowState {
 struct Held {
     entry: ConntrackEntry,
     read_at: NodeTime,
+    /// When it was seen first.
+    since: NodeTime,
     /// The dump that showed it last, or the one that was to come when an event did.
     generation: u32,
     /// A dump has shown it; until then only the event of its beginning did.
@@ -88,12 +90,14 @@ impl Flows {
     }
 
     pub(super) fn begin_dump(&mut self) {
+        // The same entries find no room in every dump: count them once.
+        self.refused = 0;
         self.generation = self.generation.wrapping_add(1);
     }
 
     pub(super) fn seen(&mut self, entry: ConntrackEntry, at: NodeTime, dumped: bool, timeouts: ConntrackTimeouts) {
         let timer = TimerSet::read(&entry, at, timeouts);
-        let fresh = Held { entry, read_at: at, generation: self.generation, dumped, timer };
+        let fresh = Held { entry, read_at: at, since: at, generation: self.generation, dumped, timer };
         let room = self.live.len() < self.limits.max_flows;
         match self.live.entry(entry.key) {
             // A NEW event may arrive behind the dump that already showed the entry further on: it knows less.
@@ -101,6 +105,7 @@ impl Flows {
             Entry::Occupied(mut held) => {
                 let before = held.insert(fresh);
                 if before.entry.id == entry.id {
+                    held.get_mut().since = before.since;
                     held.get_mut().narrow_timer(&before);
                 } else {
                     self.remember(&before, None, at, timeouts);
@@ -146,7 +151,7 @@ impl Flows {
     ) {
         let state = match state_of(held) {
             known @ (FlowState::Closed(_) | FlowState::Reset(_)) => Some(known),
-            FlowState::Wanting | FlowState::Beginning | FlowState::Open { .. } => {
+            FlowState::Wanting(_) | FlowState::Beginning(_) | FlowState::Open { .. } => {
                 state_at_end(held, last_words, at, timeouts)
             }
         };
@@ -171,7 +176,7 @@ impl Flows {
         self.live.is_empty()
     }
 
-    /// Entries that found no room ([`LedgerLimits::max_flows`]).
+    /// Entries that found no room in the last dump and since ([`LedgerLimits::max_flows`]).
     pub fn refused(&self) -> u64 {
         self.refused
     }
@@ -199,8 +204,19 @@ impl Held {
 }
 
 impl TimerSet {
+    /// The likeliest moment.
+    fn middle(self) -> NodeTime {
+        self.earliest.after(self.latest.since(self.earliest) / 2)
+    }
+
     fn read(entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) -> Option<Self> {
-        let elapsed = timeout_of(entry, timeouts)?.saturating_sub(entry.remaining_secs?);
+        let remaining = entry.remaining_secs?;
+        // With data under way or after retransmissions the kernel sets a shorter timer: what is left then tells nothing.
+        let shorter = timeouts.tcp_unacknowledged.max(timeouts.tcp_max_retrans);
+        if entry.tcp == Some(ConntrackTcpState::Established) && remaining <= shorter {
+            return None;
+        }
+        let elapsed = timeout_of(entry, timeouts)?.saturating_sub(remaining);
         let ago = |secs: u32| at.before(Duration::from_secs(u64::from(secs)));
         Some(Self { earliest: ago(elapsed), latest: ago(elapsed.saturating_sub(1)) })
     }
@@ -233,17 +249,16 @@ fn flow_of(held: &Held) -> Flow {
 fn state_of(held: &Held) -> FlowState {
     use ConntrackTcpState as Tcp;
     let entry = &held.entry;
-    // Rather too late than too early: a port is not called free before it is.
-    let set = held.timer.map(|timer| timer.latest);
+    let set = held.timer.map(TimerSet::middle);
     match entry.tcp {
-        Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) if held.dumped => FlowState::Wanting,
-        Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) => FlowState::Beginning,
+        Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) if held.dumped => FlowState::Wanting(held.since),
+        Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) => FlowState::Beginning(held.since),
         Some(Tcp::Established | Tcp::SynRecv | Tcp::FinWait | Tcp::CloseWait | Tcp::LastAck) => {
             FlowState::Open { last_packet: set }
         }
         Some(Tcp::TimeWait) => FlowState::Closed(set.unwrap_or(held.read_at)),
         Some(Tcp::Close) => FlowState::Reset(set.unwrap_or(held.read_at)),
-        None if entry.key.protocol == Protocol::TCP && !entry.replied => FlowState::Wanting,
+        None if entry.key.protocol == Protocol::TCP && !entry.replied => FlowState::Wanting(held.since),
         None => FlowState::Open { last_packet: set },
     }
 }
@@ -259,7 +274,7 @@ fn state_at_end(
     let ago = |secs: u32| at.before(Duration::from_secs(u64::from(secs)));
     if last.key.protocol != Protocol::TCP {
         // A timer ran out: the last packet passed a whole time-out ago, and not before the last reading of the timer.
-        let last_packet = held.timer.map_or_else(|| ago(timeout_of(last, timeouts).unwrap_or(0)), |timer| timer.latest);
+        let last_packet = held.timer.map_or_else(|| ago(timeout_of(last, timeouts).unwrap_or(0)), TimerSet::middle);
         return Some(FlowState::Closed(last_packet));
     }
     // A TCP connection was still open when it was last seen so.

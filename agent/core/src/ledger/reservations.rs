@@ -13,6 +13,8 @@ pub struct HeldReservation {
     pub reservation: Reservation,
     /// When it was first read with this holder and this time of writing.
     pub first_seen: NodeTime,
+    /// The latest reading showed it; if not, that reading was incomplete, and it may be gone.
+    pub shown: bool,
 }
 
 /// Networks and their reservations, by store and address.
@@ -42,7 +44,7 @@ impl Reservations {
             Some(held) if held.reservation == reservation => held.first_seen,
             _ => at,
         };
-        self.incoming.entry(key).or_insert(HeldReservation { reservation, first_seen });
+        self.incoming.entry(key).or_insert(HeldReservation { reservation, first_seen, shown: true });
     }
 
     pub(super) fn end(&mut self, outcome: &Outcome) {
@@ -54,10 +56,15 @@ impl Reservations {
                 self.held = held;
             }
             Outcome::Partial(_) => {
+                // A network that was read to its end is replaced, of the others nothing is removed.
+                let read: Vec<&str> =
+                    networks.iter().filter(|network| network.complete).map(|network| network.store.as_str()).collect();
+                self.held.retain(|(store, _), _| !read.contains(&store.as_str()));
+                self.held.values_mut().for_each(|held| held.shown = false);
+                self.held.extend(held);
                 self.networks.retain(|old| networks.iter().all(|new| new.store != old.store));
                 self.networks.append(&mut networks);
                 self.networks.sort_by(|a, b| a.store.cmp(&b.store));
-                self.held.extend(held);
             }
             Outcome::Failed(_) => {}
         }

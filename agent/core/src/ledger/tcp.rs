@@ -79,6 +79,7 @@ pub struct TcpConnections {
     /// When counting began.
     counting_since: Option<NodeTime>,
     sockets: BTreeMap<Key, SocketTally>,
+    incoming_sockets: BTreeMap<Key, SocketTally>,
     /// A socket table that waits for the next reading of the counters: the readings before it, and whether it was complete.
     waiting: Option<(BTreeMap<Key, TcpCounter>, bool)>,
     counters_end: Option<NodeTime>,
@@ -92,31 +93,30 @@ impl TcpConnections {
             incoming: BTreeMap::new(),
             counting_since: None,
             sockets: BTreeMap::new(),
+            incoming_sockets: BTreeMap::new(),
             waiting: None,
             counters_end: None,
         }
     }
 
-    pub(super) fn begin_counters(&mut self, at: NodeTime) {
+    pub(super) fn begin_counters(&mut self) {
         self.incoming.clear();
-        self.counting_since.get_or_insert(at);
     }
 
     pub(super) fn counter(&mut self, counter: TcpCounter) {
         self.incoming.insert((counter.destination, counter.source), counter);
     }
 
-    pub(super) fn end_counters(&mut self, at: NodeTime, outcome: &Outcome) {
+    pub(super) fn end_counters(&mut self, begin: NodeTime, at: NodeTime, outcome: &Outcome) {
         let incoming = std::mem::take(&mut self.incoming);
         if matches!(outcome, Outcome::Failed(_)) {
             return;
         }
+        self.counting_since.get_or_insert(begin);
         let horizon = at.before(self.remember);
         for (key, counter) in &incoming {
             let row = self.rows.entry(*key).or_default();
-            if row.readings.back().is_none_or(|last| last.counter != *counter) {
-                row.readings.push_back(Reading { at, counter: *counter });
-            }
+            row.note(at, *counter);
             // The newest reading before the horizon stays: it is what the oldest differences are taken from.
             while row.readings.get(1).is_some_and(|second| second.at < horizon) {
                 row.readings.pop_front();
@@ -129,14 +129,14 @@ impl TcpConnections {
     }
 
     pub(super) fn begin_sockets(&mut self) {
-        self.sockets.clear();
+        self.incoming_sockets.clear();
     }
 
     pub(super) fn socket(&mut self, socket: Socket, at: NodeTime) {
         if socket.accepted {
             return;
         }
-        let tally = self.sockets.entry((socket.destination, socket.source.address)).or_default();
+        let tally = self.incoming_sockets.entry((socket.destination, socket.source.address)).or_default();
         match socket.state {
             SocketState::Connecting => tally.wanting += 1,
             SocketState::Open => tally.open += 1,
@@ -149,9 +149,11 @@ impl TcpConnections {
 
     pub(super) fn end_sockets(&mut self, begin: NodeTime, _at: NodeTime, outcome: &Outcome) {
         self.waiting = None;
-        if matches!(outcome, Outcome::Failed(_)) {
-            self.sockets.clear();
-            return;
+        let incoming = std::mem::take(&mut self.incoming_sockets);
+        match outcome {
+            Outcome::Complete => self.sockets = incoming,
+            Outcome::Partial(_) => self.sockets.extend(incoming),
+            Outcome::Failed(_) => return,
         }
         // Only counters read before the table can bracket it.
         if self.counters_end.is_some_and(|end| end <= begin) {
@@ -206,6 +208,19 @@ impl TcpConnections {
 }
 
 impl Row {
+    /// Keeps at most one reading a second: what happened within it counts as of its end.
+    fn note(&mut self, at: NodeTime, counter: TcpCounter) {
+        let second_to_last =
+            self.readings.len().checked_sub(2).and_then(|index| self.readings.get(index)).map(|reading| reading.at);
+        match self.readings.back_mut() {
+            Some(last) if last.counter == counter => {}
+            Some(last) if second_to_last.is_some_and(|before| at.since(before) < Duration::from_secs(1)) => {
+                *last = Reading { at, counter };
+            }
+            _ => self.readings.push_back(Reading { at, counter }),
+        }
+    }
+
     fn tally(&self, since: NodeTime) -> TcpTally {
         let closed_before = self.closed_before.iter().filter(|closed| **closed >= since).count();
         let closed_before = u64::try_from(closed_before).unwrap_or(u64::MAX);

@@ -11,7 +11,7 @@ use crate::flow::{Destination, Protocol};
 use crate::ledger::{FlowState, Ledger, TcpTally};
 use crate::model::nat::HoldTimes;
 use crate::model::policy::Scope;
-use crate::observe::SourceId;
+use crate::observe::{Snapshot, SourceId};
 use crate::time::NodeTime;
 
 /// How far back "lately" reaches for failures.
@@ -24,6 +24,14 @@ pub struct Share {
     pub held: u32,
     /// Connects unanswered.
     pub wanting: u32,
+}
+
+/// Connects of one source address that conntrack takes for unanswered, from before the sockets were asked.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unanswered {
+    all: u32,
+    /// Those that no dump has shown yet.
+    begun: u32,
 }
 
 /// The account of one destination.
@@ -64,7 +72,10 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
     };
     let mut accounts: BTreeMap<Destination, Account> = BTreeMap::new();
     let mut dialled_only: BTreeSet<Destination> = BTreeSet::new();
-    let mut begun: BTreeMap<(Destination, IpAddr), u32> = BTreeMap::new();
+    let mut unanswered: BTreeMap<(Destination, IpAddr), Unanswered> = BTreeMap::new();
+    // Only the kernel's counters know what sockets wait for; socket tables are too old for that.
+    let asked =
+        ledger.bracket(Snapshot::TcpCounters).filter(|_| ledger.works(SourceId::Tcp)).map(|bracket| bracket.begin);
 
     if ledger.conntrack_doubt().is_none() {
         for flow in ledger.flows().iter() {
@@ -76,11 +87,19 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             let account = accounts
                 .entry(flow.destination)
                 .or_insert_with(|| Account::new(flow.destination, in_scope(&flow.destination), SourceId::Conntrack));
-            let (held, wanting, active) = weigh(protocol, flow.state, hold, now);
+            let (held, wanting, active) = match flow.state {
+                // Begun since the sockets were asked last: most connects are answered within milliseconds.
+                FlowState::Beginning(since) if asked.is_some_and(|asked| since > asked) => (1, 0, 1),
+                state => weigh(protocol, state, hold, now),
+            };
             account.add(flow.source.address, held, wanting, active);
-            if flow.state == FlowState::Beginning {
-                let begun = begun.entry((flow.destination, flow.source.address)).or_insert(0_u32);
-                *begun = begun.saturating_add(1);
+            if let FlowState::Wanting(since) | FlowState::Beginning(since) = flow.state
+                && asked.is_some_and(|asked| since <= asked)
+            {
+                let unanswered = unanswered.entry((flow.destination, flow.source.address)).or_default();
+                unanswered.all = unanswered.all.saturating_add(1);
+                let begun = matches!(flow.state, FlowState::Beginning(_));
+                unanswered.begun = unanswered.begun.saturating_add(u32::from(begun));
             }
         }
     }
@@ -100,11 +119,8 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
         };
         account.count(tally, lately);
         if account.source == SourceId::Conntrack {
-            account.ask_the_sockets(
-                source,
-                begun.get(&(destination, source)).copied().unwrap_or(0),
-                small(tally.wanting),
-            );
+            let unanswered = unanswered.get(&(destination, source)).copied().unwrap_or_default();
+            account.ask_the_sockets(source, unanswered, small(tally.wanting));
         } else {
             let held = tally.open.saturating_add(tally.closed_lately).saturating_add(reset.reset_lately);
             account.add(source, small(held), small(tally.wanting), small(tally.open));
@@ -138,7 +154,7 @@ fn weigh(protocol: Protocol, state: FlowState, hold: HoldTimes, now: NodeTime) -
         _ => hold.udp_idle,
     };
     match state {
-        FlowState::Wanting | FlowState::Beginning => (0, 1, 0),
+        FlowState::Wanting(_) | FlowState::Beginning(_) => (0, 1, 0),
         // The NAT has dropped what has been silent for too long, even if the node still believes in it.
         FlowState::Open { last_packet: Some(last) } if now.since(last) >= idle => (0, 0, 0),
         FlowState::Open { .. } => (1, 0, 1),
@@ -179,10 +195,10 @@ impl Account {
     /// What conntrack cannot tell, the sockets' side can: of the connects that conntrack takes for unanswered, those whose
     /// sockets no longer wait either were answered since the table was read last (only those that began since can have
     /// been), or were given up (conntrack keeps an unanswered SYN for two minutes).
-    fn ask_the_sockets(&mut self, source: IpAddr, begun: u32, still_wanting: u32) {
+    fn ask_the_sockets(&mut self, source: IpAddr, unanswered: Unanswered, still_wanting: u32) {
         let Some(share) = self.by_source.get_mut(&source) else { return };
-        let settled = share.wanting.saturating_sub(still_wanting);
-        let answered = settled.min(begun);
+        let settled = unanswered.all.saturating_sub(still_wanting).min(share.wanting);
+        let answered = settled.min(unanswered.begun);
         share.wanting -= settled;
         share.held = share.held.saturating_add(answered);
         self.wanting = self.wanting.saturating_sub(settled);

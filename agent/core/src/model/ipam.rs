@@ -49,6 +49,7 @@ pub fn networks(ledger: &Ledger, policy: &Policy, now: Now) -> Vec<NetworkReport
                 network: network.name.clone(),
                 usable,
                 usable_why,
+                complete: network.complete,
                 counts,
                 entries,
                 entries_omitted: 0,

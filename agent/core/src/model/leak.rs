@@ -73,6 +73,10 @@ pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now
         return say(Verdict::InUse, vec![format!("the runtime knows {}", short(&holder.container.0))]);
     }
 
+    if !held.shown {
+        return cannot_tell("the last reading of the store was incomplete and did not show it".to_owned());
+    }
+
     // 2. How old is it?
     let modified = match &reservation.modified {
         Known::Present(modified) => *modified,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::flow::Protocol;
 use crate::known::Known;
 use crate::ledger::{FlowState, Ledger};
 use crate::model::policy::Policy;
@@ -100,8 +101,10 @@ fn live(ledger: &Ledger, node_ports: PortRange) -> LiveOverlap {
     }
     let (mut translated, mut inside) = (0_u64, 0_u64);
     for flow in ledger.flows().iter() {
-        let live = matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting | FlowState::Beginning);
-        if live && flow.translated != flow.source {
+        // An ICMP flow has an identifier where others have a port.
+        let ported = matches!(flow.destination.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP);
+        let live = matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting(_) | FlowState::Beginning(_));
+        if ported && live && flow.translated != flow.source {
             translated = translated.saturating_add(1);
             inside = inside.saturating_add(u64::from(node_ports.contains(flow.translated.port)));
         }

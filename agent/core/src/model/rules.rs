@@ -4,8 +4,9 @@ use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::known::Known;
 use crate::model::View;
 use crate::model::demand::Account;
+use crate::model::leak::Verdict;
 use crate::model::nat::{Mode, NatSettings, NodePorts, PORTS_PER_NAT_IP};
-use crate::observe::SourceId;
+use crate::observe::{Outcome, Snapshot, SourceId};
 use crate::report::{NetworkReport, PodShare, Report};
 
 /// Reserved share of a pod network from which it is called low, in percent.
@@ -91,9 +92,19 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
 /// What to set so that the demand fits with some air: the next power of two above 1.25 times the demand.
 fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> String {
     let wanted = demand.saturating_add(demand / 4).max(ports.ports.saturating_add(1)).next_power_of_two();
+    // The largest power of two that Cloud NAT takes: no setting helps beyond it.
+    let largest = match nat.mode {
+        Mode::Static => 32_768,
+        Mode::Dynamic => 65_536,
+    };
+    if wanted > largest {
+        return "reuse connections in the pods named above, or spread them over more destination addresses or nodes: Cloud \
+                NAT gives no node more ports"
+            .to_owned();
+    }
     let setting = match nat.mode {
         Mode::Static => format!("min_ports_per_vm = {wanted}"),
-        Mode::Dynamic => format!("max_ports_per_vm = {}", wanted.min(65_536)),
+        Mode::Dynamic => format!("max_ports_per_vm = {wanted}"),
     };
     let room = match (nat.mode, nat.nat_ips, nat.nodes) {
         (Mode::Static, Some(ips), Some(nodes)) => {
@@ -261,7 +272,7 @@ fn ipam_of(network: &NetworkReport) -> Vec<Finding> {
     let of = network.usable.map_or_else(String::new, |usable| format!(" of {usable}"));
     let full = network.usable.is_some_and(|usable| reserved >= usable);
     if counts.leaked > 0 {
-        let leaked = network.entries.iter().filter(|entry| entry.verdict == crate::model::leak::Verdict::Leaked);
+        let leaked = network.entries.iter().filter(|entry| entry.verdict == Verdict::Leaked);
         let mut evidence = vec![Evidence::seen(
             SourceId::HostLocal,
             format!("{reserved}{of} addresses reserved in {}", network.store),
@@ -283,6 +294,9 @@ fn ipam_of(network: &NetworkReport) -> Vec<Finding> {
             remedy: "look at them with `headroom ipam scan`, then give them back; upgrade the runtime that leaked them"
                 .to_owned(),
         });
+    }
+    if counts.undetermined > 0 {
+        findings.push(undetermined(network));
     }
     if let Some(usable) =
         network.usable.filter(|usable| reserved.saturating_mul(100) >= usable.saturating_mul(IPAM_LOW_PERCENT))
@@ -310,6 +324,22 @@ fn ipam_of(network: &NetworkReport) -> Vec<Finding> {
     findings
 }
 
+/// Reservations without a verdict are an answer that is missing, whatever the reason.
+fn undetermined(network: &NetworkReport) -> Finding {
+    let open = network.entries.iter().filter(|entry| entry.verdict == Verdict::Undetermined);
+    let mut whys: Vec<&str> = open.flat_map(|entry| entry.evidence.iter().map(String::as_str)).collect();
+    whys.sort_unstable();
+    whys.dedup();
+    Finding {
+        id: FindingId::SourceDegraded,
+        severity: Severity::Unknown,
+        title: format!("{} reservations of {} could not be judged", network.counts.undetermined, network.network),
+        subject: network.network.clone(),
+        evidence: whys.into_iter().take(3).map(|why| Evidence::seen(SourceId::HostLocal, why)).collect(),
+        remedy: "`headroom ipam scan` lists them; a runtime's socket elsewhere is named with --cri-socket".to_owned(),
+    }
+}
+
 /// What could not be observed, and what that leaves open.
 fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let works = |source| view.ledger.works(source);
@@ -325,6 +355,16 @@ fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
             Known::Absent => continue,
         };
         let (open, severity) = match source {
+            // What is missing may be just what was asked for.
+            SourceId::HostLocal | SourceId::Cri if works_partly && cut_short(view, *source) => (
+                "what it shows is true, but not all there is: verdicts stay undetermined".to_owned(),
+                Severity::Unknown,
+            ),
+            SourceId::Namespaces
+                if works_partly && cut_short(view, *source) && !view.ledger.reservations().is_empty() =>
+            {
+                ("not every namespace was seen: verdicts stay undetermined".to_owned(), Severity::Unknown)
+            }
             _ if works_partly => ("what it shows is true, but not all there is".to_owned(), Severity::Info),
             SourceId::Tcp if works(SourceId::Conntrack) => {
                 ("conntrack stands in: held ports are known, failed connects are not".to_owned(), Severity::Info)
@@ -377,7 +417,7 @@ fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
         if !lost.is_empty() {
             findings.push(Finding {
                 id: FindingId::SourceDegraded,
-                severity: Severity::Warning,
+                severity: if view.lost_lately { Severity::Warning } else { Severity::Info },
                 title: format!("some events were lost since start: {}", lost.join(", ")),
                 subject: "losses".to_owned(),
                 evidence: vec![Evidence::given("conntrack losses are repaired by the next dump; destinations that found no room in a map are not counted")],
@@ -386,6 +426,20 @@ fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether the source's last reading was not complete.
+fn cut_short(view: &View<'_>, source: SourceId) -> bool {
+    let snapshot = match source {
+        SourceId::HostLocal => Snapshot::Reservations,
+        SourceId::Cri => Snapshot::Runtime,
+        SourceId::Namespaces => Snapshot::Namespaces,
+        SourceId::Tcp => Snapshot::TcpCounters,
+        SourceId::Conntrack => Snapshot::Conntrack,
+        SourceId::Sockets => Snapshot::Sockets,
+        SourceId::ConntrackUse | SourceId::Platform => return false,
+    };
+    view.ledger.bracket(snapshot).is_some_and(|bracket| bracket.outcome != Outcome::Complete)
 }
 
 fn percent(part: u32, whole: u32) -> u64 {

@@ -108,6 +108,8 @@ impl ConntrackUseSource {
         };
         Ok(ConntrackTimeouts {
             tcp_established: secs("tcp_timeout_established")?,
+            tcp_unacknowledged: secs("tcp_timeout_unacknowledged")?,
+            tcp_max_retrans: secs("tcp_timeout_max_retrans")?,
             tcp_time_wait: secs("tcp_timeout_time_wait")?,
             tcp_close: secs("tcp_timeout_close")?,
             udp: secs("udp_timeout")?,
@@ -206,6 +208,8 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
             ("count", "17"),
             ("max", "262144"),
             ("tcp_timeout_established", "86400"),
+            ("tcp_timeout_unacknowledged", "301"),
+            ("tcp_timeout_max_retrans", "302"),
             ("tcp_timeout_time_wait", "120"),
             ("tcp_timeout_close", "10"),
             ("udp_timeout", "30"),
@@ -224,7 +228,14 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
         };
         assert_eq!((&usage.entries, &usage.max), (&Known::Present(17), &Known::Present(262_144)));
         assert_eq!(usage.stats.present().unwrap().drop, 11);
-        let expected = ConntrackTimeouts { tcp_established: 86_400, udp_stream: 180, icmp: 31, ..Default::default() };
+        let expected = ConntrackTimeouts {
+            tcp_established: 86_400,
+            tcp_unacknowledged: 301,
+            tcp_max_retrans: 302,
+            udp_stream: 180,
+            icmp: 31,
+            ..Default::default()
+        };
         assert_eq!(*timeouts, expected);
         assert_eq!(coverage.present().unwrap().degraded, None);
     }

@@ -2,7 +2,8 @@
 //!
 //! Asks over CRI v1 and changes nothing. A whole round takes at most [`ROUND_LIMIT`], whatever the runtime does. Where more
 //! than one default socket answers (containerd beside CRI-O, say), their answers are joined: a pod that only the other
-//! runtime knows must not look leaked. What a status call could not tell is unknown for that sandbox alone; a list that
+//! runtime knows must not look leaked. A default socket that nobody listens on may belong to a runtime that restarts: what
+//! the others know is then only a part. What a status call could not tell is unknown for that sandbox alone; a list that
 //! could not be read fails the round.
 
 mod ask;
@@ -20,9 +21,9 @@ use tokio::time::Instant;
 
 use crate::bounded::shown;
 use crate::root::HostRoot;
-use crate::source::{Sink, Source, absent, observation, unreadable, works};
+use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
 
-use ask::{NoAnswer, Runtime, StatusAnswer};
+use ask::{Beside, NoAnswer, Runtime, StatusAnswer};
 
 /// How long one round may take, all sockets together.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(2);
@@ -59,6 +60,8 @@ struct Answer {
     sandboxes: Vec<Sandbox>,
     containers: Vec<ContainerId>,
     runtimes: Vec<String>,
+    /// Sockets that nobody listens on, each a sentence.
+    silent: Vec<String>,
 }
 
 impl CriSource {
@@ -96,13 +99,21 @@ impl CriSource {
         runtime.block_on(async {
             let deadline = Instant::now() + ROUND_LIMIT;
             let mut answer = Answer::default();
-            let mut no_runtime = None;
+            let mut no_runtime: Option<NoAnswer> = None;
             let mut fresh = BTreeMap::new();
             for socket in sockets {
                 match self.ask_one(socket, deadline, &mut answer, &mut fresh).await {
                     Ok(()) => {}
-                    Err(none) if none.is_no_runtime() => no_runtime = no_runtime.or(Some(none)),
-                    Err(failed) => return Err(failed.to_string()),
+                    Err(none) => {
+                        match none.beside_another() {
+                            Beside::Nothing => {}
+                            Beside::Silent => answer.silent.push(format!(
+                                "{none} The pods of that runtime are not seen; remove the socket if the runtime is gone for good"
+                            )),
+                            Beside::Failed => return Err(none.to_string()),
+                        }
+                        no_runtime.get_or_insert(none);
+                    }
                 }
             }
             self.statuses = fresh;
@@ -207,8 +218,15 @@ impl Source for CriSource {
             Ok(answer) => {
                 answer.sandboxes.into_iter().map(Fact::Sandbox).for_each(&mut emit);
                 answer.containers.into_iter().map(Fact::Container).for_each(&mut emit);
-                emit(end(Outcome::Complete));
-                emit(works(answer.runtimes.join("; ")));
+                let how = answer.runtimes.join("; ");
+                if answer.silent.is_empty() {
+                    emit(end(Outcome::Complete));
+                    emit(works(how));
+                } else {
+                    let why = answer.silent.join("; ");
+                    emit(end(Outcome::Partial(Why::new(why.as_str()))));
+                    emit(degraded(how, why));
+                }
             }
             Err(why) => {
                 emit(end(Outcome::Failed(Why::new(why.as_str()))));

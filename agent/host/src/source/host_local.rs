@@ -10,7 +10,7 @@ mod store;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use headroom_core::known::Why;
@@ -76,6 +76,12 @@ impl HostLocalSource {
         let config = cni::read(&self.root, &self.cni_conf_dir);
         let below = self.read_below(&config, bounds, round, emit)?;
         let elsewhere = self.read_elsewhere(&config, bounds, round, emit);
+        if !below {
+            let here = |dir: &Option<PathBuf>| dir.as_ref().is_none_or(|dir| *dir == self.cni_dir);
+            for network in config.networks.iter().filter(|network| here(&network.data_dir)) {
+                round.no_data_dir(&self.cni_dir, &network.name);
+            }
+        }
         round.warnings.extend(config.warnings);
         Ok((below || elsewhere).then_some(()))
     }
@@ -134,8 +140,7 @@ impl HostLocalSource {
                     };
                     round.read_network(&top, &name, named, bounds, emit);
                 }
-                // Nothing was reserved there yet.
-                Err(Refusal::Missing) => {}
+                Err(Refusal::Missing) => round.no_data_dir(data_dir, &network.name),
                 Err(refusal) => round.partial.push(format!(
                     "host-local's directory `{}` (dataDir in `{}`) {refusal}",
                     data_dir.display(),
@@ -168,7 +173,25 @@ impl Round {
             }
             // Removed meanwhile, or a plain file where the file system does not tell.
             Err(Refusal::Missing) => {}
-            Err(refusal) => self.partial.push(format!("`{}` {refusal}", named.store)),
+            Err(refusal) => {
+                self.partial.push(format!("`{}` {refusal}", named.store));
+                // Something else in the place of a directory is no network.
+                if matches!(refusal, Refusal::Denied | Refusal::Failed { .. }) {
+                    emit(store::unread(named));
+                }
+            }
+        }
+    }
+
+    /// A configured network's `dataDir` does not exist; said once, however many files configure it.
+    fn no_data_dir(&mut self, data_dir: &Path, network: &str) {
+        let warning = format!(
+            "dataDir `{}` of network `{}` does not exist here: nothing is reserved yet, or it is not mounted",
+            data_dir.display(),
+            shown(network.as_bytes())
+        );
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
         }
     }
 

@@ -71,6 +71,8 @@ struct Scan {
     beyond: usize,
     /// Files where named namespaces should be.
     not_namespaces: usize,
+    /// The agent sees other mounts than the node's processes: what is not mounted here may be mounted there.
+    other_mounts: bool,
     partial: Vec<String>,
     /// How many namespaces could not be entered.
     not_entered: usize,
@@ -117,7 +119,7 @@ fn observe_live(emit: &mut dyn FnMut(Fact)) -> (Outcome, Fact) {
             return failed(format!("`/proc/self/ns/net` could not be read ({}); is /proc mounted?", errno.desc()));
         }
     };
-    let mut scan = Scan::default();
+    let mut scan = Scan { other_mounts: has_other_mounts(&proc), ..Scan::default() };
     scan.found.insert(own.inode, Found { pids: vec![std::process::id()], mount: None });
     scan.processes(&mut proc, deadline);
     scan.recognise_denied(&proc);
@@ -192,7 +194,10 @@ impl Scan {
                 .and_then(|mut dir| bounded::entries(&mut dir, MOUNTS_LIMIT).map(|entries| (dir, entries)));
             let (dir, (entries, more)) = match listed {
                 Ok(listed) => listed,
-                Err(Refusal::Missing) => continue,
+                Err(Refusal::Missing) => {
+                    self.no_mounts(directory);
+                    continue;
+                }
                 Err(refusal) => {
                     self.partial.push(format!("`{directory}` {refusal}"));
                     continue;
@@ -218,6 +223,15 @@ impl Scan {
                     }
                 }
             }
+        }
+    }
+
+    /// A directory of named namespaces does not exist. In a container, that of the node may.
+    fn no_mounts(&mut self, directory: &str) {
+        if self.other_mounts && directory == MOUNTS[0] {
+            self.partial.push(format!(
+                "`{directory}` does not exist among the agent's own mounts, so live network namespaces may be hidden; mount the node's with mountPropagation: HostToContainer"
+            ));
         }
     }
 
@@ -307,6 +321,16 @@ impl Scan {
                     .to_owned(),
             );
         }
+        let left_over = (self.not_namespaces > 0).then(|| {
+            format!(
+                "{} files below `{}` are not namespaces: left over, or mounted after the agent started without mountPropagation: HostToContainer",
+                self.not_namespaces,
+                MOUNTS.join("`, `")
+            )
+        });
+        // Among the node's own mounts they are certainly left over.
+        let (hiding, left_over) = if self.other_mounts { (left_over, None) } else { (None, left_over) };
+        self.partial.extend(hiding);
         let mut missing = self.partial.clone();
         if self.not_entered > 0 {
             missing.push(format!(
@@ -314,12 +338,7 @@ impl Scan {
                 self.not_entered
             ));
         }
-        if self.not_namespaces > 0 {
-            missing.push(format!(
-                "{} files below `{}` are not namespaces: left over, or mounted after the agent started without HostToContainer propagation",
-                self.not_namespaces, MOUNTS.join("`, `")
-            ));
-        }
+        missing.extend(left_over);
         let how = "/proc of every process and the names below /run/netns";
         let outcome = match self.partial.is_empty() {
             true => Outcome::Complete,
@@ -334,6 +353,15 @@ struct Inside {
     ports: Known<PortSettings>,
     /// Only where no process could be asked.
     addresses: Option<Known<Vec<IpAddr>>>,
+}
+
+/// Whether this process has a mount namespace other than pid 1's. Where pid 1's may not be examined, it is taken for the
+/// same.
+fn has_other_mounts(proc: &Dir) -> bool {
+    match (netns::identify(proc, "self/ns/mnt"), netns::identify(proc, "1/ns/mnt")) {
+        (Ok(own), Ok(first)) => own.inode != first.inode,
+        _unknown => false,
+    }
 }
 
 /// Whether `/proc` shows no more than a container. A nested pid namespace with an init of its own is a node in a container
@@ -424,6 +452,40 @@ mod tests {
         assert!(hosts[0].addresses.present().is_some());
         assert!(matches!(facts[0], Fact::Begin(Snapshot::Namespaces)));
         assert!(matches!(facts.last(), Some(Fact::Coverage(Known::Present(_)))));
+    }
+
+    /// What a round says about mounts that hide namespaces: the outcome's words and the coverage's.
+    fn about_mounts(scan: Scan) -> (String, String) {
+        let proc = bounded::open_dir(&HostRoot::live(), Path::new("/proc")).unwrap();
+        let (outcome, coverage) = scan.outcome(&proc);
+        let Fact::Coverage(Known::Present(detail)) = coverage else { panic!("{coverage:?}") };
+        let words = |why: Option<Why>| why.map(|why| why.to_string()).unwrap_or_default();
+        let partial = if let Outcome::Partial(why) = outcome { Some(why) } else { None };
+        (words(partial), words(detail.degraded))
+    }
+
+    /// If this fails, a pod whose namespace the agent's container does not show looks leaked.
+    #[test]
+    fn files_that_are_no_namespaces_hide_some_only_among_other_mounts() {
+        for other_mounts in [false, true] {
+            let (outcome, coverage) = about_mounts(Scan { not_namespaces: 3, other_mounts, ..Scan::default() });
+            assert_eq!(outcome.contains("3 files below"), other_mounts, "{outcome}");
+            assert_eq!(coverage.matches("3 files below").count(), 1, "{coverage}");
+            assert!(coverage.contains("mountPropagation: HostToContainer"), "{coverage}");
+        }
+    }
+
+    #[test]
+    fn a_missing_run_netns_hides_namespaces_only_among_other_mounts() {
+        for other_mounts in [false, true] {
+            let mut scan = Scan { other_mounts, ..Scan::default() };
+            MOUNTS.iter().for_each(|directory| scan.no_mounts(directory));
+            let (outcome, coverage) = about_mounts(scan);
+            let count = usize::from(other_mounts);
+            assert_eq!(outcome.matches("`/run/netns` does not exist").count(), count, "{outcome}");
+            assert_eq!(coverage.matches("mountPropagation: HostToContainer").count(), count, "{coverage}");
+            assert!(!outcome.contains("/var/run/netns"), "its older name: {outcome}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use headroom_core::ids::NetnsInode;
 use headroom_core::known::{Known, Why};
 use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, SourceId, TcpCounter};
 use headroom_core::ports::PortRange;
-use headroom_ebpf_common::tcp::{Counts, Key};
+use headroom_ebpf_common::tcp::{Counts, Key, Losses};
 
 use super::{Sink, Source, degraded, observation, unreadable, works};
 use crate::ebpf::ProgramStatus;
@@ -21,7 +21,7 @@ use crate::root::HostRoot;
 #[derive(Debug)]
 pub struct TcpSource {
     state: Result<Tcp, Why>,
-    /// Seeds that found no room.
+    /// The most seeds that found no room in one seeding: the next seeding brings the same ones again.
     unseeded: u64,
 }
 
@@ -47,16 +47,18 @@ impl TcpSource {
     /// such a key can have more closes than opens.
     pub fn seed(&mut self, keys: impl Iterator<Item = (Endpoint, IpAddr)>) {
         let Ok(tcp) = &mut self.state else { return };
+        let mut unseeded = 0;
         for (destination, source) in keys {
             match tcp.counts.insert_new(key(destination, source), Counts::default()) {
                 Ok(true) => {}
-                Ok(false) => self.unseeded += 1,
+                Ok(false) => unseeded += 1,
                 Err(error) => {
                     tracing::warn!(%error, "could not enter connections that existed before");
-                    return;
+                    break;
                 }
             }
         }
+        self.unseeded = self.unseeded.max(unseeded);
     }
 
     /// What became of each program.
@@ -90,26 +92,24 @@ impl Source for TcpSource {
         SourceId::Tcp
     }
 
+    /// Coverage comes after the counters: it tells whether they could be read.
     fn observe(&mut self, sink: Sink<'_>) {
         let mut put = |fact| sink(observation(SourceId::Tcp, fact));
         let tcp = match &mut self.state {
             Ok(tcp) => tcp,
             Err(why) => return put(unreadable(why.as_str())),
         };
-        put(coverage(&tcp.programs));
         put(Fact::Begin(Snapshot::TcpCounters));
-        let outcome = match tcp.counts.for_each(|key, counts| put(Fact::TcpCounter(counter(key, counts)))) {
-            Ok(()) => Outcome::Complete,
-            Err(error) => Outcome::Failed(error.into()),
-        };
+        let read: Result<(), Why> =
+            tcp.counts.for_each(|key, counts| put(Fact::TcpCounter(counter(key, counts)))).map_err(Why::from);
+        let outcome = read.clone().map_or_else(Outcome::Failed, |()| Outcome::Complete);
         put(Fact::End { snapshot: Snapshot::TcpCounters, outcome });
-        match tcp.losses.get() {
-            Ok(losses) => {
-                put(Fact::Lost { what: Loss::TcpMapFull, total: losses.map_full.saturating_add(self.unseeded) });
-                put(Fact::Lost { what: Loss::TcpReadFailed, total: losses.read_failed });
-            }
-            Err(error) => put(degraded(HOW, format!("its losses are not known: {error}"))),
+        let losses: Result<Losses, Why> = tcp.losses.get().map_err(Why::from);
+        if let Ok(losses) = &losses {
+            put(Fact::Lost { what: Loss::TcpMapFull, total: losses.map_full.saturating_add(self.unseeded) });
+            put(Fact::Lost { what: Loss::TcpReadFailed, total: losses.read_failed });
         }
+        put(coverage(&tcp.programs, read, losses.err()));
         // What is not known here is only a stand-in for what `namespaces` may know.
         if let Known::Present(ranges) = self.local_ports() {
             for (inode, ephemeral) in ranges {
@@ -121,11 +121,15 @@ impl Source for TcpSource {
 
 const HOW: &str = "eBPF counters on raw tracepoint inet_sock_set_state";
 
-/// Works, less what the programs that are not attached would tell.
-fn coverage(programs: &[ProgramStatus]) -> Fact {
+/// Works if the counters could be read, less what the programs that are not attached would tell.
+fn coverage(programs: &[ProgramStatus], read: Result<(), Why>, losses_unknown: Option<Why>) -> Fact {
+    if let Err(why) = read {
+        return unreadable(why.as_str());
+    }
     let missing: Vec<String> = programs
         .iter()
         .filter_map(|program| program.attached.as_ref().err().map(|why| format!("{}: {why}", program.row.lost_without)))
+        .chain(losses_unknown.map(|why| format!("its losses are not known: {why}")))
         .collect();
     if missing.is_empty() { works(HOW) } else { degraded(HOW, missing.join("; ")) }
 }
@@ -177,6 +181,19 @@ mod tests {
                 prop_assert_eq!((read.destination, read.source), (destination, source));
             }
         }
+    }
+
+    #[test]
+    fn counters_that_could_not_be_read_are_no_coverage_whatever_is_attached() {
+        let attached: Vec<_> =
+            crate::ebpf::PROGRAMS.iter().map(|&row| ProgramStatus { row, attached: Ok(()) }).collect();
+        let unread = coverage(&attached, Err(Why::new("no batches")), None);
+        assert_eq!(unread, Fact::Coverage(Known::because("no batches")));
+        assert_eq!(coverage(&attached, Ok(()), None), works(HOW));
+        let Fact::Coverage(Known::Present(detail)) = coverage(&attached, Ok(()), Some(Why::new("gone"))) else {
+            panic!("the counters are there")
+        };
+        assert!(detail.degraded.is_some_and(|why| why.as_str().contains("losses are not known: gone")));
     }
 
     #[test]

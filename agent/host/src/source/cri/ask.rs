@@ -52,10 +52,34 @@ pub(super) enum NoAnswer {
 }
 
 impl NoAnswer {
-    /// Whether this only says that kubelet's runtime is not behind this socket.
-    pub(super) fn is_no_runtime(&self) -> bool {
-        matches!(self, Self::Missing(_) | Self::Refused(_) | Self::NoCri(_))
+    /// What this says about the node, where another socket answers.
+    pub(super) fn beside_another(&self) -> Beside {
+        match self {
+            Self::Missing(_) | Self::NoCri(_) => Beside::Nothing,
+            // A plain file or a directory (what a mount of a missing socket leaves behind) refuses as well.
+            Self::Refused(socket) if !is_socket(socket) => Beside::Nothing,
+            Self::Refused(_) => Beside::Silent,
+            Self::Denied(_) | Self::Connect(..) | Self::Late { .. } | Self::Failed { .. } => Beside::Failed,
+        }
     }
+}
+
+/// What a socket that gave no answer means, where another one answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// kubelet's runtime is not behind this socket.
+    Nothing,
+    /// Nobody listens: a runtime that is gone for good, or one that restarts and whose pods live on.
+    Silent,
+    /// A runtime that cannot be read.
+    Failed,
+}
+
+/// Whether a socket is at this path; if that cannot be told, there may be one.
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    path.metadata()
+        .map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |file| file.file_type().is_socket())
 }
 
 /// What came of asking for a sandbox's status.

@@ -58,12 +58,11 @@ pub(super) fn identity(dir: &Dir) -> Option<(u64, u64)> {
     fstat(dir.as_fd()).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Reads a network's directory: one [`Network`], then its reservations.
+/// Reads a network's directory: its reservations, then one [`Network`] that tells whether these are all.
 pub(super) fn read(mut dir: Dir, named: Named, bounds: Bounds, emit: &mut dyn FnMut(Fact)) -> Remarks {
     let mut remarks = Remarks::default();
     let (listed, ignored) = list(&mut dir, bounds, &named.store, &mut remarks);
     let Named { store, network, range_sets } = named;
-    emit(Fact::Network(Network { store: store.clone(), name: network, range_sets, ignored }));
 
     let mut buffer = [0; CONTENT_LIMIT + 1];
     for (done, (address, kind)) in listed.iter().enumerate() {
@@ -90,7 +89,15 @@ pub(super) fn read(mut dir: Dir, named: Named, bounds: Bounds, emit: &mut dyn Fn
         };
         emit(Fact::Reservation(Reservation { store: store.clone(), address: *address, holder, modified }));
     }
+    let complete = remarks.partial.is_none();
+    emit(Fact::Network(Network { store, name: network, range_sets, complete, ignored }));
     remarks
+}
+
+/// A network whose directory is there but could not be opened.
+pub(super) fn unread(named: Named) -> Fact {
+    let Named { store, network, range_sets } = named;
+    Fact::Network(Network { store, name: network, range_sets, complete: false, ignored: Vec::new() })
 }
 
 /// The reservations a directory lists, and the names that are none.

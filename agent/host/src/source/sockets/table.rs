@@ -47,6 +47,8 @@ pub fn parse_line(line: &[u8]) -> Option<Row> {
     let timer = words.next()?;
     // `enum` of `net/tcp_states.h`; it is uapi in all but name.
     let state = match state {
+        // `get_timewait4_sock` alone writes timer 3, and as the state the substate: FIN_WAIT2 until the other end closes too.
+        0x01..=0x0d if timer.starts_with(b"03:") => SocketState::TimeWait { remaining_millis: remaining(timer)? },
         0x01 | 0x04 | 0x05 | 0x08 | 0x09 | 0x0b => SocketState::Open,
         0x02 => SocketState::Connecting,
         0x06 => SocketState::TimeWait { remaining_millis: remaining(timer)? },
@@ -138,6 +140,23 @@ mod tests {
         );
     }
 
+    /// If this fails, sockets that only wait for the other end's FIN count as open connections.
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn a_time_wait_socket_in_the_fin_wait2_substate_is_time_wait() {
+        let line = |state: &str, timer: &str| {
+            let line = format!(
+                "  34: 0500000A:9C40 07710CCB:01BB {state} 00000000:00000000 {timer} 00000000     0        0 0 3 0000000000000000"
+            );
+            match parse_line(line.as_bytes()) {
+                Some(Row::Connection { state, .. }) => state,
+                other => panic!("{line}: {other:?}"),
+            }
+        };
+        assert_eq!(line("05", "03:000007D0"), SocketState::TimeWait { remaining_millis: 20_000 });
+        assert_eq!(line("05", "02:000007D0"), SocketState::Open, "a whole socket, still owned by its process");
+    }
+
     #[test]
     fn the_header_and_damaged_lines_are_no_rows() {
         for line in [
@@ -178,8 +197,9 @@ mod tests {
                 let v4 = IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]);
                 Endpoint::new(if v6 { IpAddr::from(bytes) } else { v4 }, port)
             };
+            let timer = if state.0 == 6 { 3 } else { 1 };
             let line = format!(
-                "{:4}: {} {} {:02X} 00000000:00000000 03:0000000C 00000000     0        0 0 3 0000000000000000",
+                "{:4}: {} {} {:02X} 00000000:00000000 {timer:02X}:0000000C 00000000     0        0 0 3 0000000000000000",
                 7, print(ends[0]), print(ends[1]), state.0
             );
             prop_assert_eq!(
