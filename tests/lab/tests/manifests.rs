@@ -42,6 +42,27 @@ fn every_resource_of_the_base_is_valid_in_the_oldest_and_the_newest_version() {
     }
 }
 
+/// Exercises the kustomization as a whole, where kubectl is on the machine (Debian has no package of it; `cargo xtask setup`
+/// says so). If this fails, the pieces are valid and do not fit together.
+#[test]
+fn the_kustomization_builds_and_its_result_is_valid() {
+    let built = match Command::new("kubectl").arg("kustomize").arg(base()).output() {
+        Ok(built) => built,
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
+            return;
+        }
+    };
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let file = std::env::temp_dir().join(format!("hrlab{}-built.yaml", std::process::id()));
+    std::fs::write(&file, built.stdout).unwrap();
+    let checked = VERSIONS.map(|version| validate(version, &file));
+    std::fs::remove_file(&file).unwrap();
+    for (valid, said) in checked {
+        assert!(valid && said.contains("configmap") && said.contains("daemonset"), "{said}");
+    }
+}
+
 /// Exercises the checker itself. If this fails, the test above cannot fail.
 #[test]
 fn a_misspelt_field_is_refused() {
