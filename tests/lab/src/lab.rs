@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
 
 use crate::sweep;
 
@@ -42,7 +43,9 @@ impl Lab {
             .mode(0o711)
             .create(&dir)
             .with_context(|| format!("create the lab's directory `{}`", dir.display()))?;
-        Ok(Self(Arc::new(Inner { prefix, dir })))
+        let lab = Self(Arc::new(Inner { prefix, dir }));
+        share_mounts(lab.dir())?;
+        Ok(lab)
     }
 
     /// Removes everything that labs of dead processes left behind; returns what was found, one line each.
@@ -80,6 +83,15 @@ impl Lab {
     pub fn take_down(&self) -> Result<Vec<String>> {
         sweep::remove(&self.0.prefix)
     }
+}
+
+/// Makes a directory a mount that is shared, as systemd makes all of a node's: containers may then follow what is mounted
+/// below it later (`HostToContainer`).
+fn share_mounts(dir: &Path) -> Result<()> {
+    let none = None::<&str>;
+    mount(Some(dir), dir, none, MsFlags::MS_BIND, none)
+        .with_context(|| format!("bind `{}` to itself", dir.display()))?;
+    mount(none, dir, none, MsFlags::MS_SHARED, none).with_context(|| format!("share the mount `{}`", dir.display()))
 }
 
 impl Drop for Inner {
