@@ -133,7 +133,12 @@ impl Settings {
 }
 
 fn read(path: &Path) -> anyhow::Result<File> {
-    let size = std::fs::metadata(path).with_context(|| format!("read configuration `{}`", path.display()))?.len();
+    let metadata = std::fs::metadata(path).with_context(|| format!("read configuration `{}`", path.display()))?;
+    // A FIFO or a device would be read for ever.
+    if !metadata.is_file() {
+        bail!("configuration `{}` is not a regular file", path.display());
+    }
+    let size = metadata.len();
     if size > MAX_FILE_BYTES {
         bail!("configuration `{}` has {size} bytes, at most {MAX_FILE_BYTES} are read", path.display());
     }
@@ -221,6 +226,13 @@ mod tests {
         assert!(text("[nat]\nprofile = \"gcp\"\nmode = \"dynamic\"\nmin_ports = 100\n").contains("power of two"));
         assert!(text("tick_secs = 0\n").contains("tick_secs"));
         assert!(text("node_port_range = \"9-1\"\n").contains("starts above its end"));
+    }
+
+    #[test]
+    fn a_configuration_that_is_no_regular_file_is_refused_at_once() {
+        let args = NodeArgs { config: Some(PathBuf::from("/dev/zero")), ..NodeArgs::default() };
+        let error = Settings::new(&args, &NatArgs::default()).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 
     #[test]

@@ -261,12 +261,16 @@ fn ports(out: &mut String, report: &Report, width: Width) {
 fn ipam(out: &mut String, report: &Report, width: Width) {
     heading(out, "Pod IPs", width);
     if report.ipam.networks.is_empty() {
-        let host_local = report.coverage.iter().find(|row| row.source == headroom_core::observe::SourceId::HostLocal);
-        let unread = host_local.and_then(|row| row.why.clone()).map(|why| format!("unknown: {why}"));
-        width.wrap(out, "  ", "  ", &unread.unwrap_or_else(|| "no host-local store on this node".to_owned()));
+        width.wrap(out, "  ", "  ", &nothing_listed(&report.coverage, "no host-local store on this node"));
         return;
     }
     out.push_str(&networks(&report.ipam.networks, width));
+}
+
+/// What to say where no network is listed: why the store could not be read, or that there is `none`.
+fn nothing_listed(coverage: &[CoverageReport], none: &str) -> String {
+    let host_local = coverage.iter().find(|row| row.source == headroom_core::observe::SourceId::HostLocal);
+    host_local.and_then(|row| row.why.as_ref()).map_or_else(|| none.to_owned(), |why| format!("unknown: {why}"))
 }
 
 fn networks(networks: &[NetworkReport], width: Width) -> String {
@@ -373,7 +377,7 @@ pub fn scan(scan: &Scan<'_>, width: Width) -> String {
     width.wrap(&mut out, "headroom · ", "  ", &format!("{} · {}", scan.node, scan.time));
     heading(&mut out, "Pod IPs", width);
     if scan.networks.is_empty() {
-        width.wrap(&mut out, "  ", "  ", "no reservations were found");
+        width.wrap(&mut out, "  ", "  ", &nothing_listed(scan.coverage, "no reservations were found"));
     } else {
         out.push_str(&networks(scan.networks, width));
     }
