@@ -5,7 +5,6 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Endpoint, Protocol};
@@ -179,11 +178,6 @@ impl Flows {
     /// Entries that found no room in the last dump and since ([`LedgerLimits::max_flows`]).
     pub fn refused(&self) -> u64 {
         self.refused
-    }
-
-    /// The source addresses of all flows in the table.
-    pub fn sources(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.live.keys().map(|key| key.source.address)
     }
 }
 
