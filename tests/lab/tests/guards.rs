@@ -42,7 +42,7 @@ fn leftovers(prefix: &str) -> Vec<String> {
 
 /// Waits for a condition that comes true a moment later (a count of another process, a dying process).
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < deadline, "{what} did not come true");
         std::thread::sleep(Duration::from_millis(50));
@@ -104,8 +104,10 @@ fn the_gateway_holds_as_many_ports_as_it_has_per_destination_and_protocol() {
 
     // Closed connections hold their ports on (once the server's FIN has passed, too).
     calm.stop().unwrap();
-    eventually("7 in TIME_WAIT", || nat.gateway_held(Protocol::Tcp, two).unwrap().states.get("TIME_WAIT") == Some(&7));
-    assert_eq!(nat.gateway_held(Protocol::Tcp, two).unwrap().ports, 7);
+    // Which of the closing states they are in is the peers' matter: on a busy machine a reset may overtake a FIN.
+    eventually("7 closed", || !nat.gateway_held(Protocol::Tcp, two).unwrap().states.contains_key("ESTABLISHED"));
+    let closed = nat.gateway_held(Protocol::Tcp, two).unwrap();
+    assert_eq!(closed.ports, 7, "{closed:?}");
     nat.flush_gateway().unwrap();
     assert_eq!(nat.gateway_held(Protocol::Udp, two).unwrap().ports, 0);
 }
