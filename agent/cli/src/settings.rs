@@ -124,7 +124,11 @@ impl Settings {
             cni_conf_dir: or(&node.cni_conf_dir, file.cni_conf_dir, "/etc/cni/net.d"),
             node_name: node.node_name.clone().filter(|name| !name.is_empty()).or(file.node_name),
             max_destinations,
-            limits: LedgerLimits { max_flows, remember: hold.longest_after_end() + Duration::from_secs(30) },
+            limits: LedgerLimits {
+                max_flows,
+                remember: hold.longest_after_end() + Duration::from_secs(30),
+                node_ports: policy.node_ports,
+            },
             policy,
             listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9497))),
             tick,

@@ -16,30 +16,36 @@ use crate::known::{Known, Why};
 use crate::observe::{
     ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform, Snapshot, SourceId,
 };
+use crate::ports::PortRange;
 use crate::time::NodeTime;
 
-mod flows;
+mod conntrack;
+mod no_port;
 mod occupants;
 mod reservations;
 mod tcp;
 
-pub use flows::{Flow, FlowState, Flows};
+pub use conntrack::{Cohort, CohortState, Cohorts, Conntrack, Drift, Pair};
+pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
 pub use tcp::{TcpConnections, TcpTally};
 
-/// Bounds of the ledger's memory.
+/// Bounds of the ledger's memory, and what it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LedgerLimits {
-    /// Conntrack entries held at most; more are counted as [`Loss::LedgerFlowsFull`]. Some 260 bytes each.
+    /// Conntrack entries told apart at most; more are counted as [`Loss::LedgerFlowsFull`]. Some 20 bytes each, and some 250
+    /// for each pair of destination and source.
     pub max_flows: usize,
     /// How long ended flows and past counter values are remembered: the longest hold time of the NAT, and a margin.
     pub remember: Duration,
+    /// The NodePort range: translated source ports inside it are counted.
+    pub node_ports: PortRange,
 }
 
 impl Default for LedgerLimits {
     fn default() -> Self {
-        Self { max_flows: 1 << 19, remember: Duration::from_secs(150) }
+        Self { max_flows: 1 << 19, remember: Duration::from_secs(150), node_ports: PortRange::NODE_PORTS }
     }
 }
 
@@ -57,7 +63,8 @@ pub struct Bracket {
 /// All we hold true now. Readers get it by reference; only [`Ledger::apply`] changes it.
 #[derive(Debug)]
 pub struct Ledger {
-    flows: Flows,
+    conntrack: Conntrack,
+    no_ports: NoPorts,
     tcp: TcpConnections,
     occupants: Occupants,
     reservations: Reservations,
@@ -74,7 +81,8 @@ impl Ledger {
     /// An empty ledger.
     pub fn new(limits: LedgerLimits) -> Self {
         Self {
-            flows: Flows::new(limits),
+            conntrack: Conntrack::new(limits),
+            no_ports: NoPorts::new(limits.remember),
             tcp: TcpConnections::new(limits.remember),
             occupants: Occupants::default(),
             reservations: Reservations::default(),
@@ -94,11 +102,13 @@ impl Ledger {
         match fact {
             Fact::Begin(snapshot) => self.begin(snapshot, at),
             Fact::End { snapshot, outcome } => self.end(snapshot, at, outcome),
-            Fact::Flow(entry) => {
-                let dumped = self.open.contains_key(&Snapshot::Conntrack);
-                self.flows.seen(entry, at, dumped, self.timeouts.unwrap_or_default());
+            Fact::Flow(entry) if self.open.contains_key(&Snapshot::Conntrack) => {
+                self.conntrack.dumped(&entry, at, self.timeouts());
             }
-            Fact::FlowEnded(entry) => self.flows.ended(entry, at, self.timeouts.unwrap_or_default()),
+            Fact::Flow(entry) => self.conntrack.begun(&entry, at),
+            Fact::FlowEnded(entry) => self.conntrack.ended(&entry, at, self.timeouts()),
+            Fact::ConntrackCounter(counter) => self.conntrack.counter(counter),
+            Fact::NoPort(no_port) => self.no_ports.counter(no_port),
             Fact::TcpCounter(counter) => self.tcp.counter(counter),
             Fact::Socket(socket) => self.tcp.socket(socket, at),
             Fact::Network(network) => self.reservations.network(network),
@@ -124,7 +134,9 @@ impl Ledger {
     fn begin(&mut self, snapshot: Snapshot, at: NodeTime) {
         self.open.insert(snapshot, at);
         match snapshot {
-            Snapshot::Conntrack => self.flows.begin_dump(),
+            Snapshot::Conntrack => self.conntrack.begin_dump(),
+            Snapshot::ConntrackCounters => self.conntrack.begin_counters(),
+            Snapshot::NoPorts => self.no_ports.begin(),
             Snapshot::TcpCounters => self.tcp.begin_counters(),
             Snapshot::Sockets => self.tcp.begin_sockets(),
             Snapshot::Reservations => self.reservations.begin(),
@@ -137,7 +149,9 @@ impl Ledger {
         // An end without a beginning (a torn capture) closes nothing.
         let Some(begin) = self.open.remove(&snapshot) else { return };
         match snapshot {
-            Snapshot::Conntrack => self.flows.end_dump(at, &outcome, self.timeouts.unwrap_or_default()),
+            Snapshot::Conntrack => self.conntrack.end_dump(at, &outcome, self.timeouts()),
+            Snapshot::ConntrackCounters => self.conntrack.end_counters(at, &outcome, self.timeouts()),
+            Snapshot::NoPorts => self.no_ports.end(at, &outcome),
             Snapshot::TcpCounters => self.tcp.end_counters(begin, at, &outcome),
             Snapshot::Sockets => self.tcp.end_sockets(begin, at, &outcome),
             Snapshot::Reservations => self.reservations.end(&outcome),
@@ -147,9 +161,18 @@ impl Ledger {
         self.brackets.insert(snapshot, Bracket { begin, end: at, outcome });
     }
 
-    /// conntrack's flows.
-    pub fn flows(&self) -> &Flows {
-        &self.flows
+    fn timeouts(&self) -> ConntrackTimeouts {
+        self.timeouts.unwrap_or_default()
+    }
+
+    /// The conntrack table, per destination and source.
+    pub fn conntrack(&self) -> &Conntrack {
+        &self.conntrack
+    }
+
+    /// New connections that found no port on this node.
+    pub fn no_ports(&self) -> &NoPorts {
+        &self.no_ports
     }
 
     /// TCP connections as the sockets' side sees them.
@@ -195,8 +218,8 @@ impl Ledger {
     /// What was lost, in total since the sources started.
     pub fn lost(&self) -> BTreeMap<Loss, u64> {
         let mut lost = self.lost.clone();
-        if self.flows.refused() > 0 {
-            lost.insert(Loss::LedgerFlowsFull, self.flows.refused());
+        if self.conntrack.refused() > 0 {
+            lost.insert(Loss::LedgerFlowsFull, self.conntrack.refused());
         }
         lost
     }

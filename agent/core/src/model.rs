@@ -128,7 +128,7 @@ fn tcp_observed(ledger: &Ledger) -> bool {
 fn udp_observed(ledger: &Ledger, now: Now) -> bool {
     let unused = || {
         let mut connections = ledger.tcp().iter(now.node, std::time::Duration::ZERO);
-        ledger.flows().is_empty() && connections.any(|(_, _, tally)| tally.open > 0)
+        ledger.conntrack().live() == 0 && connections.any(|(_, _, tally)| tally.open > 0)
     };
     ledger.conntrack_doubt().is_none() && !unused()
 }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{Endpoint, Protocol};
+use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ids::{ContainerId, NetnsInode, PodName};
 use crate::known::{Known, Why};
 use crate::ports::{PortRange, PortSettings};
@@ -88,6 +88,10 @@ impl std::fmt::Display for SourceId {
 pub enum Snapshot {
     /// [`Fact::Flow`]: a dump of the conntrack table.
     Conntrack,
+    /// [`Fact::ConntrackCounter`]: the eBPF counters of conntrack. Where a dump lies between two of them, they bracket it.
+    ConntrackCounters,
+    /// [`Fact::NoPort`].
+    NoPorts,
     /// [`Fact::TcpCounter`]: the eBPF counters.
     TcpCounters,
     /// [`Fact::Socket`]: the socket tables of all namespaces that could be read.
@@ -129,6 +133,10 @@ pub enum Fact {
     Flow(ConntrackEntry),
     /// A conntrack entry is gone (DESTROY event).
     FlowEnded(ConntrackEntry),
+    /// Entries that went into the conntrack table and left it, from one source address to one destination.
+    ConntrackCounter(ConntrackCounter),
+    /// New connections from one source address to one destination that found no port on this node.
+    NoPort(NoPort),
     /// Connects and closes from one source address to one destination.
     TcpCounter(TcpCounter),
     /// One TCP socket that is not listening.
@@ -188,6 +196,10 @@ pub enum Loss {
     ConntrackOverrun,
     /// Netlink messages that could not be understood.
     ConntrackMalformed,
+    /// Conntrack entries whose destination found no room in the eBPF map.
+    ConntrackMapFull,
+    /// Kernel memory reads that failed inside an eBPF program on conntrack.
+    ConntrackReadFailed,
     /// Flows that found no room in the ledger.
     LedgerFlowsFull,
 }
@@ -200,6 +212,8 @@ impl Loss {
             Self::TcpReadFailed => "tcp_read_failed",
             Self::ConntrackOverrun => "conntrack_overrun",
             Self::ConntrackMalformed => "conntrack_malformed",
+            Self::ConntrackMapFull => "conntrack_map_full",
+            Self::ConntrackReadFailed => "conntrack_read_failed",
             Self::LedgerFlowsFull => "ledger_flows_full",
         }
     }
@@ -282,6 +296,46 @@ impl ConntrackTcpState {
             _ => return None,
         })
     }
+}
+
+/// Counters of conntrack entries since [`ConntrackCounter::born`]; every other one only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConntrackCounter {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The real peer, after DNAT.
+    pub destination: Endpoint,
+    /// Who opened them, before any translation.
+    pub source: IpAddr,
+    /// The source address that the peer sees.
+    pub translated: IpAddr,
+    /// When counting of this pair began, on some clock: another value tells that it began anew, from zero.
+    pub born: u64,
+    /// Entries that went into the table.
+    pub inserted: u64,
+    /// TCP entries that left it from TIME_WAIT.
+    pub ended_time_wait: u64,
+    /// TCP entries that left it after a reset.
+    pub ended_reset: u64,
+    /// TCP entries that left it without ever an answer.
+    pub ended_unanswered: u64,
+    /// All others that left it.
+    pub ended_other: u64,
+    /// Of those inserted: with a source port that was translated into the NodePort range.
+    pub node_port_inserted: u64,
+    /// Of those that left: likewise.
+    pub node_port_ended: u64,
+}
+
+/// Packets of new connections that the kernel dropped since it found no port to translate their source to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoPort {
+    /// Where they were to go, after DNAT.
+    pub destination: Destination,
+    /// Who sent them, before any translation.
+    pub source: IpAddr,
+    /// How many since counting began; a TCP connect sends its SYN several times. A smaller number than before: it began anew.
+    pub dropped: u64,
 }
 
 /// Counters since the eBPF programs were attached; they only grow.

@@ -6,4 +6,5 @@
 #![no_std]
 #![deny(missing_docs)]
 
+pub mod conntrack;
 pub mod tcp;

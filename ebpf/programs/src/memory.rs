@@ -42,6 +42,14 @@ pub(crate) fn read<T: Plain>(base: *const c_void, offset: u32) -> Result<T, Unre
     read_into(&mut MaybeUninit::uninit(), base, offset).copied()
 }
 
+/// What is `offset` bytes into a block that was read at once.
+#[inline(always)]
+pub(crate) fn within<T: Plain, const WORDS: usize>(block: &[u64; WORDS], offset: u32) -> T {
+    // SAFETY: the agent gives only offsets that are inside and aligned for their type; the verifier, to which they are
+    // constants, refuses the program otherwise.
+    unsafe { *block.as_ptr().byte_add(offset as usize).cast::<T>() }
+}
+
 /// A word that all CPUs read and write, last writer wins. Aligned, so that each access is one instruction; volatile
 /// rather than atomic, because LLVM has no atomic loads for the oldest instruction set.
 pub(crate) struct Shared(UnsafeCell<u64>);

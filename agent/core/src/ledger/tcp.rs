@@ -24,8 +24,10 @@ pub struct TcpTally {
     pub open: u64,
     /// Connects under way.
     pub wanting: u64,
-    /// Ended by FIN within the asked span.
+    /// Ended by FIN within the asked span, as far as it is known.
     pub closed_lately: u64,
+    /// Of these: ended before the counting began, as socket tables tell (which forget after a minute).
+    pub closed_before: u64,
     /// Ended by RST within the asked span.
     pub reset_lately: u64,
     /// Connects that failed within the asked span (without those for want of a local port).
@@ -188,6 +190,11 @@ impl TcpConnections {
         self.rows.retain(|key, row| !row.readings.is_empty() || sockets.contains_key(key));
     }
 
+    /// When the counting began; `None` where nothing is counted.
+    pub fn counting_since(&self) -> Option<NodeTime> {
+        self.counting_since
+    }
+
     /// Every pair, with what happened within `span` before `now`.
     pub fn iter(&self, now: NodeTime, span: Duration) -> impl Iterator<Item = (Endpoint, IpAddr, TcpTally)> + '_ {
         let since = now.before(span);
@@ -199,6 +206,7 @@ impl TcpConnections {
                 open: tally.open,
                 wanting: tally.wanting,
                 closed_lately: u64::try_from(closed_lately).unwrap_or(u64::MAX),
+                closed_before: 0,
                 ..TcpTally::default()
             };
             (key.0, key.1, tally)
@@ -229,6 +237,7 @@ impl Row {
                 open: self.baseline_open.max(0).unsigned_abs(),
                 wanting: self.baseline_wanting.max(0).unsigned_abs(),
                 closed_lately: closed_before,
+                closed_before,
                 ..TcpTally::default()
             };
         };
@@ -238,6 +247,7 @@ impl Row {
             open: last.net_open().saturating_add(self.baseline_open).max(0).unsigned_abs(),
             wanting: last.net_wanting().saturating_add(self.baseline_wanting).max(0).unsigned_abs(),
             closed_lately: lately(|counter| counter.closed).saturating_add(closed_before),
+            closed_before,
             reset_lately: lately(|counter| counter.reset),
             failed_lately: lately(|counter| counter.failed),
             no_local_port_lately: lately(|counter| counter.no_local_port),

@@ -1,17 +1,20 @@
 //! How many NAT ports this node needs, to which destination, because of whom.
 //!
-//! Per destination one source does the accounting, never the sum of two: conntrack where it works and sees the
-//! destination, the TCP counters otherwise. Failures always come from the TCP counters, which alone know them.
+//! Per pair of destination and source one source does the accounting, never the sum of two. The TCP counters know every
+//! connect and close of a socket on this node at its moment: they account for the pairs they see. conntrack accounts for
+//! all else: UDP, ICMP, flows that are only forwarded, and Service addresses, which it alone knows behind their translation.
+//! What conntrack tells of a pair that TCP accounts for still counts: what closed before the counting began, what the NAT
+//! has forgotten since nothing passes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Protocol};
-use crate::ledger::{FlowState, Ledger, TcpTally};
+use crate::ledger::{Cohort, CohortState, Cohorts, Ledger, TcpTally};
 use crate::model::nat::HoldTimes;
 use crate::model::policy::Scope;
-use crate::observe::{Snapshot, SourceId};
+use crate::observe::SourceId;
 use crate::time::NodeTime;
 
 /// How far back "lately" reaches for failures.
@@ -24,14 +27,8 @@ pub struct Share {
     pub held: u32,
     /// Connects unanswered.
     pub wanting: u32,
-}
-
-/// Connects of one source address that conntrack takes for unanswered, from before the sockets were asked.
-#[derive(Debug, Clone, Copy, Default)]
-struct Unanswered {
-    all: u32,
-    /// Those that no dump has shown yet.
-    begun: u32,
+    /// Of those held: ended before the TCP counters began, as socket tables tell.
+    ended_before: u32,
 }
 
 /// The account of one destination.
@@ -41,7 +38,7 @@ pub struct Account {
     pub destination: Destination,
     /// Whether the NAT translates traffic to it.
     pub in_scope: bool,
-    /// Who does the accounting.
+    /// Who does the accounting, for most of it.
     pub source: SourceId,
     /// Ports held: open flows, and ended ones the NAT still holds a port for.
     pub held: u32,
@@ -53,7 +50,7 @@ pub struct Account {
     pub by_source: BTreeMap<IpAddr, Share>,
     /// The TCP counters of the destination, summed over source addresses, as far as there are any.
     pub tcp: TcpTally,
-    /// Open by conntrack less open by the TCP counters, where both see the destination.
+    /// Open by the last conntrack dump less open by the TCP counters, where both see the destination and the dump is fresh.
     pub drift: Option<i64>,
 }
 
@@ -64,74 +61,79 @@ impl Account {
     }
 }
 
+/// A dump as old as this still tells what is open now, give or take what moved.
+const FRESH: Duration = Duration::from_secs(2);
+
 /// Accounts of all destinations, largest demand first; in scope before out of scope.
 pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Vec<Account> {
     let own = ledger.occupants().host_addresses();
     let in_scope = |destination: &Destination| {
         scope.contains(destination.endpoint.address) && !own.contains(&destination.endpoint.address)
     };
+    let conntrack = ledger.conntrack_doubt().is_none().then(|| ledger.conntrack());
     let mut accounts: BTreeMap<Destination, Account> = BTreeMap::new();
-    let mut dialled_only: BTreeSet<Destination> = BTreeSet::new();
-    let mut unanswered: BTreeMap<(Destination, IpAddr), Unanswered> = BTreeMap::new();
-    // Only the kernel's counters know what sockets wait for; socket tables are too old for that.
-    let asked =
-        ledger.bracket(Snapshot::TcpCounters).filter(|_| ledger.works(SourceId::Tcp)).map(|bracket| bracket.begin);
 
-    if ledger.conntrack_doubt().is_none() {
-        for flow in ledger.flows().iter() {
-            let protocol = flow.destination.protocol;
-            if flow.dialled != flow.destination.endpoint {
-                dialled_only.insert(Destination { protocol, endpoint: flow.dialled });
-            }
-            // Traffic that came in from outside goes to an address of this node or its pods: never a NAT's matter.
+    // Socket tables are only as fresh as they were read: where nothing is counted, conntrack knows better.
+    let counting = ledger.works(SourceId::Tcp);
+    let mut counted: BTreeSet<(Destination, IpAddr)> = BTreeSet::new();
+    let reset = by_source(ledger, now, hold.tcp_reset);
+    let lately = by_source(ledger, now, LATELY);
+    let mut from_tables = Vec::new();
+    for (endpoint, source, tally) in ledger.tcp().iter(now, hold.tcp_time_wait) {
+        let destination = Destination::tcp(endpoint);
+        // The node translates it: conntrack has it under its real destination.
+        if conntrack.is_some_and(|conntrack| conntrack.is_dialled_only(&destination)) {
+            continue;
+        }
+        let (reset, lately) = (reset.get(&(endpoint, source)), lately.get(&(endpoint, source)));
+        let (reset, lately) = (reset.copied().unwrap_or_default(), lately.copied().unwrap_or_default());
+        if !counting {
+            from_tables.push((destination, source, tally));
+            continue;
+        }
+        let account = accounts
+            .entry(destination)
+            .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Tcp));
+        account.count(tally, lately);
+        counted.insert((destination, source));
+        account.add(source, Weight::of_tally(&tally, &reset));
+    }
+
+    if let Some(conntrack) = conntrack {
+        let since = ledger.tcp().counting_since().unwrap_or_default();
+        let read = conntrack.dumped_at().unwrap_or(now);
+        let clock = Clock { now, as_read: now.min(read.after(FRESH)), counting_since: since };
+        let fresh = now.since(read) <= FRESH;
+        for (pair, cohorts) in conntrack.iter() {
+            let destination = pair.destination;
             let account = accounts
-                .entry(flow.destination)
-                .or_insert_with(|| Account::new(flow.destination, in_scope(&flow.destination), SourceId::Conntrack));
-            let (held, wanting, active) = match flow.state {
-                // Begun since the sockets were asked last: most connects are answered within milliseconds.
-                FlowState::Beginning(since) if asked.is_some_and(|asked| since > asked) => (1, 0, 1),
-                state => weigh(protocol, state, hold, now),
-            };
-            account.add(flow.source.address, held, wanting, active);
-            if let FlowState::Wanting(since) | FlowState::Beginning(since) = flow.state
-                && asked.is_some_and(|asked| since <= asked)
-            {
-                let unanswered = unanswered.entry((flow.destination, flow.source.address)).or_default();
-                unanswered.all = unanswered.all.saturating_add(1);
-                let begun = matches!(flow.state, FlowState::Beginning(_));
-                unanswered.begun = unanswered.begun.saturating_add(u32::from(begun));
+                .entry(destination)
+                .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Conntrack));
+            if counted.contains(&(destination, pair.source)) {
+                let seen = Weight::of_cohorts(cohorts, destination.protocol, hold, clock);
+                account.correct(pair.source, seen);
+                if fresh {
+                    account.drift = Some(account.drift.unwrap_or(0).saturating_add(i64::from(seen.open)));
+                }
+            } else {
+                account.add(pair.source, Weight::of_cohorts(cohorts, destination.protocol, hold, clock));
             }
         }
     }
-
-    let counting = if ledger.works(SourceId::Tcp) { SourceId::Tcp } else { SourceId::Sockets };
-    let reset = by_source(ledger, now, hold.tcp_reset);
-    let lately = by_source(ledger, now, LATELY);
-    for (endpoint, source, tally) in ledger.tcp().iter(now, hold.tcp_time_wait) {
-        let destination = Destination::tcp(endpoint);
-        let (reset, lately) = (reset.get(&(endpoint, source)), lately.get(&(endpoint, source)));
-        let (reset, lately) = (reset.copied().unwrap_or_default(), lately.copied().unwrap_or_default());
-        let account = match accounts.get_mut(&destination) {
-            Some(account) => account,
-            // The node translates it: conntrack has it under its real destination.
-            None if dialled_only.contains(&destination) => continue,
-            None => accounts.entry(destination).or_insert(Account::new(destination, in_scope(&destination), counting)),
-        };
-        account.count(tally, lately);
-        if account.source == SourceId::Conntrack {
-            let unanswered = unanswered.get(&(destination, source)).copied().unwrap_or_default();
-            account.ask_the_sockets(source, unanswered, small(tally.wanting));
-        } else {
-            let held = tally.open.saturating_add(tally.closed_lately).saturating_add(reset.reset_lately);
-            account.add(source, small(held), small(tally.wanting), small(tally.open));
+    for (destination, source, tally) in from_tables {
+        let account = accounts
+            .entry(destination)
+            .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Sockets));
+        if account.source == SourceId::Sockets {
+            account.add(source, Weight::of_tally(&tally, &TcpTally::default()));
         }
     }
 
     let mut accounts: Vec<Account> = accounts.into_values().collect();
     for account in &mut accounts {
-        let counted = account.source == SourceId::Conntrack && account.tcp != TcpTally::default();
-        account.drift = counted
-            .then(|| i64::from(account.active).saturating_sub(i64::try_from(account.tcp.open).unwrap_or(i64::MAX)));
+        account.drift = account
+            .drift
+            .map(|open| open.saturating_sub(i64::try_from(account.tcp.open).unwrap_or(i64::MAX)));
     }
     accounts.sort_by(|a, b| {
         let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total);
@@ -146,23 +148,79 @@ fn by_source(ledger: &Ledger, now: NodeTime, span: Duration) -> BySource {
     ledger.tcp().iter(now, span).map(|(endpoint, source, tally)| ((endpoint, source), tally)).collect()
 }
 
-/// What a flow counts for: (held, wanting, active).
-fn weigh(protocol: Protocol, state: FlowState, hold: HoldTimes, now: NodeTime) -> (u32, u32, u32) {
-    let idle = match protocol {
-        Protocol::TCP => hold.tcp_established_idle,
-        Protocol::ICMP | Protocol::ICMPV6 => hold.icmp_idle,
-        _ => hold.udp_idle,
-    };
-    match state {
-        FlowState::Wanting(_) | FlowState::Beginning(_) => (0, 1, 0),
-        // The NAT has dropped what has been silent for too long, even if the node still believes in it.
-        FlowState::Open { last_packet: Some(last) } if now.since(last) >= idle => (0, 0, 0),
-        FlowState::Open { .. } => (1, 0, 1),
-        FlowState::Closed(at) => {
-            let span = if protocol == Protocol::TCP { hold.tcp_time_wait } else { idle };
-            (u32::from(now.since(at) < span), 0, 0)
+/// The moments that weighing depends on.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    now: NodeTime,
+    /// Until when the table's timers tell: packets may have passed since.
+    as_read: NodeTime,
+    /// When the TCP counters began.
+    counting_since: NodeTime,
+}
+
+/// What the flows of one pair count for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Weight {
+    held: u32,
+    wanting: u32,
+    active: u32,
+    /// Open in the node's table, whether or not the NAT has forgotten them.
+    open: u32,
+    /// Of those: silent for so long that the NAT has forgotten them.
+    forgotten: u32,
+    /// Of those held: ended before the TCP counters began.
+    ended_before: u32,
+    /// Of these: as the socket tables tell it.
+    ended_before_in_tables: u32,
+}
+
+impl Weight {
+    fn of_tally(tally: &TcpTally, reset: &TcpTally) -> Self {
+        let held = tally.open.saturating_add(tally.closed_lately).saturating_add(reset.reset_lately);
+        Self {
+            held: small(held),
+            wanting: small(tally.wanting),
+            active: small(tally.open),
+            ended_before_in_tables: small(tally.closed_before),
+            ..Self::default()
         }
-        FlowState::Reset(at) => (u32::from(now.since(at) < hold.tcp_reset), 0, 0),
+    }
+
+    fn of_cohorts(cohorts: &Cohorts, protocol: Protocol, hold: HoldTimes, clock: Clock) -> Self {
+        let idle = match protocol {
+            Protocol::TCP => hold.tcp_established_idle,
+            Protocol::ICMP | Protocol::ICMPV6 => hold.icmp_idle,
+            _ => hold.udp_idle,
+        };
+        let after_close = if protocol == Protocol::TCP { hold.tcp_time_wait } else { idle };
+        let mut weight = Self::default();
+        for cohort in cohorts.iter() {
+            match cohort.state {
+                CohortState::Wanting => weight.wanting = weight.wanting.saturating_add(cohort.count),
+                CohortState::Busy | CohortState::Open => {
+                    weight.open = weight.open.saturating_add(cohort.count);
+                    // The NAT has dropped what has been silent for too long, even if the node still believes in it.
+                    if cohort.state == CohortState::Open && clock.as_read.since(cohort.since()) >= idle {
+                        weight.forgotten = weight.forgotten.saturating_add(cohort.count);
+                    } else {
+                        weight.held = weight.held.saturating_add(cohort.count);
+                        weight.active = weight.active.saturating_add(cohort.count);
+                    }
+                }
+                CohortState::Closed | CohortState::GoneClosed => weight.ended(cohort, after_close, clock),
+                CohortState::Reset | CohortState::GoneReset => weight.ended(cohort, hold.tcp_reset, clock),
+            }
+        }
+        weight
+    }
+
+    fn ended(&mut self, cohort: &Cohort, held_for: Duration, clock: Clock) {
+        if clock.now.since(cohort.since()) < held_for {
+            self.held = self.held.saturating_add(cohort.count);
+            if cohort.since() < clock.counting_since {
+                self.ended_before = self.ended_before.saturating_add(cohort.count);
+            }
+        }
     }
 }
 
@@ -181,29 +239,31 @@ impl Account {
         }
     }
 
-    fn add(&mut self, source: IpAddr, held: u32, wanting: u32, active: u32) {
-        self.held = self.held.saturating_add(held);
-        self.wanting = self.wanting.saturating_add(wanting);
-        self.active = self.active.saturating_add(active);
-        if held > 0 || wanting > 0 {
+    fn add(&mut self, source: IpAddr, weight: Weight) {
+        self.held = self.held.saturating_add(weight.held);
+        self.wanting = self.wanting.saturating_add(weight.wanting);
+        self.active = self.active.saturating_add(weight.active);
+        if weight.held > 0 || weight.wanting > 0 || weight.ended_before_in_tables > 0 {
             let share = self.by_source.entry(source).or_default();
-            share.held = share.held.saturating_add(held);
-            share.wanting = share.wanting.saturating_add(wanting);
+            share.held = share.held.saturating_add(weight.held);
+            share.wanting = share.wanting.saturating_add(weight.wanting);
+            share.ended_before = share.ended_before.saturating_add(weight.ended_before_in_tables);
         }
     }
 
-    /// What conntrack cannot tell, the sockets' side can: of the connects that conntrack takes for unanswered, those whose
-    /// sockets no longer wait either were answered since the table was read last (only those that began since can have
-    /// been), or were given up (conntrack keeps an unanswered SYN for two minutes).
-    fn ask_the_sockets(&mut self, source: IpAddr, unanswered: Unanswered, still_wanting: u32) {
-        let Some(share) = self.by_source.get_mut(&source) else { return };
-        let settled = unanswered.all.saturating_sub(still_wanting).min(share.wanting);
-        let answered = settled.min(unanswered.begun);
-        share.wanting -= settled;
-        share.held = share.held.saturating_add(answered);
-        self.wanting = self.wanting.saturating_sub(settled);
-        self.held = self.held.saturating_add(answered);
-        self.active = self.active.saturating_add(answered);
+    /// What conntrack knows of flows that the TCP counters account for: those that ended before the counting began, of
+    /// which socket tables remember only the last minute, and those that the NAT has forgotten.
+    fn correct(&mut self, source: IpAddr, seen: Weight) {
+        let known = self.by_source.get(&source).copied().unwrap_or_default();
+        let ended_before = seen.ended_before.saturating_sub(known.ended_before);
+        let forgotten = seen.forgotten.min(known.held);
+        if ended_before == 0 && forgotten == 0 {
+            return;
+        }
+        let share = self.by_source.entry(source).or_default();
+        share.held = share.held.saturating_add(ended_before).saturating_sub(forgotten);
+        self.held = self.held.saturating_add(ended_before).saturating_sub(forgotten);
+        self.active = self.active.saturating_sub(forgotten);
     }
 
     fn count(&mut self, tally: TcpTally, lately: TcpTally) {

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::flow::Protocol;
 use crate::known::Known;
-use crate::ledger::{FlowState, Ledger};
+use crate::ledger::Ledger;
 use crate::model::policy::Policy;
 use crate::observe::Namespace;
 use crate::ports::{PortRange, PortSettings};
@@ -17,7 +16,7 @@ pub fn report(ledger: &Ledger, policy: &Policy) -> OverlapReport {
         ephemeral: ephemeral(ledger, policy.node_ports),
         masquerade: Vec::new(),
         nodeports: Vec::new(),
-        live: live(ledger, policy.node_ports),
+        live: live(ledger),
         not_observed: vec![
             "masquerade rules (iptables, nftables) and allocated NodePorts are not read by this version".to_owned(),
         ],
@@ -95,19 +94,10 @@ fn row(
     }
 }
 
-fn live(ledger: &Ledger, node_ports: PortRange) -> LiveOverlap {
+fn live(ledger: &Ledger) -> LiveOverlap {
     if ledger.conntrack_doubt().is_some() {
         return LiveOverlap::default();
     }
-    let (mut translated, mut inside) = (0_u64, 0_u64);
-    for flow in ledger.flows().iter() {
-        // An ICMP flow has an identifier where others have a port.
-        let ported = matches!(flow.destination.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP);
-        let live = matches!(flow.state, FlowState::Open { .. } | FlowState::Wanting(_) | FlowState::Beginning(_));
-        if ported && live && flow.translated != flow.source {
-            translated = translated.saturating_add(1);
-            inside = inside.saturating_add(u64::from(node_ports.contains(flow.translated.port)));
-        }
-    }
+    let (translated, inside) = ledger.conntrack().translated();
     LiveOverlap { translated: Some(translated), in_node_port_range: Some(inside) }
 }

@@ -1,0 +1,242 @@
+//! Flows of one pair that are in the same state since the same second.
+
+use std::time::Duration;
+
+use super::{End, seconds, small};
+use crate::flow::Protocol;
+use crate::observe::{ConntrackEntry, ConntrackTcpState, ConntrackTimeouts};
+use crate::time::NodeTime;
+
+/// What flows are doing, as far as the kernel's table tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CohortState {
+    /// TCP connects that nobody had answered when the table was read.
+    Wanting,
+    /// Open, and packets pass.
+    Busy,
+    /// Open; the last packet passed at that moment, as of the last dump.
+    Open,
+    /// Ended in good order (FIN) at that moment.
+    Closed,
+    /// Ended by a reset at that moment.
+    Reset,
+    /// Like `Closed`, or fallen silent at that moment, and forgotten by the node since.
+    GoneClosed,
+    /// Like `Reset`, and forgotten by the node since.
+    GoneReset,
+}
+
+impl CohortState {
+    /// Whether the flows are in the node's table.
+    pub fn is_live(self) -> bool {
+        !matches!(self, Self::GoneClosed | Self::GoneReset)
+    }
+}
+
+/// Some flows alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cohort {
+    /// What they are doing.
+    pub state: CohortState,
+    /// Since this second of the node's uptime.
+    since: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl Cohort {
+    /// Since when.
+    pub fn since(&self) -> NodeTime {
+        NodeTime::from_secs(self.since.into())
+    }
+
+    /// A flow that has just begun: most connects are answered within milliseconds, so it is taken for open until a dump says
+    /// otherwise.
+    pub(super) fn begun(protocol: Protocol, at: NodeTime) -> Self {
+        match protocol {
+            Protocol::TCP => Self { state: CohortState::Busy, since: 0, count: 0 },
+            _ => Self { state: CohortState::Open, since: seconds(at), count: 0 },
+        }
+    }
+
+    /// An entry of a dump.
+    pub(super) fn of(entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) -> Self {
+        use ConntrackTcpState as Tcp;
+        // What is left is told in whole seconds, rounded down: the middle is the likeliest.
+        let set = timer_set(entry, at, timeouts).map(|set| set.after(Duration::from_millis(500)).min(at));
+        let (state, since) = match entry.tcp {
+            Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) => (CohortState::Wanting, None),
+            Some(Tcp::Established | Tcp::SynRecv | Tcp::FinWait | Tcp::CloseWait | Tcp::LastAck) => {
+                set.map_or((CohortState::Busy, None), |set| (CohortState::Open, Some(set)))
+            }
+            Some(Tcp::TimeWait) => (CohortState::Closed, Some(set.unwrap_or(at))),
+            Some(Tcp::Close) => (CohortState::Reset, Some(set.unwrap_or(at))),
+            None if entry.key.protocol == Protocol::TCP && !entry.replied => (CohortState::Wanting, None),
+            None => set.map_or((CohortState::Busy, None), |set| (CohortState::Open, Some(set))),
+        };
+        Self { state, since: since.map_or(0, seconds), count: 0 }
+    }
+}
+
+/// When an entry's timer was set last, at the earliest; the second after is the latest.
+fn timer_set(entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) -> Option<NodeTime> {
+    let remaining = entry.remaining_secs?;
+    // With data under way or after retransmissions the kernel sets a shorter timer: what is left then tells nothing.
+    let shorter = timeouts.tcp_unacknowledged.max(timeouts.tcp_max_retrans);
+    if entry.tcp == Some(ConntrackTcpState::Established) && remaining <= shorter {
+        return None;
+    }
+    let timeout = match (entry.tcp, entry.key.protocol) {
+        (Some(ConntrackTcpState::Established), _) => timeouts.tcp_established,
+        (Some(ConntrackTcpState::TimeWait), _) => timeouts.tcp_time_wait,
+        (Some(ConntrackTcpState::Close), _) => timeouts.tcp_close,
+        (Some(_), _) => return None,
+        (None, Protocol::UDP) if entry.assured => timeouts.udp_stream,
+        (None, Protocol::UDP) => timeouts.udp,
+        (None, Protocol::ICMP | Protocol::ICMPV6) => timeouts.icmp,
+        (None, _) => return None,
+    };
+    Some(at.before(Duration::from_secs(u64::from(timeout.saturating_sub(remaining)))))
+}
+
+/// Beyond this age the last packet of a silent flow is kept by the minute: nothing asks for more, and a row stays short.
+const FINE_SECS: u32 = 600;
+
+/// The flows of one pair: at most one cohort per state and second, ordered by both.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cohorts(Vec<Cohort>);
+
+impl Cohorts {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Cohort> {
+        self.0.iter()
+    }
+
+    /// Flows in the node's table.
+    pub fn live(&self) -> u64 {
+        self.0.iter().filter(|cohort| cohort.state.is_live()).map(|cohort| u64::from(cohort.count)).sum()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds so many flows like this one.
+    pub(super) fn add(&mut self, like: Cohort, count: u32) {
+        if count == 0 {
+            return;
+        }
+        match self.0.binary_search_by_key(&(like.state, like.since), |cohort| (cohort.state, cohort.since)) {
+            Ok(index) => {
+                if let Some(cohort) = self.0.get_mut(index) {
+                    cohort.count = cohort.count.saturating_add(count);
+                }
+            }
+            Err(index) => self.0.insert(index, Cohort { count, ..like }),
+        }
+    }
+
+    /// Takes so many flows of one state, the oldest first. Gives what was taken.
+    fn take(&mut self, state: CohortState, mut count: u32) -> Vec<Cohort> {
+        let mut taken = Vec::new();
+        for cohort in self.0.iter_mut().filter(|cohort| cohort.state == state) {
+            let some = cohort.count.min(count);
+            if some > 0 {
+                taken.push(Cohort { count: some, ..*cohort });
+                cohort.count -= some;
+                count -= some;
+            }
+        }
+        self.0.retain(|cohort| cohort.count > 0);
+        taken
+    }
+
+    /// So many flows left the node's table.
+    pub(super) fn end(&mut self, end: End, count: u32, protocol: Protocol, at: NodeTime, timeouts: ConntrackTimeouts) {
+        use CohortState as State;
+        if count == 0 {
+            return;
+        }
+        let ago = |secs: u32| seconds(at.before(Duration::from_secs(u64::from(secs))));
+        // From where they are taken, in this order: a flow may have moved on since the last dump.
+        let (from, gone, earliest) = match end {
+            End::TimeWait => ([State::Closed, State::Busy, State::Open], Some(State::GoneClosed), ago(timeouts.tcp_time_wait)),
+            End::Reset => ([State::Reset, State::Busy, State::Open], Some(State::GoneReset), ago(timeouts.tcp_close)),
+            End::Unanswered => ([State::Wanting, State::Busy, State::Open], None, 0),
+            // A TCP connection that vanished while open: nobody told the NAT, so count it as held from now on, rather too long.
+            End::Other { .. } if protocol == Protocol::TCP => {
+                ([State::Busy, State::Open, State::Wanting], Some(State::GoneClosed), seconds(at))
+            }
+            // A timer ran out: the last packet passed a whole time-out ago.
+            End::Other { assured } => {
+                let timeout = match protocol {
+                    Protocol::UDP if assured => timeouts.udp_stream,
+                    Protocol::UDP => timeouts.udp,
+                    _ => timeouts.icmp,
+                };
+                ([State::Open, State::Busy, State::Wanting], Some(State::GoneClosed), ago(timeout))
+            }
+        };
+        let mut left = count;
+        for state in from {
+            for cohort in self.take(state, left) {
+                left -= cohort.count;
+                if let Some(gone) = gone {
+                    // Closed earlier than its own end tells, or silent later than the longest time-out: the cohort knows better.
+                    let exact = matches!((end, state), (End::TimeWait, State::Closed) | (End::Reset, State::Reset));
+                    let since = if exact { cohort.since } else { cohort.since.max(earliest) };
+                    self.add(Cohort { state: gone, since, count: 0 }, cohort.count);
+                }
+            }
+        }
+    }
+
+    /// Takes so many flows away again that were never there.
+    pub(super) fn shrink(&mut self, mut count: u32) {
+        use CohortState as State;
+        for state in [State::Closed, State::Reset, State::Open, State::Busy, State::Wanting] {
+            count -= self.take(state, count).iter().map(|cohort| cohort.count).sum::<u32>();
+        }
+    }
+
+    /// The same flows in their present states; what is gone stays.
+    pub(super) fn replace_live(&mut self, live: Self) {
+        self.0.retain(|cohort| !cohort.state.is_live());
+        for cohort in live.0 {
+            self.add(cohort, cohort.count);
+        }
+    }
+
+    /// A later dump takes over. What it does not show any more left the table unseen (it existed before anybody listened).
+    pub(super) fn succeeded_by(&mut self, next: Self, protocol: Protocol, at: NodeTime, timeouts: ConntrackTimeouts) {
+        use CohortState as State;
+        let mut vanished = small(self.live()).saturating_sub(small(next.live()));
+        // Closed flows of the same second are the same flows; the second may be read one off.
+        for (state, end) in [(State::Closed, End::TimeWait), (State::Reset, End::Reset)] {
+            let closed: Vec<Cohort> = self.0.iter().filter(|cohort| cohort.state == state).copied().collect();
+            for cohort in closed {
+                let near = next.0.iter().filter(|other| other.state == state && other.since.abs_diff(cohort.since) <= 1);
+                let shown = near.map(|other| other.count).fold(0, u32::saturating_add);
+                let missing = cohort.count.saturating_sub(shown).min(vanished);
+                vanished -= missing;
+                self.end(end, missing, protocol, at, timeouts);
+            }
+        }
+        self.end(End::Other { assured: true }, vanished, protocol, at, timeouts);
+        self.replace_live(next);
+    }
+
+    /// Drops what ended before the horizon, and keeps what fell silent long ago less finely.
+    pub(super) fn forget(&mut self, horizon: NodeTime, now: NodeTime) {
+        let (horizon, fine) = (seconds(horizon), seconds(now).saturating_sub(FINE_SECS));
+        self.0.retain(|cohort| cohort.state.is_live() || cohort.since >= horizon);
+        let is_coarse = |cohort: &Cohort| cohort.state == CohortState::Open && cohort.since < fine && cohort.since % 60 != 0;
+        if self.0.iter().any(is_coarse) {
+            for cohort in std::mem::take(&mut self.0) {
+                // Later rather than earlier: a flow is not taken for silent before it is.
+                let since = if is_coarse(&cohort) { cohort.since.next_multiple_of(60) } else { cohort.since };
+                self.add(Cohort { since, ..cohort }, cohort.count);
+            }
+        }
+    }
+}
