@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use headroom_core::observe::SourceId;
 use headroom_host::source::connections::ConnectionsSource;
-use headroom_host::source::conntrack::ConntrackSource;
+use headroom_host::source::conntrack::{self, ConntrackSource};
 use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_host::source::cri::CriSource;
 use headroom_host::source::host_local::HostLocalSource;
@@ -30,6 +30,13 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 /// All lanes.
 pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
     let root = &settings.root;
+    let connections = ConnectionsSource::start(root, settings.max_destinations);
+    let conntrack = conntrack::Options {
+        dump_interval: Duration::from_millis(250),
+        tcp_is_counted: connections.is_counting(),
+        node_ports: settings.policy.node_ports,
+        max_keys: settings.max_destinations,
+    };
     let mut lanes = vec![
         platform(settings),
         Lane {
@@ -37,7 +44,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
             reports: &[SourceId::Tcp, SourceId::Sockets],
             pause: Duration::from_millis(250),
             rounds_wanted: 1,
-            sources: vec![Box::new(ConnectionsSource::start(root, settings.max_destinations))],
+            sources: vec![Box::new(connections)],
         },
         Lane {
             name: "conntrack",
@@ -48,7 +55,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
             sources: vec![
                 // Time-outs first: the ages of flows follow from them.
                 Box::new(Paced::new(ConntrackUseSource::new(root), Duration::from_secs(1))),
-                Box::new(ConntrackSource::start(root, Duration::from_millis(250))),
+                Box::new(ConntrackSource::start(root, conntrack)),
             ],
         },
     ];

@@ -9,8 +9,8 @@ use headroom_core::ids::{ContainerId, NetnsInode};
 use headroom_core::known::{Known, Why};
 use headroom_core::ledger::{Ledger, LedgerLimits};
 use headroom_core::observe::{
-    ConntrackCounter, ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Holder, Observation, Outcome, Reservation, Snapshot, Socket,
-    SocketState, SourceId, TcpCounter,
+    ConntrackCounter, ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Holder, Observation, Outcome, Reservation,
+    Snapshot, Socket, SocketState, SourceId, TcpCounter,
 };
 use headroom_core::time::{NodeTime, WallTime};
 use proptest::prelude::*;

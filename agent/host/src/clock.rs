@@ -1,4 +1,6 @@
-//! The two clocks of a node. The only place that reads them.
+//! The clocks of a node. The only place that reads them.
+
+use std::time::Duration;
 
 use headroom_core::time::{NodeTime, Now, WallTime};
 use nix::time::{ClockId, clock_gettime};
@@ -15,4 +17,11 @@ pub fn now() -> Now {
     let spec = clock_gettime(ClockId::CLOCK_REALTIME).expect("CLOCK_REALTIME always exists");
     let millis = spec.tv_sec().saturating_mul(1000).saturating_add(spec.tv_nsec() / 1_000_000);
     Now { node: node_time(), wall: WallTime::from_millis(millis) }
+}
+
+/// What the calling thread has used of a CPU so far, in the kernel and outside (`CLOCK_THREAD_CPUTIME_ID`).
+pub fn thread_cpu() -> Duration {
+    let spec =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("CLOCK_THREAD_CPUTIME_ID exists since Linux 2.6.12");
+    Duration::from_secs(spec.tv_sec().unsigned_abs()) + Duration::from_nanos(spec.tv_nsec().unsigned_abs())
 }

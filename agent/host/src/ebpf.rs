@@ -4,19 +4,22 @@
 //! That it cannot work here is a normal answer ([`LoadError`]), never a panic: the agent goes on with other sources and
 //! says what is missing. Programs and maps live as long as the value that holds them; nothing is pinned.
 
-use aya::programs::{ProgramError, RawTracePoint};
+use aya::programs::{KProbe, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use headroom_core::known::Why;
 
 use crate::btf::BtfError;
 
+pub mod conntrack;
 pub mod maps;
 mod object;
 mod programs;
 pub mod tcp;
 
 pub use object::NotBuilt;
-pub use programs::{PROGRAMS, ProgramRow, TCP_RETRANSMIT, TCP_STATE};
+pub use programs::{
+    CONNTRACK, CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, HookKind, ProgramRow, TCP, TCP_RETRANSMIT, TCP_STATE,
+};
 
 /// Why eBPF programs are not running.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,30 @@ pub enum LoadError {
     HookMissing {
         /// Which.
         hook: &'static str,
+    },
+    /// The kernel lets nobody probe its functions.
+    #[error("this kernel has no kprobes (CONFIG_KPROBES)")]
+    NoProbes,
+    /// The function is not there under its name.
+    #[error(
+        "the kernel function `{function}` cannot be found: its module is not loaded, the compiler inlined it, or this is a \
+         kernel between 6.1.60 and 6.1.70, which finds no functions of modules"
+    )]
+    FunctionMissing {
+        /// Which.
+        function: String,
+    },
+    /// There are several functions of that name.
+    #[error("the kernel has several functions named `{function}`: which one is meant cannot be said")]
+    FunctionAmbiguous {
+        /// Which.
+        function: String,
+    },
+    /// None of a subject's programs could be attached.
+    #[error("{why}")]
+    NothingAttached {
+        /// Why not the most important one.
+        why: Why,
     },
     /// A program of the table is not in the object.
     #[error("the eBPF object has no `{what}`")]
@@ -100,8 +127,8 @@ pub struct ProgramStatus {
 
 impl ProgramStatus {
     /// The status of every program, when none could be loaded.
-    pub fn none(why: &Why) -> Vec<Self> {
-        PROGRAMS.iter().map(|&row| Self { row, attached: Err(why.clone()) }).collect()
+    pub fn none(programs: &[ProgramRow], why: &Why) -> Vec<Self> {
+        programs.iter().map(|&row| Self { row, attached: Err(why.clone()) }).collect()
     }
 }
 
@@ -118,19 +145,46 @@ fn create<'a>(object: &[u8], prepare: impl FnOnce(&mut EbpfLoader<'a>)) -> Resul
 
 /// Loads and attaches one program of the table.
 fn attach(ebpf: &mut Ebpf, row: ProgramRow) -> Result<(), LoadError> {
-    let failed = |source: ProgramError| {
-        if refused(&source) {
-            not_permitted(&format!("load the eBPF program `{}`", row.name))
-        } else if io_error(&source).is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-            LoadError::HookMissing { hook: row.hook }
-        } else {
-            LoadError::Program { name: row.name, source }
-        }
+    attach_to(ebpf, row, row.hook)
+}
+
+/// Where the kernel keeps what it takes to attach a kprobe.
+const KPROBE_TYPE: &str = "/sys/bus/event_source/devices/kprobe/type";
+
+/// Loads one program of the table and attaches it, to a function that may have another name than in the table.
+fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, hook: &str) -> Result<(), LoadError> {
+    use std::io::ErrorKind::{AddrNotAvailable, NotFound};
+
+    let io_kind = |source: &ProgramError| io_error(source).map(std::io::Error::kind);
+    let failed = |source: ProgramError| match (row.kind, io_kind(&source)) {
+        _ if refused(&source) => not_permitted(&format!("load or attach the eBPF program `{}`", row.name)),
+        (HookKind::RawTracepoint, Some(NotFound)) => LoadError::HookMissing { hook: row.hook },
+        (HookKind::Function, Some(NotFound)) => LoadError::FunctionMissing { function: hook.to_owned() },
+        (HookKind::Function, Some(AddrNotAvailable)) => LoadError::FunctionAmbiguous { function: hook.to_owned() },
+        _ => LoadError::Program { name: row.name, source },
     };
     let program = ebpf.program_mut(row.name).ok_or(LoadError::NotInObject { what: row.name })?;
-    let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
-    program.load().map_err(failed)?;
-    program.attach(row.hook).map(drop).map_err(failed)
+    match row.kind {
+        HookKind::RawTracepoint => {
+            let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
+            program.load().map_err(failed)?;
+            program.attach(hook).map(drop).map_err(failed)
+        }
+        HookKind::Function => {
+            if !std::path::Path::new(KPROBE_TYPE).exists() {
+                return Err(LoadError::NoProbes);
+            }
+            let program: &mut KProbe = program.try_into().map_err(failed)?;
+            program.load().map_err(failed)?;
+            match program.attach(hook, 0).map(drop) {
+                // Some kernels find a module's function only with the module's name, others only without.
+                Err(error) if io_kind(&error) == Some(NotFound) => {
+                    program.attach(format!("nf_conntrack:{hook}"), 0).map(drop).map_err(|_| failed(error))
+                }
+                attached => attached.map_err(failed),
+            }
+        }
+    }
 }
 
 fn not_permitted(what: &str) -> LoadError {

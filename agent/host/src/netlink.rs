@@ -5,5 +5,6 @@
 //! the only request ever sent is "dump the table".
 
 pub mod conntrack;
+mod filter;
 pub mod message;
 pub mod socket;

@@ -9,13 +9,15 @@ use headroom_core::ids::NetnsInode;
 use headroom_core::observe::{
     ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Loss, Observation, Outcome, Snapshot, Socket, SocketState,
 };
+use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source;
-use headroom_host::source::conntrack::{ConntrackSource, table};
+use headroom_host::source::conntrack::{ConntrackSource, Options, table};
 use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_host::source::sockets::SocketsSource;
 
 #[path = "flows_live/network.rs"]
+#[allow(dead_code, reason = "other tests use other parts of it")]
 mod network;
 
 use network::{on_a_node, send, sh};
@@ -93,7 +95,7 @@ fn without_time(entry: &ConntrackEntry) -> ConntrackEntry {
 }
 
 fn start(interval: Duration) -> ConntrackSource {
-    ConntrackSource::start(&HostRoot::live(), interval)
+    ConntrackSource::start(&HostRoot::live(), options(interval))
 }
 
 /// Exercises the decoder on entries of every protocol, translated and not. If this fails, flows are misread.
@@ -289,4 +291,9 @@ fn the_size_of_the_table_is_what_conntrack_counts() {
         assert_eq!(timeouts.tcp_close, 10);
         assert_eq!(coverage.present().unwrap().degraded, None);
     });
+}
+
+/// Dumps and events, of all protocols; nothing counted in the kernel.
+fn options(dump_interval: Duration) -> Options {
+    Options { dump_interval, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys: 0 }
 }

@@ -16,7 +16,7 @@ use headroom_core::known::Known;
 use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, TcpCounter};
 use headroom_core::ports::PortRange;
 use headroom_host::btf::Btf;
-use headroom_host::ebpf::PROGRAMS;
+use headroom_host::ebpf::TCP;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
 use headroom_host::source::tcp::TcpSource;
@@ -338,19 +338,16 @@ fn every_one_of_many_entries_is_read_once() {
 #[test]
 fn the_tracepoints_pass_what_the_programs_read() {
     let btf = Btf::of_kernel(&HostRoot::live()).unwrap();
-    for program in PROGRAMS {
+    for program in TCP {
         let arguments = btf.tracepoint_arguments(program.hook).unwrap();
         assert!(arguments >= program.arguments, "{} has {arguments}", program.hook);
     }
 }
 
-/// Exercises the reader on a real kernel. If this fails, starting takes noticeable time.
+/// Exercises the reader on a real kernel. If this fails, nothing is counted on it.
 #[test]
-fn the_kernels_types_are_read_within_100_ms() {
-    let start = Instant::now();
+fn the_kernels_own_types_are_read() {
     let btf = Btf::of_kernel(&HostRoot::live()).unwrap();
     let state = btf.member(&["sock", "__sk_common", "skc_state"]).unwrap();
-    let elapsed = start.elapsed();
     assert_eq!(state.width_bytes(), Some(1));
-    assert!(elapsed < Duration::from_millis(100), "{elapsed:?}");
 }

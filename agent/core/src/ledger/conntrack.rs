@@ -353,8 +353,7 @@ impl Row {
                 counted.last = counter;
             }
             None => {
-                self.counted =
-                    Some(Box::new(Counted { last: counter, at_dump: ConntrackCounter::zero(&counter) }));
+                self.counted = Some(Box::new(Counted { last: counter, at_dump: ConntrackCounter::zero(&counter) }));
             }
         }
     }

@@ -62,7 +62,7 @@ impl Account {
 }
 
 /// A dump as old as this still tells what is open now, give or take what moved.
-const FRESH: Duration = Duration::from_secs(2);
+const FRESH: Duration = Duration::from_secs(3);
 
 /// Accounts of all destinations, largest demand first; in scope before out of scope.
 pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Vec<Account> {
@@ -131,9 +131,8 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
 
     let mut accounts: Vec<Account> = accounts.into_values().collect();
     for account in &mut accounts {
-        account.drift = account
-            .drift
-            .map(|open| open.saturating_sub(i64::try_from(account.tcp.open).unwrap_or(i64::MAX)));
+        account.drift =
+            account.drift.map(|open| open.saturating_sub(i64::try_from(account.tcp.open).unwrap_or(i64::MAX)));
     }
     accounts.sort_by(|a, b| {
         let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total);

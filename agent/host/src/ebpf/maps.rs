@@ -21,7 +21,7 @@ pub enum MapsError {
         #[source]
         source: MapError,
     },
-    /// The kernel could not read a batch.
+    /// The kernel could not read a batch, or take a key out.
     #[error("could not read the eBPF map `{map}`")]
     Batch {
         /// Which.
@@ -81,6 +81,31 @@ impl<K: Pod + Default, V: Pod + Default> Hash<K, V> {
         }
     }
 
+    /// Takes a key out and gives its last value, if it was there. What a program adds at that very moment, on another CPU, may
+    /// be lost; kernels before 5.14 take it out in two steps, which makes that moment some microseconds long.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn take(&mut self, key: &K) -> Result<Option<V>, MapsError> {
+        let Map::HashMap(data) = &self.map else { return Ok(None) };
+        let mut value = V::default();
+        match take(data.fd().as_fd(), key, &mut value) {
+            Ok(()) => return Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            // ENOTSUPP, which has no name outside the kernel.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | 524)) => {}
+            Err(source) => return Err(MapsError::Batch { map: self.name, source }),
+        }
+        let mut map = HashMap::<&mut MapData, K, V>::try_from(&mut self.map)
+            .map_err(|source| MapsError::Map { map: self.name, source })?;
+        let taken = map.get(key, 0).and_then(|value| map.remove(key).map(|()| value));
+        match taken {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(MapsError::Map { map: self.name, source }),
+        }
+    }
+
     /// Shows every entry. What changes meanwhile may be seen or not; what does not change is seen exactly once.
     ///
     /// # Errors
@@ -134,6 +159,39 @@ impl<V: Pod> Single<V> {
     pub fn get(&self) -> Result<V, MapsError> {
         self.map.get(&0, 0).map_err(|source| MapsError::Map { map: self.name, source })
     }
+}
+
+/// The single-element part of `union bpf_attr`.
+#[repr(C)]
+struct ElementAttributes {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
+
+/// Takes one key out of a hash.
+fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &mut V) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(key).expose_provenance() as u64,
+        value: std::ptr::from_mut(value).expose_provenance() as u64,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads one key and writes one value, of the map's sizes, which aya compared with `K` and `V` when the
+    // map was taken; any bytes are a `Pod`. Both live until the call returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_AND_DELETE_ELEM,
+            &raw mut attributes,
+            size_of::<ElementAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// What one call brought.

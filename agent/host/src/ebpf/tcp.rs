@@ -8,7 +8,7 @@ use headroom_ebpf_common::tcp::{
 
 use super::maps::{Hash, MapsError, Single};
 use super::object::embedded;
-use super::programs::{PROGRAMS, TCP_STATE};
+use super::programs::{self, TCP_STATE};
 use super::{LoadError, ProgramStatus, attach, create};
 use crate::btf::{Btf, BtfError, Member};
 use crate::root::HostRoot;
@@ -40,14 +40,18 @@ impl Tcp {
         let btf = Btf::of_kernel(root)?;
         let (offsets, local_ports_unknown) = offsets(&btf)?;
         let mut ebpf = create(object, |loader| {
-            loader.override_global(OFFSETS_GLOBAL, &offsets, true).map_max_entries(COUNTS_MAP, max_destinations.max(1));
+            loader
+                .override_global(OFFSETS_GLOBAL, &offsets, true)
+                .map_max_entries(COUNTS_MAP, max_destinations.max(1))
+                // The other subject's map, which nothing here uses.
+                .map_max_entries(headroom_ebpf_common::conntrack::COUNTS_MAP, 1);
         })?;
         let map = |ebpf: &mut aya::Ebpf, name| ebpf.take_map(name).ok_or(LoadError::NotInObject { what: name });
         let counts = Hash::new(COUNTS_MAP, map(&mut ebpf, COUNTS_MAP)?)?;
         let losses = Single::new(LOSSES_MAP, map(&mut ebpf, LOSSES_MAP)?)?;
         let local_ports = Hash::new(LOCAL_PORTS_MAP, map(&mut ebpf, LOCAL_PORTS_MAP)?)?;
         let mut programs = Vec::new();
-        for row in PROGRAMS {
+        for row in programs::TCP {
             let attached = same_arguments(&btf, row.hook, row.arguments).and_then(|()| attach(&mut ebpf, row));
             match attached {
                 Err(error) if row == TCP_STATE => return Err(error),

@@ -14,6 +14,7 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, NetlinkAddr, recvmmsg, setsockopt
 use nix::sys::time::TimeVal;
 
 use super::conntrack::{GROUP_DESTROY, GROUP_NEW, dump_request};
+use super::filter;
 
 /// Room for events that wait to be read: about 65,000 of them (the kernel doubles the number and counts its own overhead).
 const EVENT_BUFFER_BYTES: usize = 32 << 20;
@@ -96,7 +97,10 @@ pub enum Received {
 
 impl Events {
     /// Subscribes to NEW and DESTROY. UPDATE has a hundred times their volume and nothing that is needed.
-    pub fn subscribe() -> Result<Self, SocketError> {
+    ///
+    /// `without_tcp` asks the kernel to leave out events of TCP. That is only a favour: an event that is not laid out as
+    /// kernels do comes all the same.
+    pub fn subscribe(without_tcp: bool) -> Result<Self, SocketError> {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(SocketError::Open)?;
         socket.bind_auto().map_err(SocketError::Open)?;
         let mut shortcomings = Vec::new();
@@ -112,6 +116,9 @@ impl Events {
         // With ENOBUFS enabled one lost message makes the kernel hold back all others until the queue has been drained.
         if let Err(error) = socket.set_no_enobufs(true) {
             shortcomings.push(format!("an overrun of the event queue loses more than one event: {error}"));
+        }
+        if without_tcp && let Err(error) = socket2::SockRef::from(&socket).attach_filter(&filter::without_tcp()) {
+            shortcomings.push(format!("events of TCP cannot be left out: {error}"));
         }
         for group in [GROUP_NEW, GROUP_DESTROY] {
             socket.add_membership(group).map_err(SocketError::Subscribe)?;

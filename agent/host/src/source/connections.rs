@@ -47,6 +47,13 @@ impl ConnectionsSource {
     }
 }
 
+impl ConnectionsSource {
+    /// Whether connects and closes are counted in the kernel.
+    pub fn is_counting(&self) -> bool {
+        self.tcp.programs().iter().any(|program| program.attached.is_ok())
+    }
+}
+
 impl Source for ConnectionsSource {
     fn id(&self) -> SourceId {
         SourceId::Tcp
@@ -54,7 +61,7 @@ impl Source for ConnectionsSource {
 
     fn observe(&mut self, sink: Sink<'_>) {
         self.tcp.observe(sink);
-        let counting = self.tcp.programs().iter().any(|program| program.attached.is_ok());
+        let counting = self.is_counting();
         let now = clock::node_time();
         let every = if counting { TABLES_EVERY } else { TABLES_EVERY_WITHOUT_COUNTERS };
         if self.rounds >= FIRST_ROUNDS && now.since(self.tables_read) < every {

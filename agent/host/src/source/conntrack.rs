@@ -1,24 +1,33 @@
-//! The conntrack table of the agent's own network namespace: a dump now and then, and what is new or gone in between.
+//! The conntrack table of the agent's own network namespace: a dump now and then, and what comes and goes in between.
 //!
-//! The event groups are joined before the first dump is asked for, and events are drained after a dump has ended, so
-//! that whatever happens during a dump arrives behind its [`Fact::End`]. Flows that existed before somebody subscribed
-//! give no DESTROY event (`nf_conntrack_events = 2`, the default since 6.1): those leave with a later dump. Lost events are
-//! noticed (`/proc/net/netlink`, column `Drops`), told as [`Fact::Lost`] and repaired by a dump.
+//! What comes and goes is told by the first of these that works here (chosen at start, and again when a module of netfilter is
+//! loaded or unloaded):
+//!
+//! 1. counters in the kernel (kprobes on conntrack, [`counters`]), read before and after every dump, which they bracket;
+//! 2. NEW and DESTROY events over netlink. The groups are joined before the first dump is asked for, and events are drained
+//!    after a dump has ended, so that whatever happens during a dump arrives behind its [`Fact::End`]. Flows that existed
+//!    before somebody subscribed give no DESTROY event (`nf_conntrack_events = 2`, the default since 6.1): those leave with
+//!    a later dump. Lost events are noticed (`/proc/net/netlink`, column `Drops`), told as [`Fact::Lost`] and repaired by a
+//!    dump. Where the TCP counters work, the kernel is asked to leave out the events of TCP: they are most of all, and
+//!    whoever counts connects and closes does not need them;
+//! 3. `/proc/net/nf_conntrack` (no CAP_NET_ADMIN, no such kernel, a captured tree), which tells nothing of flows that come
+//!    and go between two readings.
 //!
 //! One round takes at most about 45 s (two dumps of 20 s in an emergency, and draining); on a table of 200,000
 //! entries it is a third of a second. Nothing is written; subscribing may make the kernel load `nf_conntrack_netlink` on
-//! its own. Without netlink (no CAP_NET_ADMIN, no such kernel, a captured tree) `/proc/net/nf_conntrack` is read instead,
-//! which tells nothing of flows that come and go between two readings.
+//! its own.
 
 use std::path::Path;
 use std::time::Duration;
 
 use headroom_core::known::Why;
 use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, SourceId};
+use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
 
 use crate::bounded;
 use crate::clock;
+use crate::ebpf::ProgramStatus;
 use crate::netlink::conntrack::{Content, content, is_interrupted};
 use crate::netlink::message::Messages;
 use crate::netlink::socket::{self, DATAGRAM_BYTES, DUMP_SILENCE, Dump, Events, Received};
@@ -26,14 +35,20 @@ use crate::root::HostRoot;
 use crate::source::lines::{Lines, Step, own_table};
 use crate::source::{Sink, Source, degraded, observation, stamped, unreadable, works};
 
+mod counters;
+mod modules;
 mod schedule;
 pub mod table;
 
+use counters::Counters;
+use modules::Modules;
 use schedule::Schedule;
 
 const ID: SourceId = SourceId::Conntrack;
 /// How it works, when all is well.
 const HOW: &str = "dump and NEW/DESTROY events";
+/// How it works with counters in the kernel.
+const HOW_COUNTED: &str = "eBPF counters on conntrack's insert and delete, compared with dumps";
 /// How it works without netlink.
 const HOW_TABLE: &str = "/proc/net/nf_conntrack";
 /// What a dump may take.
@@ -49,11 +64,34 @@ const TABLE_LIMIT_BYTES: usize = 256 << 20;
 /// `/proc/net/netlink` has 100 bytes per socket.
 const NETLINK_LIMIT_BYTES: usize = 4 << 20;
 
-/// Reads conntrack over netlink.
+/// How often the counters are read, and those of what found no port.
+const COUNTERS_EVERY: Duration = Duration::from_secs(1);
+/// How often dumps are compared with the counters, which need none to stay true.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
+/// How to look.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// From one dump to the next, where events tell what happens in between.
+    pub dump_interval: Duration,
+    /// TCP connections are counted elsewhere: their events are not needed.
+    pub tcp_is_counted: bool,
+    /// The NodePort range.
+    pub node_ports: PortRange,
+    /// Pairs of destination and source counted in the kernel at the same time; 0 to count nothing there.
+    pub max_keys: u32,
+}
+
+/// Reads conntrack.
 #[derive(Debug)]
 pub struct ConntrackSource {
     root: HostRoot,
-    dump_interval: Duration,
+    options: Options,
+    counters: Counters,
+    counters_read: NodeTime,
+    /// The ledger was told that counters tell what happens.
+    counted: bool,
+    modules: Modules,
     access: Access,
     schedule: Schedule,
     sequence: u32,
@@ -67,6 +105,8 @@ pub struct ConntrackSource {
 #[derive(Debug)]
 enum Access {
     Events(Events),
+    /// The counters tell what happens; dumps are asked for one by one.
+    NotNeeded,
     /// No netlink, because … until the next attempt.
     Closed {
         why: String,
@@ -100,24 +140,47 @@ enum DumpEnd {
 
 impl ConntrackSource {
     /// Subscribes to events. What does not work is told in every round, and tried again now and then.
-    pub fn start(root: &HostRoot, dump_interval: Duration) -> Self {
+    pub fn start(root: &HostRoot, options: Options) -> Self {
         let mut source = Self {
             root: root.clone(),
-            dump_interval,
+            options,
+            counters: Counters::none("not tried yet"),
+            counters_read: NodeTime::default(),
+            counted: false,
+            modules: Modules::new(root),
             access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
-            schedule: Schedule::new(dump_interval),
+            schedule: Schedule::new(options.dump_interval),
             sequence: 0,
             buffer: vec![0; DATAGRAM_BYTES],
             losses: Losses::default(),
             dump_failed: None,
         };
-        source.open();
+        source.choose();
         source
+    }
+
+    /// Chooses who tells what comes and goes.
+    fn choose(&mut self) {
+        self.counters = match self.options.max_keys {
+            0 => Counters::none("not wanted"),
+            max_keys => Counters::start(&self.root, self.options.node_ports, max_keys),
+        };
+        self.fall_back();
+    }
+
+    /// Goes on with what the counters leave to be told.
+    fn fall_back(&mut self) {
+        if self.counters.count_entries().is_ok() {
+            self.access = Access::NotNeeded;
+            self.start_over();
+        } else {
+            self.open();
+        }
     }
 
     fn open(&mut self) {
         let opened = if self.root.is_live() {
-            Events::subscribe().map_err(|error| error.sentence())
+            Events::subscribe(self.options.tcp_is_counted).map_err(|error| error.sentence())
         } else {
             Err("a captured tree has no netlink".to_owned())
         };
@@ -133,7 +196,8 @@ impl ConntrackSource {
 
     /// What is read from has changed: whatever was known of it before says nothing.
     fn start_over(&mut self) {
-        self.schedule = Schedule::new(self.dump_interval);
+        let interval = if self.counters.count_entries().is_ok() { COMPARE_EVERY } else { self.options.dump_interval };
+        self.schedule = Schedule::new(interval);
         self.dump_failed = None;
     }
 
@@ -215,7 +279,7 @@ impl ConntrackSource {
     /// Dumps, and once more if the kernel says that the table changed too much meanwhile.
     fn dump(&mut self, sink: Sink<'_>) {
         self.schedule.begins();
-        let began = clock::node_time();
+        let began = clock::thread_cpu();
         let mut end = self.bracket(sink, Self::read_dump);
         if matches!(end, DumpEnd::Interrupted) {
             end = self.bracket(sink, Self::read_dump);
@@ -223,13 +287,14 @@ impl ConntrackSource {
         self.dump_ended(began, end);
     }
 
-    fn dump_ended(&mut self, began: NodeTime, end: DumpEnd) {
+    fn dump_ended(&mut self, began: Duration, end: DumpEnd) {
         self.dump_failed = match end {
             DumpEnd::Complete | DumpEnd::Interrupted | DumpEnd::Holes(_) => None,
             DumpEnd::Failed(why) => Some(why),
             DumpEnd::Refused(why) => return self.close(why),
         };
-        self.schedule.ended(began, clock::node_time(), self.dump_failed.is_none());
+        let took = clock::thread_cpu().saturating_sub(began);
+        self.schedule.ended(took, clock::node_time(), self.dump_failed.is_none());
     }
 
     /// One snapshot, with its begin and end.
@@ -347,26 +412,89 @@ impl ConntrackSource {
     fn observe_table(&mut self, sink: Sink<'_>) {
         if self.schedule.due(clock::node_time()) {
             self.schedule.begins();
-            let began = clock::node_time();
+            let began = clock::thread_cpu();
             let end = self.bracket(sink, Self::read_table);
             self.dump_ended(began, end);
             self.account(sink);
         }
     }
 
+    /// Reads the counters, and compares them with a dump now and then.
+    fn observe_counters(&mut self, sink: Sink<'_>) {
+        let counted = self.counters.count_entries().is_ok();
+        let now = clock::node_time();
+        let compare = counted && self.schedule.due(now);
+        if !compare && now.since(self.counters_read) < COUNTERS_EVERY {
+            return;
+        }
+        self.counters_read = now;
+        let mut read = self.counters.read(sink);
+        if compare && read.is_ok() {
+            self.schedule.begins();
+            let began = clock::thread_cpu();
+            let mut end = self.bracket(sink, Self::read_dump);
+            if matches!(end, DumpEnd::Refused(_) | DumpEnd::Failed(_)) {
+                end = self.bracket(sink, Self::read_table);
+            }
+            read = self.counters.read(sink);
+            // Counting goes on without a comparison.
+            let failed = match end {
+                DumpEnd::Complete | DumpEnd::Interrupted | DumpEnd::Holes(_) => None,
+                DumpEnd::Failed(why) | DumpEnd::Refused(why) => Some(why),
+            };
+            let took = clock::thread_cpu().saturating_sub(began);
+            self.schedule.ended(took, clock::node_time(), failed.is_none());
+            self.dump_failed = failed;
+        }
+        if read.is_err() && counted {
+            self.fall_back();
+        }
+        let counts = self.counters.count_entries();
+        if self.counted
+            && let Err(why) = &counts
+        {
+            sink(observation(ID, Fact::Begin(Snapshot::ConntrackCounters)));
+            let outcome = Outcome::Failed(why.clone());
+            sink(observation(ID, Fact::End { snapshot: Snapshot::ConntrackCounters, outcome }));
+        }
+        self.counted = counts.is_ok();
+    }
+
+    /// What became of each eBPF program.
+    pub fn programs(&self) -> Vec<ProgramStatus> {
+        self.counters.programs()
+    }
+
     fn coverage(&self) -> Fact {
+        let blind = |why: &Why| format!("connections that this node itself found no port for are not seen: {why}");
+        let no_port = self.counters.no_port_unknown().map(blind).filter(|_| self.options.max_keys > 0);
+        let counts = self.counters.count_entries();
+        let how = |how: &str| match &counts {
+            Err(why) if self.options.max_keys > 0 => format!("{how} (not counted in the kernel: {why})"),
+            _ => how.to_owned(),
+        };
         match (&self.access, &self.dump_failed) {
+            (Access::NotNeeded, Some(why)) => degraded(
+                HOW_COUNTED,
+                format!("flows from before the start, and whether the counts are right, are not known: {why}"),
+            ),
+            (Access::NotNeeded, None) => match no_port {
+                None => works(HOW_COUNTED),
+                Some(missing) => degraded(HOW_COUNTED, missing),
+            },
             (Access::Closed { why, .. }, Some(also)) => unreadable(format!("{why}; {also}")),
             (Access::Closed { why, .. }, None) => {
                 degraded(HOW_TABLE, format!("flows between two readings are not seen: {why}"))
             }
             (Access::Events(_), Some(why)) => unreadable(why),
             (Access::Events(events), None) => {
-                let missing: Vec<String> = [events.shortcoming.clone(), self.losses.blind.clone(), self.silent()]
-                    .into_iter()
-                    .flatten()
-                    .collect();
-                if missing.is_empty() { works(HOW) } else { degraded(HOW, missing.join("; ")) }
+                let missing: Vec<String> =
+                    [events.shortcoming.clone(), self.losses.blind.clone(), self.silent(), no_port]
+                        .into_iter()
+                        .flatten()
+                        .collect();
+                let how = how(HOW);
+                if missing.is_empty() { works(how) } else { degraded(how, missing.join("; ")) }
             }
         }
     }
@@ -385,6 +513,11 @@ impl Source for ConntrackSource {
     }
 
     fn observe(&mut self, sink: Sink<'_>) {
+        if self.root.is_live() && self.modules.changed() {
+            tracing::info!("netfilter's modules have changed: choosing anew how to read conntrack");
+            self.choose();
+        }
+        self.observe_counters(sink);
         if let Access::Closed { next_attempt, .. } = self.access
             && self.root.is_live()
             && clock::node_time() >= next_attempt

@@ -65,7 +65,7 @@ impl TcpSource {
     pub fn programs(&self) -> Vec<ProgramStatus> {
         match &self.state {
             Ok(tcp) => tcp.programs.clone(),
-            Err(why) => ProgramStatus::none(why),
+            Err(why) => ProgramStatus::none(&crate::ebpf::TCP, why),
         }
     }
 
@@ -185,8 +185,7 @@ mod tests {
 
     #[test]
     fn counters_that_could_not_be_read_are_no_coverage_whatever_is_attached() {
-        let attached: Vec<_> =
-            crate::ebpf::PROGRAMS.iter().map(|&row| ProgramStatus { row, attached: Ok(()) }).collect();
+        let attached: Vec<_> = crate::ebpf::TCP.iter().map(|&row| ProgramStatus { row, attached: Ok(()) }).collect();
         let unread = coverage(&attached, Err(Why::new("no batches")), None);
         assert_eq!(unread, Fact::Coverage(Known::because("no batches")));
         assert_eq!(coverage(&attached, Ok(()), None), works(HOW));

@@ -112,6 +112,11 @@ impl Node {
         self.pod.inside(|| UdpSocket::bind("10.48.0.2:0").unwrap())
     }
 
+    /// Makes the pod's own namespace track its connections, too.
+    pub(crate) fn track_in_the_pod(&self) {
+        self.pod.sh("iptables -w -A OUTPUT -m conntrack --ctstate NEW -j ACCEPT");
+    }
+
     /// Inode of the pod's namespace.
     pub(crate) fn pod_inode(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;

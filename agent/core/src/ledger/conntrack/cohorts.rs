@@ -160,7 +160,9 @@ impl Cohorts {
         let ago = |secs: u32| seconds(at.before(Duration::from_secs(u64::from(secs))));
         // From where they are taken, in this order: a flow may have moved on since the last dump.
         let (from, gone, earliest) = match end {
-            End::TimeWait => ([State::Closed, State::Busy, State::Open], Some(State::GoneClosed), ago(timeouts.tcp_time_wait)),
+            End::TimeWait => {
+                ([State::Closed, State::Busy, State::Open], Some(State::GoneClosed), ago(timeouts.tcp_time_wait))
+            }
             End::Reset => ([State::Reset, State::Busy, State::Open], Some(State::GoneReset), ago(timeouts.tcp_close)),
             End::Unanswered => ([State::Wanting, State::Busy, State::Open], None, 0),
             // A TCP connection that vanished while open: nobody told the NAT, so count it as held from now on, rather too long.
@@ -215,7 +217,8 @@ impl Cohorts {
         for (state, end) in [(State::Closed, End::TimeWait), (State::Reset, End::Reset)] {
             let closed: Vec<Cohort> = self.0.iter().filter(|cohort| cohort.state == state).copied().collect();
             for cohort in closed {
-                let near = next.0.iter().filter(|other| other.state == state && other.since.abs_diff(cohort.since) <= 1);
+                let near =
+                    next.0.iter().filter(|other| other.state == state && other.since.abs_diff(cohort.since) <= 1);
                 let shown = near.map(|other| other.count).fold(0, u32::saturating_add);
                 let missing = cohort.count.saturating_sub(shown).min(vanished);
                 vanished -= missing;
@@ -230,7 +233,8 @@ impl Cohorts {
     pub(super) fn forget(&mut self, horizon: NodeTime, now: NodeTime) {
         let (horizon, fine) = (seconds(horizon), seconds(now).saturating_sub(FINE_SECS));
         self.0.retain(|cohort| cohort.state.is_live() || cohort.since >= horizon);
-        let is_coarse = |cohort: &Cohort| cohort.state == CohortState::Open && cohort.since < fine && cohort.since % 60 != 0;
+        let is_coarse =
+            |cohort: &Cohort| cohort.state == CohortState::Open && cohort.since < fine && cohort.since % 60 != 0;
         if self.0.iter().any(is_coarse) {
             for cohort in std::mem::take(&mut self.0) {
                 // Later rather than earlier: a flow is not taken for silent before it is.

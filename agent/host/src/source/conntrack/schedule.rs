@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use headroom_core::time::NodeTime;
 
-/// A regular dump may take this part of the time: one in a hundred. (Even an empty table of 262,144 buckets takes 12 ms.)
-const IDLE_PER_DUMP: u32 = 100;
+/// A regular dump may take this part of the time: one in two hundred. (Even an empty table of 262,144 buckets takes 12 ms.)
+const IDLE_PER_DUMP: u32 = 200;
 /// A dump that repairs a loss comes at once, but after one that was just as slow at most every fifth part of the time
 /// goes into dumps: a node that loses events all the time has no time for an agent that dumps all the time.
 const IDLE_PER_REPAIR: u32 = 5;
@@ -45,9 +45,8 @@ impl Schedule {
         self.repair = false;
     }
 
-    /// A dump has ended, well or not.
-    pub(super) fn ended(&mut self, began: NodeTime, now: NodeTime, well: bool) {
-        let took = now.since(began);
+    /// A dump has ended, well or not, and took so much of a CPU.
+    pub(super) fn ended(&mut self, took: Duration, now: NodeTime, well: bool) {
         let pause = if well { self.interval.max(took.saturating_mul(IDLE_PER_DUMP)) } else { AFTER_FAILURE };
         self.next = Some(now.after(pause));
         self.repair_from = now.after(if well { took.saturating_mul(IDLE_PER_REPAIR) } else { AFTER_FAILURE });
@@ -69,28 +68,28 @@ mod tests {
         let mut schedule = Schedule::new(INTERVAL);
         assert!(schedule.due(at(100)));
         schedule.begins();
-        schedule.ended(at(100), at(100), true);
+        schedule.ended(Duration::ZERO, at(100), true);
         assert!(!schedule.due(at(159)));
         assert!(schedule.due(at(160)));
     }
 
     #[test]
-    fn a_slow_dump_is_repeated_a_hundred_times_its_duration_later() {
+    fn a_slow_dump_is_repeated_two_hundred_times_its_duration_later() {
         let mut schedule = Schedule::new(INTERVAL);
-        schedule.ended(at(100), at(110), true);
-        assert!(!schedule.due(at(1109)));
-        assert!(schedule.due(at(1110)));
+        schedule.ended(Duration::from_secs(10), at(110), true);
+        assert!(!schedule.due(at(2109)));
+        assert!(schedule.due(at(2110)));
     }
 
     #[test]
     fn a_loss_is_repaired_at_once_but_not_without_end() {
         let mut schedule = Schedule::new(INTERVAL);
-        schedule.ended(at(100), at(101), true);
+        schedule.ended(Duration::from_secs(1), at(101), true);
         assert!(!schedule.due(at(120)));
         schedule.lost();
         assert!(schedule.due(at(120)));
         schedule.begins();
-        schedule.ended(at(120), at(121), true);
+        schedule.ended(Duration::from_secs(1), at(121), true);
         schedule.lost();
         assert!(!schedule.due(at(125)));
         assert!(schedule.due(at(126)));
@@ -99,7 +98,7 @@ mod tests {
     #[test]
     fn a_dump_that_failed_is_tried_again_soon_but_not_at_once() {
         let mut schedule = Schedule::new(INTERVAL);
-        schedule.ended(at(100), at(100), false);
+        schedule.ended(Duration::ZERO, at(100), false);
         schedule.lost();
         assert!(!schedule.due(at(109)));
         assert!(schedule.due(at(110)));

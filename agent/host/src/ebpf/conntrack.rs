@@ -1,0 +1,218 @@
+//! The programs of the subject `conntrack`: where this kernel keeps what they read, which functions it lets us probe, and
+//! their maps.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::sync::Arc;
+
+use headroom_core::known::Why;
+use headroom_core::ports::PortRange;
+use headroom_ebpf_common::conntrack::{
+    COUNTS_MAP, Counts, Key, LOSSES_MAP, Losses, OFFSETS_GLOBAL, Offsets, TUPLES_BYTES,
+};
+
+use super::maps::{Hash, Single};
+use super::object::embedded;
+use super::programs::{CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, ProgramRow};
+use super::{LoadError, ProgramStatus, attach, attach_to, create};
+use crate::btf::{Btf, BtfError, Member};
+use crate::root::HostRoot;
+
+/// The running programs and their maps. Dropping it detaches them.
+#[derive(Debug)]
+pub struct Conntrack {
+    /// Counters per destination, source and translated source.
+    pub counts: Hash<Key, Counts>,
+    /// What could not be counted.
+    pub losses: Single<Losses>,
+    /// What became of each program.
+    pub programs: Vec<ProgramStatus>,
+    /// Why entries are not counted as they come and go, if they are not.
+    pub entries_unknown: Option<Why>,
+    /// Why it is not known what found no port, if it is not.
+    pub no_port_unknown: Option<Why>,
+    /// Entries are counted before it is known whether they find a port: those that did not have to be subtracted.
+    pub counts_attempts: bool,
+    /// Owns the programs' links.
+    _ebpf: aya::Ebpf,
+}
+
+/// What to count.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject {
+    /// Inode of the network namespace.
+    pub namespace: u32,
+    /// The NodePort range.
+    pub node_ports: PortRange,
+    /// Room for so many keys.
+    pub max_keys: u32,
+}
+
+/// Where deletions are split by the compiler, everything passes through this part of the function.
+const DELETE_PART: &str = "nf_ct_delete.part.0";
+
+impl Conntrack {
+    /// Loads the programs and attaches what this kernel lets us attach.
+    ///
+    /// # Errors
+    /// Why none of them can run here.
+    pub fn load(root: &HostRoot, subject: Subject) -> Result<Self, LoadError> {
+        let object = embedded()?;
+        let kernel = Arc::new(Btf::of_kernel(root)?);
+        let symbols = Symbols::read(root);
+        let split = symbols.delete_part;
+        let (offsets, entries_layout, no_port_layout) = offsets(root, &kernel, subject, split)?;
+        let mut ebpf = create(object, |loader| {
+            loader
+                .override_global(OFFSETS_GLOBAL, &offsets, true)
+                .map_max_entries(COUNTS_MAP, subject.max_keys.max(1))
+                // The other subject's maps, which nothing here uses.
+                .map_max_entries(headroom_ebpf_common::tcp::COUNTS_MAP, 1)
+                .map_max_entries(headroom_ebpf_common::tcp::LOCAL_PORTS_MAP, 1);
+        })?;
+        let map = |ebpf: &mut aya::Ebpf, name| ebpf.take_map(name).ok_or(LoadError::NotInObject { what: name });
+        let counts = Hash::new(COUNTS_MAP, map(&mut ebpf, COUNTS_MAP)?)?;
+        let losses = Single::new(LOSSES_MAP, map(&mut ebpf, LOSSES_MAP)?)?;
+
+        let mut programs = Vec::new();
+        let mut note = |row: ProgramRow, attached: Result<(), Why>| {
+            programs.push(ProgramStatus { row, attached: attached.clone() });
+            attached
+        };
+        let no_port = no_port_layout.and_then(|()| attach(&mut ebpf, CT_NO_PORT).map_err(|error| error.why()));
+        let no_port = note(CT_NO_PORT, no_port);
+        let mut counts_attempts = false;
+        let probe = |ebpf: &mut aya::Ebpf, row: ProgramRow, function: &str| {
+            entries_layout.clone().and_then(|()| attach_to(ebpf, row, function).map_err(|error| error.why()))
+        };
+        let delete = if split { DELETE_PART } else { CT_DELETE.hook };
+        let deleted = probe(&mut ebpf, CT_DELETE, delete);
+        let deleted = note(CT_DELETE, deleted);
+        let inserted = probe(&mut ebpf, CT_INSERT, CT_INSERT.hook);
+        let mut inserted = note(CT_INSERT, inserted);
+        // Attempts are only as good as the count of those that failed.
+        if inserted.is_err() && deleted.is_ok() && no_port.is_ok() {
+            let confirmed = probe(&mut ebpf, CT_CONFIRM, CT_CONFIRM.hook);
+            if note(CT_CONFIRM, confirmed).is_ok() {
+                (inserted, counts_attempts) = (Ok(()), true);
+            }
+        }
+        if let (Err(why), Err(_)) = (&deleted, &no_port) {
+            return Err(LoadError::NothingAttached { why: why.clone() });
+        }
+        Ok(Self {
+            counts,
+            losses,
+            programs,
+            entries_unknown: deleted.and(inserted).err(),
+            no_port_unknown: no_port.err(),
+            counts_attempts,
+            _ebpf: ebpf,
+        })
+    }
+}
+
+/// What of conntrack's functions the kernel lists by name.
+#[derive(Debug, Clone, Copy, Default)]
+struct Symbols {
+    delete_part: bool,
+}
+
+/// `/proc/kallsyms` has some 10 MiB.
+const SYMBOLS_LIMIT_BYTES: u64 = 64 << 20;
+
+impl Symbols {
+    /// Reads the kernel's list. Where it cannot be read, attaching tells what is there; only a split function would be missed,
+    /// which the comparison with the table then shows.
+    fn read(root: &HostRoot) -> Self {
+        let mut symbols = Self::default();
+        let Ok(file) = std::fs::File::open(root.path("/proc/kallsyms")) else { return symbols };
+        let mut lines = BufReader::with_capacity(256 << 10, file.take(SYMBOLS_LIMIT_BYTES));
+        let mut line = Vec::with_capacity(256);
+        while lines.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            // `ffffffffc0a01230 t nf_ct_delete.part.0	[nf_conntrack]`
+            let name = line.split(u8::is_ascii_whitespace).nth(2);
+            symbols.delete_part |= name == Some(DELETE_PART.as_bytes());
+            line.clear();
+        }
+        symbols
+    }
+}
+
+/// `SKB_DROP_REASON_NETFILTER_DROP`: the kernel gives reasons since 5.17, and another number in most versions.
+fn drop_reason(kernel: &Btf) -> Result<u32, LoadError> {
+    let value = kernel.enum_value("skb_drop_reason", "SKB_DROP_REASON_NETFILTER_DROP")?;
+    if kernel.tracepoint_arguments(CT_NO_PORT.hook)? < CT_NO_PORT.arguments {
+        return Err(LoadError::UnknownLayout { what: "tracepoint kfree_skb" });
+    }
+    u32::try_from(value).map_err(|_| LoadError::UnknownLayout { what: "enum skb_drop_reason" })
+}
+
+/// Where this kernel keeps what the programs read; and why the one or the other cannot be read, if so.
+#[expect(clippy::type_complexity, reason = "two answers beside the offsets, told apart where they are used")]
+fn offsets(
+    root: &HostRoot,
+    kernel: &Arc<Btf>,
+    subject: Subject,
+    split: bool,
+) -> Result<(Offsets, Result<(), Why>, Result<(), Why>), LoadError> {
+    // Where nf_conntrack is a module, its types may be with it.
+    let module = match kernel.size_of("nf_conn") {
+        Ok(_) => None,
+        Err(_) => Some(Btf::of_module(root, kernel, "nf_conntrack")?),
+    };
+    let types = module.as_ref().unwrap_or(kernel);
+    let of = |path: &[&str], what: &'static str, width: u32| at(types.member(path)?, what, width);
+    let hash = of(&["nf_conn", "tuplehash"], "nf_conn.tuplehash", 0)?;
+    let tuple = of(&["nf_conntrack_tuple_hash", "tuple"], "nf_conntrack_tuple_hash.tuple", 0)?;
+    let stride = types.size_of("nf_conntrack_tuple_hash")?;
+    let word = u32::try_from(size_of::<usize>()).unwrap_or(8);
+    // `status` is a word of flags; the low half is where the byte order puts it.
+    let low = if cfg!(target_endian = "big") { word - 4 } else { 0 };
+    let member = |path: &[&str], width: u32| of(path, "struct nf_conntrack_tuple", width);
+    let reason = drop_reason(kernel);
+    let offsets = Offsets {
+        tuples: hash.saturating_add(tuple),
+        reply: stride,
+        tuple_source: member(&["nf_conntrack_tuple", "src", "u3"], 16)?,
+        tuple_source_port: member(&["nf_conntrack_tuple", "src", "u"], 2)?,
+        tuple_l3num: member(&["nf_conntrack_tuple", "src", "l3num"], 2)?,
+        tuple_destination: member(&["nf_conntrack_tuple", "dst", "u3"], 16)?,
+        tuple_destination_port: member(&["nf_conntrack_tuple", "dst", "u"], 2)?,
+        tuple_protonum: member(&["nf_conntrack_tuple", "dst", "protonum"], 1)?,
+        tuple_dir: member(&["nf_conntrack_tuple", "dst", "dir"], 1)?,
+        status: of(&["nf_conn", "status"], "nf_conn.status", word)?.saturating_add(low),
+        net: of(&["nf_conn", "ct_net", "net"], "nf_conn.ct_net", word)?,
+        net_inum: of(&["net", "ns", "inum"], "net.ns.inum", 4)?,
+        tcp_state: of(&["nf_conn", "proto", "tcp", "state"], "nf_conn.proto.tcp.state", 1)?,
+        skb_nfct: of(&["sk_buff", "_nfct"], "sk_buff._nfct", word)?,
+        namespace: subject.namespace,
+        node_port_first: subject.node_ports.first().into(),
+        node_port_last: subject.node_ports.last().into(),
+        drop_reason: *reason.as_ref().unwrap_or(&u32::MAX),
+        delete_is_dying: split.into(),
+    };
+    let tuple_bytes = types.size_of("nf_conntrack_tuple")?;
+    let inside = stride % 4 == 0
+        && usize::try_from(stride.saturating_add(tuple_bytes)).is_ok_and(|end| end <= TUPLES_BYTES)
+        && [offsets.tuple_source, offsets.tuple_destination].iter().all(|at| at % 4 == 0)
+        && [offsets.tuple_source_port, offsets.tuple_destination_port, offsets.tuple_l3num]
+            .iter()
+            .all(|at| at % 2 == 0);
+    let entries =
+        if inside { Ok(()) } else { Err(LoadError::UnknownLayout { what: "struct nf_conntrack_tuple_hash" }.why()) };
+    let no_port = entries.clone().and(reason.map(drop).map_err(|error| match error {
+        LoadError::Btf(BtfError::NoType { .. } | BtfError::NoMember { .. }) => {
+            Why::new("this kernel does not say why it drops a packet (it does since Linux 5.17)")
+        }
+        error => error.why(),
+    }));
+    Ok((offsets, entries, no_port))
+}
+
+/// Offset of a member that begins at a whole byte and has this width (0: any).
+fn at(member: Member, what: &'static str, width: u32) -> Result<u32, LoadError> {
+    match (member.offset_bytes(), member.width_bytes()) {
+        (Some(offset), Some(found)) if width == 0 || found == width => Ok(offset),
+        _ => Err(LoadError::UnknownLayout { what }),
+    }
+}

@@ -1,0 +1,256 @@
+//! conntrack counted in the kernel: entries that come and go, and new connections that found no port.
+//!
+//! A key whose counters stand still is retired, whether or not it has entries: the ledger remembers those. What comes later
+//! enters it anew, from zero and with another [`Counts::born`].
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher as _};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
+
+use headroom_core::flow::{Destination, Endpoint, Protocol};
+use headroom_core::known::Why;
+use headroom_core::observe::{ConntrackCounter, Fact, Loss, NoPort, Outcome, Snapshot};
+use headroom_core::ports::PortRange;
+use headroom_core::time::NodeTime;
+use headroom_ebpf_common::conntrack::{Counts, Key};
+
+use super::ID;
+use crate::clock;
+use crate::ebpf::conntrack::{Conntrack, Subject};
+use crate::ebpf::{CONNTRACK, ProgramStatus};
+use crate::root::HostRoot;
+use crate::source::{Sink, observation};
+
+/// A key that stood still for so long is retired; sooner if the map fills up.
+const RETIRE_AFTER: Duration = Duration::from_secs(60);
+/// The map is nearly full from here on (eighths).
+const NEARLY_FULL: usize = 7;
+
+/// What the kernel counts, or why it does not.
+#[derive(Debug)]
+pub(super) struct Counters {
+    max_keys: u32,
+    state: Result<Conntrack, Why>,
+    /// By a hash of the key: a hash of its counters, and since when they stand like that. Two keys of one hash are only
+    /// retired later.
+    still: BTreeMap<u64, (u64, NodeTime)>,
+}
+
+impl Counters {
+    /// Attaches the programs to the conntrack of the agent's own network namespace.
+    pub(super) fn start(root: &HostRoot, node_ports: PortRange, max_keys: u32) -> Self {
+        let state = if root.is_live() {
+            own_namespace(root).and_then(|namespace| {
+                Conntrack::load(root, Subject { namespace, node_ports, max_keys }).map_err(|error| error.why())
+            })
+        } else {
+            Err(Why::new("only the running machine can be watched, not a captured tree"))
+        };
+        match state
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|programs| programs.entries_unknown.clone().map_or(Ok(()), Err))
+        {
+            Ok(()) => tracing::info!("counting conntrack entries in the kernel"),
+            Err(why) => tracing::info!(%why, "conntrack entries cannot be counted in the kernel"),
+        }
+        Self { max_keys, state, still: BTreeMap::new() }
+    }
+
+    /// None, because …
+    pub(super) fn none(why: &str) -> Self {
+        Self { max_keys: 0, state: Err(Why::new(why)), still: BTreeMap::new() }
+    }
+
+    /// Whether entries are counted as they come and go; why not, otherwise.
+    pub(super) fn count_entries(&self) -> Result<(), Why> {
+        let programs = self.state.as_ref().map_err(Clone::clone)?;
+        programs.entries_unknown.clone().map_or(Ok(()), Err)
+    }
+
+    /// Why it is not known which connections found no port, if it is not.
+    pub(super) fn no_port_unknown(&self) -> Option<&Why> {
+        match &self.state {
+            Ok(programs) => programs.no_port_unknown.as_ref(),
+            Err(why) => Some(why),
+        }
+    }
+
+    /// What became of each program.
+    pub(super) fn programs(&self) -> Vec<ProgramStatus> {
+        match &self.state {
+            Ok(programs) => programs.programs.clone(),
+            Err(why) => ProgramStatus::none(&CONNTRACK, why),
+        }
+    }
+
+    /// Reads all counters.
+    ///
+    /// # Errors
+    /// They cannot be read, or are not what we take them for; from now on nothing is counted.
+    pub(super) fn read(&mut self, sink: Sink<'_>) -> Result<(), Why> {
+        let Ok(programs) = &mut self.state else { return Ok(()) };
+        let entries = programs.entries_unknown.is_none();
+        let attempts = programs.counts_attempts;
+        let now = clock::node_time();
+        let mut put = |fact| sink(observation(ID, fact));
+        if entries {
+            put(Fact::Begin(Snapshot::ConntrackCounters));
+        }
+        let mut no_ports = Vec::new();
+        let mut keys = 0_usize;
+        let mut retire = Vec::new();
+        let still = &mut self.still;
+        let mut seen = BTreeMap::new();
+        let soon = |keys: usize| {
+            keys.saturating_mul(8) > usize::try_from(self.max_keys).unwrap_or(0).saturating_mul(NEARLY_FULL)
+        };
+        let read = programs.counts.for_each(|key, counts| {
+            keys += 1;
+            if entries {
+                put(Fact::ConntrackCounter(counter(key, counts, attempts)));
+            }
+            if counts.no_port > 0 {
+                no_ports.push(no_port(key, counts));
+            }
+            let (key_hash, counts_hash) = (hash(&key), hash(counts_words(counts)));
+            let since = match still.get(&key_hash) {
+                Some((as_before, since)) if *as_before == counts_hash => *since,
+                _ => now,
+            };
+            seen.insert(key_hash, (counts_hash, since));
+            if since < now && (now.since(since) >= RETIRE_AFTER || soon(keys)) {
+                retire.push((*key, *counts));
+            }
+        });
+        self.still = seen;
+        let read = read.map_err(Why::from);
+        let losses = programs.losses.get().map_err(Why::from);
+        let outcome = read.clone().map_or_else(Outcome::Failed, |()| Outcome::Complete);
+        if entries {
+            put(Fact::End { snapshot: Snapshot::ConntrackCounters, outcome: outcome.clone() });
+        }
+        put(Fact::Begin(Snapshot::NoPorts));
+        no_ports.into_iter().for_each(|dropped| put(Fact::NoPort(dropped)));
+        put(Fact::End { snapshot: Snapshot::NoPorts, outcome });
+        let checked = read.and(losses).and_then(|losses| {
+            put(Fact::Lost { what: Loss::ConntrackMapFull, total: losses.map_full });
+            put(Fact::Lost { what: Loss::ConntrackReadFailed, total: losses.read_failed });
+            match losses.implausible {
+                0 => Ok(()),
+                count => Err(Why::new(format!(
+                    "{count} conntrack entries were not laid out as this kernel's BTF says; nothing of them is believed"
+                ))),
+            }
+        });
+        if let Err(why) = checked {
+            tracing::warn!(%why, "conntrack is no longer counted in the kernel");
+            self.state = Err(why.clone());
+            return Err(why);
+        }
+        self.retire(&retire, entries, attempts, sink);
+        Ok(())
+    }
+
+    /// Takes keys out of the map that stood still. What was counted in between is told.
+    fn retire(&mut self, keys: &[(Key, Counts)], entries: bool, attempts: bool, sink: Sink<'_>) {
+        let Ok(programs) = &mut self.state else { return };
+        let mut moved = Vec::new();
+        for (key, counts) in keys {
+            match programs.counts.take(key) {
+                Ok(Some(last)) if last != *counts => moved.push((*key, last)),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "could not retire a key");
+                    break;
+                }
+            }
+            self.still.remove(&hash(key));
+        }
+        if entries && !moved.is_empty() {
+            sink(observation(ID, Fact::Begin(Snapshot::ConntrackCounters)));
+            for (key, counts) in &moved {
+                sink(observation(ID, Fact::ConntrackCounter(counter(key, counts, attempts))));
+            }
+            let outcome = Outcome::Partial(Why::new("only what moved while it was retired"));
+            sink(observation(ID, Fact::End { snapshot: Snapshot::ConntrackCounters, outcome }));
+        }
+    }
+}
+
+/// Inode of the network namespace that this thread is in.
+fn own_namespace(root: &HostRoot) -> Result<u32, Why> {
+    let path = root.path("/proc/thread-self/ns/net");
+    let metadata =
+        std::fs::metadata(&path).map_err(|error| Why::new(format!("cannot examine `{}`: {error}", path.display())))?;
+    // The kernel numbers namespaces with 32 bits.
+    u32::try_from(metadata.ino()).map_err(|_| Why::new("the network namespace has an impossible inode"))
+}
+
+fn hash(what: impl std::hash::Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The counters as something that can be hashed.
+fn counts_words(counts: &Counts) -> [u64; 9] {
+    let Counts {
+        born,
+        inserted,
+        ended_time_wait,
+        ended_reset,
+        ended_unanswered,
+        ended_other,
+        node_port_inserted,
+        node_port_ended,
+        no_port,
+    } = *counts;
+    [
+        born,
+        inserted,
+        ended_time_wait,
+        ended_reset,
+        ended_unanswered,
+        ended_other,
+        node_port_inserted,
+        node_port_ended,
+        no_port,
+    ]
+}
+
+fn address(octets: [u8; 16]) -> IpAddr {
+    IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
+}
+
+/// A map entry as a fact. Where attempts are counted, those that found no port never went in.
+fn counter(key: &Key, counts: &Counts, attempts: bool) -> ConntrackCounter {
+    let failed = if attempts { counts.no_port } else { 0 };
+    ConntrackCounter {
+        protocol: Protocol(key.protocol),
+        destination: Endpoint::new(address(key.destination), key.port),
+        source: address(key.source),
+        translated: address(key.translated),
+        born: counts.born,
+        inserted: counts.inserted.saturating_sub(failed),
+        ended_time_wait: counts.ended_time_wait,
+        ended_reset: counts.ended_reset,
+        ended_unanswered: counts.ended_unanswered,
+        ended_other: counts.ended_other,
+        node_port_inserted: counts.node_port_inserted,
+        node_port_ended: counts.node_port_ended,
+    }
+}
+
+fn no_port(key: &Key, counts: &Counts) -> NoPort {
+    NoPort {
+        destination: Destination {
+            protocol: Protocol(key.protocol),
+            endpoint: Endpoint::new(address(key.destination), key.port),
+        },
+        source: address(key.source),
+        dropped: counts.no_port,
+    }
+}

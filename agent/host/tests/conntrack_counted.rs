@@ -1,0 +1,232 @@
+//! conntrack as the kernel counts it, against `conntrack -L`: on kernels with kprobes the counters, on others what stands in
+//! for them. Needs root, conntrack-tools and iptables. Compiled only with the feature `kernel-tests`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use headroom_core::flow::{Destination, Endpoint, Protocol};
+use headroom_core::ledger::{Ledger, LedgerLimits};
+use headroom_core::observe::{Fact, Loss};
+use headroom_core::ports::PortRange;
+use headroom_core::time::NodeTime;
+use headroom_host::clock;
+use headroom_host::ebpf::{CT_DELETE, CT_INSERT};
+use headroom_host::root::HostRoot;
+use headroom_host::source::Source as _;
+use headroom_host::source::conntrack::{ConntrackSource, Options};
+
+#[path = "flows_live/network.rs"]
+#[allow(dead_code, reason = "other tests use other parts of it")]
+mod network;
+
+use network::{Node, on_a_node, send, sh};
+
+/// The agent's side of a test.
+struct Agent {
+    source: ConntrackSource,
+    ledger: Ledger,
+    lost: BTreeMap<Loss, u64>,
+}
+
+impl Agent {
+    fn start(options: Options) -> Self {
+        let source = ConntrackSource::start(&HostRoot::live(), options);
+        let mut agent = Self { source, ledger: Ledger::new(LedgerLimits::default()), lost: BTreeMap::new() };
+        agent.look();
+        agent
+    }
+
+    /// Whether entries are counted in the kernel, as they have to be wherever the kernel has kprobes.
+    fn counts(&self) -> bool {
+        let programs = self.source.programs();
+        let attached = |name| programs.iter().any(|program| program.row.name == name && program.attached.is_ok());
+        let counts = attached(CT_INSERT.name) && attached(CT_DELETE.name);
+        assert_eq!(counts, Path::new("/sys/bus/event_source/devices/kprobe/type").exists(), "{programs:#?}");
+        counts
+    }
+
+    fn look(&mut self) {
+        let (ledger, lost) = (&mut self.ledger, &mut self.lost);
+        self.source.observe(&mut |observation| {
+            if let Fact::Lost { what, total } = observation.fact {
+                lost.insert(what, total);
+            }
+            ledger.apply(observation);
+        });
+    }
+
+    /// Looks until it sees so many entries in all.
+    fn expect(&mut self, live: u64) {
+        let until = Instant::now() + Duration::from_secs(15);
+        while self.ledger.conntrack().live() != live {
+            assert!(Instant::now() < until, "{} entries, not {live}", self.ledger.conntrack().live());
+            std::thread::sleep(Duration::from_millis(100));
+            self.look();
+        }
+    }
+
+    fn live(&self, destination: Destination) -> u64 {
+        let rows = self.ledger.conntrack().iter().filter(|(pair, _)| pair.destination == destination);
+        rows.map(|(_, cohorts)| cohorts.live()).sum()
+    }
+
+    fn no_port(&self, destination: Destination) -> u64 {
+        let now = NodeTime::from_nanos(clock::node_time().as_nanos());
+        let rows = self.ledger.no_ports().iter(now, Duration::from_secs(60));
+        rows.filter(|(other, ..)| *other == destination).map(|(_, _, lately, _)| lately).sum()
+    }
+}
+
+/// Everything, with a dump only at the start: what is seen later was told by whoever tells what comes and goes.
+const OPTIONS: Options = Options {
+    dump_interval: Duration::from_secs(3600),
+    tcp_is_counted: false,
+    node_ports: PortRange::NODE_PORTS,
+    max_keys: 8192,
+};
+
+fn entries() -> u64 {
+    sh("conntrack -C").trim().parse().unwrap()
+}
+
+fn udp(address: &str, port: u16) -> Destination {
+    let address: IpAddr = address.parse().unwrap();
+    Destination { protocol: Protocol::UDP, endpoint: Endpoint::new(address, port) }
+}
+
+/// Exercises entries that come and go, translated and not, of both families. If this fails, UDP and forwarded flows are
+/// miscounted.
+#[test]
+fn entries_that_come_and_go_are_counted_per_destination() {
+    on_a_node(|node| {
+        let before = node.pod_socket();
+        send(&before, 0..20);
+        let mut agent = Agent::start(OPTIONS);
+        agent.expect(20);
+        let counts = agent.counts();
+        let socket = node.pod_socket();
+        send(&socket, 5000..5300);
+        let connections = node.connect(30);
+        sh(
+            "ip -6 addr add fd00::1/64 dev lo; for port in 1 2 3 4 5; do echo x > /dev/udp/::1/$port; done 2>/dev/null || true",
+        );
+        agent.expect(entries());
+        assert_eq!(agent.live(udp("198.51.100.1", 6001)), 1);
+        let to: SocketAddr = "192.0.2.2:443".parse().unwrap();
+        assert_eq!(agent.live(Destination::tcp(Endpoint::new(to.ip(), to.port()))), 30);
+        assert_eq!(agent.ledger.conntrack().drift().is_some(), counts);
+
+        // Some go by hand, some by a reset.
+        sh("conntrack -D -p udp --dport 6001 2>/dev/null; conntrack -D -p udp --dport 6002 2>/dev/null");
+        agent.expect(entries());
+        assert_eq!(agent.live(udp("198.51.100.1", 6001)), 0);
+        drop(connections);
+        sh("conntrack -F 2>/dev/null");
+        // Entries from before somebody listened leave without an event: only a dump would tell.
+        agent.expect(if counts { 0 } else { 20 });
+        assert_eq!(agent.lost.get(&Loss::ConntrackReadFailed).copied().unwrap_or(0), 0);
+    });
+}
+
+/// Exercises a node that is its own NAT and runs out. If this fails, connections that the kernel itself drops stay a riddle.
+#[test]
+fn what_found_no_port_is_counted_per_destination() {
+    on_a_node(|node| {
+        sh("iptables -w -t nat -F POSTROUTING
+            iptables -w -t nat -A POSTROUTING -p udp -o out0 -j MASQUERADE --to-ports 40000-40007");
+        let mut agent = Agent::start(OPTIONS);
+        let to: SocketAddr = "198.51.100.1:53".parse().unwrap();
+        let sockets: Vec<_> = (0..12).map(|_| node.pod_socket()).collect();
+        for socket in &sockets {
+            socket.send_to(b"x", to).unwrap();
+        }
+        agent.expect(8);
+        std::thread::sleep(Duration::from_millis(1100));
+        agent.look();
+        let reasons = sh("grep -c netfilter_reason /dev/null || true; uname -r");
+        let destination = udp("198.51.100.1", 53);
+        match agent
+            .source
+            .programs()
+            .iter()
+            .find(|program| program.row.name == "ct_no_port")
+            .map(|p| p.attached.clone())
+        {
+            Some(Ok(())) => assert_eq!(agent.no_port(destination), 4),
+            // Kernels before 5.17 do not say why they drop a packet.
+            Some(Err(why)) => {
+                assert!(why.as_str().contains("since Linux 5.17") && reasons.contains("5.10."), "{why} {reasons}");
+            }
+            None => panic!("the program is not listed"),
+        }
+        // A packet that a rule drops is not one that found no port.
+        sh("iptables -w -A FORWARD -p udp --dport 99 -j DROP");
+        sockets.first().unwrap().send_to(b"x", "198.51.100.1:99").unwrap();
+        std::thread::sleep(Duration::from_millis(1100));
+        agent.look();
+        assert_eq!(agent.no_port(udp("198.51.100.1", 99)), 0);
+    });
+}
+
+/// Exercises translated ports inside the NodePort range. If this fails, live collisions are not seen.
+#[test]
+fn ports_translated_into_the_nodeport_range_are_counted() {
+    on_a_node(|node| {
+        sh("iptables -w -t nat -F POSTROUTING
+            iptables -w -t nat -A POSTROUTING -p udp -o out0 -j MASQUERADE --to-ports 30000-30100");
+        let mut agent = Agent::start(OPTIONS);
+        send(&node.pod_socket(), 0..40);
+        agent.expect(40);
+        assert_eq!(agent.ledger.conntrack().translated(), (40, 40));
+        sh("conntrack -F 2>/dev/null");
+        agent.expect(0);
+        assert_eq!(agent.ledger.conntrack().translated(), (0, 0));
+    });
+}
+
+/// Exercises the filter on events. If this fails, every TCP connection costs the agent two messages for nothing, or UDP is lost.
+#[test]
+fn events_of_tcp_are_left_out_where_tcp_is_counted() {
+    on_a_node(|node: &Node| {
+        let mut agent = Agent::start(Options { tcp_is_counted: true, max_keys: 0, ..OPTIONS });
+        let _connections = node.connect(10);
+        send(&node.pod_socket(), 0..10);
+        sh("ip addr add fd00::1/64 dev lo; ip6tables -w -A INPUT -m conntrack --ctstate NEW -j ACCEPT
+            python3 -c \"import socket; s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.sendto(b'x', ('fd00::1', 9))\"");
+        agent.expect(11);
+        assert_eq!(entries(), 21);
+    });
+}
+
+/// Exercises another namespace's conntrack. If this fails, pods with conntrack of their own are counted twice.
+#[test]
+fn entries_of_other_namespaces_do_not_count() {
+    on_a_node(|node: &Node| {
+        node.track_in_the_pod();
+        let mut agent = Agent::start(OPTIONS);
+        send(&node.pod_socket(), 0..25);
+        agent.expect(25);
+    });
+}
+
+/// Exercises keys that stand still. If this fails, the map fills up for good and later destinations are not counted.
+#[test]
+fn a_nearly_full_map_gives_room_to_new_destinations() {
+    on_a_node(|node: &Node| {
+        let mut agent = Agent::start(Options { max_keys: 64, ..OPTIONS });
+        if !agent.counts() {
+            // Events need no room in the kernel.
+            send(&node.pod_socket(), 0..300);
+            return agent.expect(300);
+        }
+        let socket = node.pod_socket();
+        for round in 0..10 {
+            send(&socket, round * 30..(round + 1) * 30);
+            agent.expect(u64::from(round + 1) * 30);
+        }
+        assert_eq!(agent.lost.get(&Loss::ConntrackMapFull).copied().unwrap_or(0), 0);
+    });
+}
