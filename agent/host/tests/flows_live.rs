@@ -17,7 +17,6 @@ use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_host::source::sockets::SocketsSource;
 
 #[path = "flows_live/network.rs"]
-#[allow(dead_code, reason = "other tests use other parts of it")]
 mod network;
 
 use network::{on_a_node, send, sh};
