@@ -23,10 +23,22 @@ use crate::ebpf::{CONNTRACK, ProgramStatus};
 use crate::root::HostRoot;
 use crate::source::{Sink, observation};
 
-/// A key that stood still for so long is retired; sooner if the map fills up.
+/// A key that stood still for so long is retired …
 const RETIRE_AFTER: Duration = Duration::from_secs(60);
-/// The map is nearly full from here on (eighths).
-const NEARLY_FULL: usize = 7;
+/// … and for so long when the map is half full.
+const RETIRE_AFTER_HALF_FULL: Duration = Duration::from_secs(10);
+
+/// How long a key has to stand still, for a map with so many keys. From 7/8 on: since the reading before.
+fn retire_after(keys: usize, max_keys: u32) -> Duration {
+    let max = usize::try_from(max_keys).unwrap_or(usize::MAX);
+    if keys > max / 8 * 7 {
+        Duration::ZERO
+    } else if keys > max / 2 {
+        RETIRE_AFTER_HALF_FULL
+    } else {
+        RETIRE_AFTER
+    }
+}
 
 /// What the kernel counts, or why it does not.
 #[derive(Debug)]
@@ -100,15 +112,12 @@ impl Counters {
             put(Fact::Begin(Snapshot::ConntrackCounters));
         }
         let mut no_ports = Vec::new();
-        let mut keys = 0_usize;
         let mut retire = Vec::new();
         let still = &mut self.still;
         let mut seen = BTreeMap::new();
-        let soon = |keys: usize| {
-            keys.saturating_mul(8) > usize::try_from(self.max_keys).unwrap_or(0).saturating_mul(NEARLY_FULL)
-        };
+        // As many as there were a moment ago.
+        let after = retire_after(still.len(), self.max_keys);
         let read = programs.counts.for_each(|key, counts| {
-            keys += 1;
             if entries {
                 put(Fact::ConntrackCounter(counter(key, counts, attempts)));
             }
@@ -121,7 +130,7 @@ impl Counters {
                 _ => now,
             };
             seen.insert(key_hash, (counts_hash, since));
-            if since < now && (now.since(since) >= RETIRE_AFTER || soon(keys)) {
+            if since < now && now.since(since) >= after {
                 retire.push((*key, *counts));
             }
         });
