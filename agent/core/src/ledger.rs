@@ -26,7 +26,7 @@ mod tcp;
 pub use flows::{Flow, FlowState, Flows};
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
-pub use tcp::{TcpConnections, TcpTally};
+pub use tcp::{Failures, TcpConnections, TcpTally};
 
 /// Bounds of the ledger's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Ledger {
                 self.flows.seen(entry, at, dumped, self.timeouts.unwrap_or_default());
             }
             Fact::FlowEnded(entry) => self.flows.ended(entry, at, self.timeouts.unwrap_or_default()),
-            Fact::TcpCounter(counter) => self.tcp.counter(counter),
+            Fact::TcpCounter(counter) => self.tcp.counter(counter, at),
             Fact::Socket(socket) => self.tcp.socket(socket, at),
             Fact::Network(network) => self.reservations.network(network),
             Fact::Reservation(reservation) => self.reservations.reservation(reservation, at),

@@ -284,7 +284,7 @@ impl ConntrackTcpState {
     }
 }
 
-/// Counters since the eBPF programs were attached; they only grow.
+/// Counters since the eBPF programs were attached, or since the pair was seen again after a long silence; they only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpCounter {
     /// What the socket dialled (before the node's DNAT).
@@ -299,8 +299,14 @@ pub struct TcpCounter {
     pub closed: u64,
     /// Established connections that ended by RST or abort.
     pub reset: u64,
-    /// Connects that failed: refused, timed out, given up; without those of `no_local_port`.
-    pub failed: u64,
+    /// Connects that were refused (ECONNREFUSED): something answered.
+    pub refused: u64,
+    /// Connects that nothing answered in time (ETIMEDOUT).
+    pub timed_out: u64,
+    /// Connects that ended with another error: no route, prohibited.
+    pub unreachable: u64,
+    /// Connects that the application ended before there was an answer.
+    pub given_up: u64,
     /// Connects that found no local port.
     pub no_local_port: u64,
     /// SYNs sent again because no answer came.

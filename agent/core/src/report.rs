@@ -154,8 +154,23 @@ pub struct DestinationReport {
     pub opened_total: Option<u64>,
     /// Connections ended since start, by the TCP counters; absent where they do not count.
     pub closed_total: Option<u64>,
-    /// Connects failed since start, by the TCP counters; absent where they do not count.
+    /// Connects failed since start, for whatever reason, by the TCP counters; absent where they do not count.
     pub failed_total: Option<u64>,
+    /// Of these, refused; absent likewise.
+    #[serde(default)]
+    pub refused_total: Option<u64>,
+    /// Of these, timed out.
+    #[serde(default)]
+    pub timed_out_total: Option<u64>,
+    /// Of these, without a route or with another error of the network.
+    #[serde(default)]
+    pub unreachable_total: Option<u64>,
+    /// Of these, ended by the application before there was an answer.
+    #[serde(default)]
+    pub given_up_total: Option<u64>,
+    /// Of these, without a local port.
+    #[serde(default)]
+    pub no_local_port_total: Option<u64>,
     /// SYNs sent again since start, by the TCP counters; absent where they do not count.
     pub syn_unanswered_total: Option<u64>,
     /// Who does the accounting of held ports.

@@ -104,7 +104,10 @@ fn counter(opened: u64, closed: u64, reset: u64, failed: u64) -> TcpCounter {
         opened,
         closed,
         reset,
-        failed,
+        refused: 0,
+        timed_out: failed,
+        unreachable: 0,
+        given_up: 0,
         no_local_port: 0,
         syn_retransmitted: failed * 2,
     }
@@ -234,7 +237,9 @@ fn exhaustion_names_destination_pod_numbers_failures_and_remedy() {
     for part in ["203.0.113.7:443/tcp", "64 of 64", "16 more wanted", "shop/checkout-7d9f"] {
         assert!(finding.title.contains(part), "{part} in {}", finding.title);
     }
-    assert!(finding.evidence.iter().any(|evidence| evidence.said.contains("16 connects failed")));
+    assert!(
+        finding.evidence.iter().any(|evidence| evidence.said.contains("16 connects timed out, 32 SYNs were repeated"))
+    );
     assert!(finding.remedy.contains("min_ports_per_vm = 128"), "{}", finding.remedy);
     assert_eq!(exit_code(&report.findings), 2);
 }

@@ -171,7 +171,7 @@ proptest! {
         let destination = endpoint(7, 443);
         let counter = |opened: u32, closed: u32| TcpCounter {
             destination, source, attempted: opened.into(), opened: opened.into(), closed: closed.into(),
-            reset: 0, failed: 0, no_local_port: 0, syn_retransmitted: 0,
+            reset: 0, refused: 0, timed_out: 0, unreachable: 0, given_up: 0, no_local_port: 0, syn_retransmitted: 0,
         };
         let mut ledger = Ledger::new(LedgerLimits::default());
         let counters = |ledger: &mut Ledger, from: u64, counter: TcpCounter| {

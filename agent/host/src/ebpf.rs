@@ -116,6 +116,10 @@ fn create<'a>(object: &[u8], prepare: impl FnOnce(&mut EbpfLoader<'a>)) -> Resul
         .map_err(|error| if refused(&error) { not_permitted("create eBPF maps") } else { LoadError::Object(error) })
 }
 
+fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::NotInObject { what: name })
+}
+
 /// Loads and attaches one program of the table.
 fn attach(ebpf: &mut Ebpf, row: ProgramRow) -> Result<(), LoadError> {
     let failed = |source: ProgramError| {

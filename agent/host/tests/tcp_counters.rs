@@ -58,7 +58,10 @@ fn nothing(destination: SocketAddr, source: IpAddr) -> TcpCounter {
         opened: 0,
         closed: 0,
         reset: 0,
-        failed: 0,
+        refused: 0,
+        timed_out: 0,
+        unreachable: 0,
+        given_up: 0,
         no_local_port: 0,
         syn_retransmitted: 0,
     }
@@ -151,7 +154,7 @@ fn exact_counts(address: IpAddr) {
     for _ in 0..9 {
         TcpStream::connect(refused).unwrap_err();
     }
-    expect(&mut source, TcpCounter { attempted: 9, failed: 9, ..nothing(refused, address) });
+    expect(&mut source, TcpCounter { attempted: 9, refused: 9, ..nothing(refused, address) });
     let losses = facts(&mut source);
     assert!(losses.contains(&Fact::Lost { what: Loss::TcpReadFailed, total: 0 }));
     assert!(losses.contains(&Fact::Lost { what: Loss::TcpMapFull, total: 0 }));
@@ -243,7 +246,7 @@ fn a_syn_without_an_answer_is_counted_when_it_goes_out_again() {
         assert!(opened < 8, "the accept queue never filled");
         expect(
             &mut source,
-            TcpCounter { attempted: opened + 1, opened, failed: 1, syn_retransmitted: 1, ..nothing(destination, V4) },
+            TcpCounter { attempted: opened + 1, opened, given_up: 1, syn_retransmitted: 1, ..nothing(destination, V4) },
         );
     });
 }

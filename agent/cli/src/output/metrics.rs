@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use headroom_core::findings::Severity;
 use headroom_core::model::leak::Verdict;
-use headroom_core::report::{CoverageState, Report};
+use headroom_core::report::{CoverageState, DestinationReport, Report};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -50,7 +50,7 @@ families! {
     DEMAND_PEAK = "nat_demand_peak_ports", "protocol: 2 series", "Largest demand of the last ten minutes";
     HELD = "nat_destination_held_ports", "protocol, address, port: the 20 largest in scope", "NAT ports held towards a destination";
     WANTING = "nat_destination_wanting_ports", "protocol, address, port: the 20 largest in scope", "Unanswered connects towards a destination";
-    FAILED = "nat_destination_failed_connects", "protocol, address, port: the 20 largest in scope", "Connects to a destination that failed since start";
+    FAILED = "nat_destination_failed_connects", "protocol, address, port, cause: 5 series for each of the 20 largest in scope", "Connects to a destination that failed since start";
     DESTINATIONS = "nat_destinations", "none: 1 series", "Destinations known now";
     ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
     USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
@@ -75,6 +75,14 @@ struct DestinationLabel {
     protocol: String,
     address: String,
     port: u32,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FailureLabel {
+    protocol: String,
+    address: String,
+    port: u32,
+    cause: &'static str,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -189,9 +197,24 @@ fn nat(writer: &mut Writer, report: &Report) {
     };
     writer.family(&HELD, listed().map(|(label, destination)| (label, f64::from(destination.held))));
     writer.family(&WANTING, listed().map(|(label, destination)| (label, f64::from(destination.wanting))));
-    writer.counters(&FAILED, listed().filter_map(|(label, destination)| Some((label, destination.failed_total?))));
+    writer.counters(&FAILED, listed().flat_map(|(label, destination)| failed(label, destination)));
     let listed = u64::try_from(report.nat.destinations.len()).unwrap_or(u64::MAX);
     writer.number(&DESTINATIONS, Some(float(listed.saturating_add(report.nat.omitted.destinations))));
+}
+
+/// Failed connects to one destination, by cause. Their sum is the report's `failed_total`.
+fn failed(label: DestinationLabel, row: &DestinationReport) -> impl Iterator<Item = (FailureLabel, u64)> {
+    let causes = [
+        ("refused", row.refused_total),
+        ("timed_out", row.timed_out_total),
+        ("unreachable", row.unreachable_total),
+        ("given_up", row.given_up_total),
+        ("no_local_port", row.no_local_port_total),
+    ];
+    causes.into_iter().filter_map(move |(cause, total)| {
+        let DestinationLabel { protocol, address, port } = label.clone();
+        Some((FailureLabel { protocol, address, port, cause }, total?))
+    })
 }
 
 fn ipam(writer: &mut Writer, report: &Report) {

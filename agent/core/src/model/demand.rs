@@ -134,7 +134,7 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             .then(|| i64::from(account.active).saturating_sub(i64::try_from(account.tcp.open).unwrap_or(i64::MAX)));
     }
     accounts.sort_by(|a, b| {
-        let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total);
+        let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total.sum());
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
     accounts
@@ -218,6 +218,7 @@ impl Account {
         sum.opened_total = sum.opened_total.saturating_add(tally.opened_total);
         sum.closed_total = sum.closed_total.saturating_add(tally.closed_total);
         sum.failed_total = sum.failed_total.saturating_add(tally.failed_total);
+        sum.no_local_port_total = sum.no_local_port_total.saturating_add(tally.no_local_port_total);
         sum.syn_retransmitted_total = sum.syn_retransmitted_total.saturating_add(tally.syn_retransmitted_total);
     }
 }
