@@ -23,6 +23,7 @@ use headroom_host::ebpf::tcp::Tcp;
 use headroom_host::ebpf::tcp::entries::Connected;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
+use headroom_host::source::sockets::SocketsSource;
 use headroom_host::source::tcp::TcpSource;
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -519,4 +520,31 @@ fn connects_that_fail_are_told_apart_by_their_cause() {
         let timed_out = TcpCounter { attempted: 1, timed_out: 1, syn_retransmitted: 1, ..nothing(silent, own) };
         expect(&mut source, timed_out);
     });
+}
+
+/// Exercises namespaces that are gone. If this fails, a new namespace with the inode of an old one is said to have its range.
+#[test]
+fn the_port_range_of_a_namespace_goes_with_it() {
+    let mut source = start();
+    let inode = in_new_namespace(|inode| {
+        TcpStream::connect(closed_port(V4)).unwrap_err();
+        inode
+    });
+    let dialled_from = source.namespaces();
+    assert!(dialled_from.contains(&inode));
+    // A namespace is taken down a moment after its last process.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while source.namespaces().contains(&inode) {
+        assert!(Instant::now() < deadline, "{inode} is still there");
+        let mut sockets = SocketsSource::new(&HostRoot::live());
+        sockets.observe(&mut |_| {});
+        source.forget_namespaces(dialled_from.difference(sockets.namespaces().unwrap()));
+    }
+    let own = NetnsInode(std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+    TcpStream::connect(closed_port(V4)).unwrap_err();
+    let dialled_from = source.namespaces();
+    let mut sockets = SocketsSource::new(&HostRoot::live());
+    sockets.observe(&mut |_| {});
+    source.forget_namespaces(dialled_from.difference(sockets.namespaces().unwrap()));
+    assert!(source.namespaces().contains(&own));
 }

@@ -61,6 +61,8 @@ impl Source for ConnectionsSource {
         }
         self.rounds = self.rounds.saturating_add(1);
         self.tables_read = now;
+        // Before the namespaces are looked at: one that comes meanwhile must not be taken for gone.
+        let dialled_from = self.tcp.namespaces();
         let (mut pairs, mut complete) = (Pairs::new(), false);
         self.sockets.observe(&mut |observation| {
             match &observation.fact {
@@ -73,6 +75,9 @@ impl Source for ConnectionsSource {
             sink(observation);
         });
         if counting {
+            if let Some(live) = self.sockets.namespaces() {
+                self.tcp.forget_namespaces(dialled_from.difference(live));
+            }
             self.tcp.seed(pairs.iter().copied());
             self.tcp.observe_after(complete.then_some((now, &pairs)), sink);
         }

@@ -79,6 +79,24 @@ impl TcpSource {
         }
     }
 
+    /// The network namespaces whose port range is kept.
+    pub fn namespaces(&mut self) -> BTreeSet<NetnsInode> {
+        let ranges = self.local_ports();
+        ranges.present().into_iter().flatten().map(|(inode, _)| *inode).collect()
+    }
+
+    /// Forgets the port ranges of namespaces that are gone: the kernel gives their inodes to new ones. Of one that lives on
+    /// without a process, the range is seen again when it dials somewhere new.
+    pub fn forget_namespaces<'a>(&mut self, gone: impl Iterator<Item = &'a NetnsInode>) {
+        let Ok(tcp) = &mut self.state else { return };
+        for inode in gone.filter_map(|inode| u32::try_from(inode.0).ok()) {
+            if let Err(error) = tcp.local_ports.remove(&inode) {
+                tracing::warn!(%error, "could not forget a network namespace that is gone");
+                return;
+            }
+        }
+    }
+
     /// `ip_local_port_range` of the network namespaces that dialled since the start, by inode: as of the last time that
     /// a socket of theirs dialled somewhere new.
     pub fn local_ports(&mut self) -> Known<Vec<(NetnsInode, PortRange)>> {

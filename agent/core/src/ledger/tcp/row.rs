@@ -1,8 +1,9 @@
 //! What is kept of one pair of destination and source address.
 //!
 //! The counters as they are now, and what was added to them lately: one step of eight bytes per second and counter that
-//! moved. With its key in the ledger's map that is some 190 bytes for a pair that moves rarely, and 8 more for every second
-//! with a close within the memory of 150 s: `pairs_that_move_rarely_are_cheap` in `agent/core/tests/memory.rs` measures it.
+//! moved. With its key in the ledger's map that is 182 bytes for a pair with a close every 50 s (measured by
+//! `agent/host/tests/ledger_memory.rs`), some 100 more if connects to it failed or connections are older than the counters,
+//! and 1.2 kB of steps for a pair with a close in each of the 150 s that are remembered.
 
 use std::time::Duration;
 
@@ -55,16 +56,22 @@ pub(super) struct Row {
     attempted: u64,
     opened: u64,
     closed: u64,
-    /// Those that most pairs never have.
-    rare: Option<Box<[u64; KINDS]>>,
-    /// Oldest first.
-    steps: Vec<Step>,
-    /// Connections that the counters do not know: opened before, less what was missed.
-    baseline_open: i32,
-    baseline_wanting: i32,
+    /// What most pairs never have.
+    rare: Option<Box<Rare>>,
+    /// Oldest first; exactly as long as it must be, since there are many rows and few steps.
+    steps: Box<[Step]>,
     /// The reading that showed it last, and the one that showed a movement last; 0 for none.
     pub(super) shown: u32,
     pub(super) moved: u32,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Rare {
+    /// All but the one of [`CLOSED`].
+    kinds: [u64; KINDS],
+    /// Connections that the counters do not know: opened before, less what was missed.
+    baseline_open: i32,
+    baseline_wanting: i32,
     /// The ends before the counters began are among the steps: the next socket table shows the same again.
     before_known: bool,
 }
@@ -91,27 +98,43 @@ impl Row {
             self.step(kind, now.saturating_sub(before), tenths(at));
         }
         (self.attempted, self.opened, self.closed) = (counter.attempted, counter.opened, counter.closed);
-        let [_closed, rare @ ..] = now;
-        if rare != [0; KINDS - 1] {
-            **self.rare.get_or_insert_default() = now;
-        } else {
-            self.rare = None;
+        let mut kinds = now;
+        kinds[CLOSED] = 0;
+        self.set_rare(|rare| rare.kinds = kinds);
+    }
+
+    fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
+
+    fn set_rare(&mut self, change: impl FnOnce(&mut Rare)) {
+        let before = self.rare();
+        let mut rare = before;
+        change(&mut rare);
+        if rare != before {
+            self.rare = (rare != Rare::default()).then(|| Box::new(rare));
         }
     }
 
     /// Connections that ended before the counters began.
     pub(super) fn closed_before(&mut self, ends: impl Iterator<Item = NodeTime>) {
         let mut ends: Vec<Tenths> = ends.map(tenths).collect();
-        if self.before_known || ends.is_empty() {
+        if self.rare().before_known || ends.is_empty() {
             return;
         }
-        self.before_known = true;
+        self.set_rare(|rare| rare.before_known = true);
         ends.sort_unstable();
         let later = std::mem::take(&mut self.steps);
         for end in ends {
             self.step(CLOSED, 1, end);
         }
-        self.steps.extend(later);
+        self.change_steps(|steps| steps.extend(later));
+    }
+
+    fn change_steps(&mut self, change: impl FnOnce(&mut Vec<Step>)) {
+        let mut steps = std::mem::take(&mut self.steps).into_vec();
+        change(&mut steps);
+        self.steps = steps.into_boxed_slice();
     }
 
     fn step(&mut self, kind: usize, mut more: u64, at: Tenths) {
@@ -127,7 +150,10 @@ impl Row {
         while more > 0 {
             let taken = u32::try_from(more).unwrap_or(u32::MAX).min(COUNT_MAX);
             let kind = u32::try_from(kind).unwrap_or_default();
-            self.steps.push(Step { at, what: kind << COUNT_BITS | taken });
+            self.change_steps(|steps| {
+                steps.reserve_exact(1);
+                steps.push(Step { at, what: kind << COUNT_BITS | taken });
+            });
             more -= u64::from(taken);
         }
     }
@@ -136,18 +162,17 @@ impl Row {
     pub(super) fn forget(&mut self, horizon: NodeTime) {
         let horizon = tenths(horizon);
         let stale = self.steps.iter().take_while(|step| step.at < horizon).count();
-        if stale == self.steps.len() && stale > 0 {
-            self.steps = Vec::new();
-        } else if stale * 2 > self.steps.len() {
-            self.steps.drain(..stale);
-            self.steps.shrink_to(self.steps.len() * 2);
+        if stale * 2 > self.steps.len() {
+            self.change_steps(|steps| drop(steps.drain(..stale)));
         }
     }
 
     /// The kernel counts it no longer: nothing is open, and what was counted is not known any more.
     pub(super) fn retire(&mut self) {
         let steps = std::mem::take(&mut self.steps);
-        *self = Self { steps, moved: self.moved, before_known: self.before_known, ..Self::default() };
+        let before_known = self.rare().before_known;
+        *self = Self { steps, moved: self.moved, ..Self::default() };
+        self.set_rare(|rare| rare.before_known = before_known);
     }
 
     /// Whether something ended or failed since then.
@@ -159,9 +184,11 @@ impl Row {
     pub(super) fn reconcile(&mut self, open: u32, wanting: u32, complete: bool) {
         let open = small(i64::from(open).saturating_sub(self.net_open()));
         let wanting = small(i64::from(wanting).saturating_sub(self.net_wanting()));
-        // What an incomplete table does not show proves nothing.
-        self.baseline_open = if complete { open } else { open.max(self.baseline_open) };
-        self.baseline_wanting = if complete { wanting } else { wanting.max(self.baseline_wanting) };
+        self.set_rare(|rare| {
+            // What an incomplete table does not show proves nothing.
+            rare.baseline_open = if complete { open } else { open.max(rare.baseline_open) };
+            rare.baseline_wanting = if complete { wanting } else { wanting.max(rare.baseline_wanting) };
+        });
     }
 
     pub(super) fn tally(&self, since: NodeTime) -> TcpTally {
@@ -178,10 +205,10 @@ impl Row {
                 *sum = sum.saturating_add(u64::from(step.count()));
             }
         }
-        let all = self.kinds();
+        let (all, rare) = (self.kinds(), self.rare());
         TcpTally {
-            open: self.net_open().saturating_add(i64::from(self.baseline_open)).max(0).unsigned_abs(),
-            wanting: self.net_wanting().saturating_add(i64::from(self.baseline_wanting)).max(0).unsigned_abs(),
+            open: self.net_open().saturating_add(i64::from(rare.baseline_open)).max(0).unsigned_abs(),
+            wanting: self.net_wanting().saturating_add(i64::from(rare.baseline_wanting)).max(0).unsigned_abs(),
             closed_lately: lately[CLOSED],
             reset_lately: lately[RESET],
             failed_lately: failures(&lately),
@@ -196,7 +223,7 @@ impl Row {
     }
 
     fn kinds(&self) -> [u64; KINDS] {
-        let mut kinds = self.rare.as_deref().copied().unwrap_or_default();
+        let mut kinds = self.rare().kinds;
         kinds[CLOSED] = self.closed;
         kinds
     }
