@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use crate::known::{Known, Why};
 use crate::observe::{
-    ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform, Snapshot, SourceId,
+    ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform, Program, Snapshot,
+    SourceId,
 };
 use crate::time::NodeTime;
 
@@ -65,6 +66,7 @@ pub struct Ledger {
     timeouts: Option<ConntrackTimeouts>,
     platform: Option<Platform>,
     coverage: BTreeMap<SourceId, Known<CoverageDetail>>,
+    programs: BTreeMap<String, Program>,
     lost: BTreeMap<Loss, u64>,
     open: BTreeMap<Snapshot, NodeTime>,
     brackets: BTreeMap<Snapshot, Bracket>,
@@ -82,6 +84,7 @@ impl Ledger {
             timeouts: None,
             platform: None,
             coverage: BTreeMap::new(),
+            programs: BTreeMap::new(),
             lost: BTreeMap::new(),
             open: BTreeMap::new(),
             brackets: BTreeMap::new(),
@@ -110,6 +113,9 @@ impl Ledger {
             Fact::ConntrackUse(used) => self.conntrack_use = Some(used),
             Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
             Fact::Platform(platform) => self.platform = Some(platform),
+            Fact::Program(program) => {
+                self.programs.insert(program.name.clone(), program);
+            }
             Fact::Coverage(coverage) => {
                 self.coverage.insert(source, coverage);
             }
@@ -180,6 +186,11 @@ impl Ledger {
     /// What each source said last about itself.
     pub fn coverage(&self) -> &BTreeMap<SourceId, Known<CoverageDetail>> {
         &self.coverage
+    }
+
+    /// The eBPF programs, by name.
+    pub fn programs(&self) -> &BTreeMap<String, Program> {
+        &self.programs
     }
 
     /// Whether a source works, if it has said so.

@@ -27,6 +27,9 @@ pub struct Report {
     pub time: String,
     /// What each source can do here.
     pub coverage: Vec<CoverageReport>,
+    /// Every eBPF program.
+    #[serde(default)]
+    pub programs: Vec<ProgramReport>,
     /// What was lost since the sources started, by kind; empty if nothing.
     pub lost: BTreeMap<String, u64>,
     /// NAT ports.
@@ -52,6 +55,28 @@ pub struct CoverageReport {
     pub how: Option<String>,
     /// Why it does not, or what is missing.
     pub why: Option<String>,
+}
+
+/// One eBPF program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramReport {
+    /// Its name, also in `bpftool prog`.
+    pub name: String,
+    /// Where it is attached.
+    pub hook: String,
+    /// Whether it is.
+    pub attached: bool,
+    /// Why not.
+    pub why: Option<String>,
+    /// What cannot be told without it.
+    pub lost_without: String,
+    /// Runs that the kernel counted: it does so only with `kernel.bpf_stats_enabled`, or while somebody asks it to, as
+    /// `headroom doctor` does.
+    pub runs: Option<u64>,
+    /// Nanoseconds they took.
+    pub time_ns: Option<u64>,
+    /// Events it did not see because it was running already on that CPU; absent before Linux 5.12.
+    pub missed: Option<u64>,
 }
 
 /// Whether a source works.

@@ -6,17 +6,20 @@
 
 use aya::programs::{ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use headroom_core::known::Why;
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::{Fact, Program, ProgramRuns};
 
 use crate::btf::BtfError;
 
 pub mod maps;
 mod object;
 mod programs;
+mod runs;
 pub mod tcp;
 
 pub use object::NotBuilt;
 pub use programs::{PROGRAMS, ProgramRow, TCP_RETRANSMIT, TCP_STATE};
+pub use runs::{Counting, count_runs};
 
 /// Why eBPF programs are not running.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +102,16 @@ pub struct ProgramStatus {
 }
 
 impl ProgramStatus {
+    /// As a fact; with what the kernel says of how it ran, if it is attached.
+    pub fn fact(&self, runs: impl FnOnce(&str) -> Known<ProgramRuns>) -> Fact {
+        Fact::Program(Program {
+            name: self.row.name.to_owned(),
+            hook: self.row.hook.to_owned(),
+            lost_without: self.row.lost_without.to_owned(),
+            runs: self.attached.as_ref().map_or_else(|why| Known::Unknown(why.clone()), |()| runs(self.row.name)),
+        })
+    }
+
     /// The status of every program, when none could be loaded.
     pub fn none(why: &Why) -> Vec<Self> {
         PROGRAMS.iter().map(|&row| Self { row, attached: Err(why.clone()) }).collect()

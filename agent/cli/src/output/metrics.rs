@@ -62,7 +62,11 @@ families! {
     CT_EARLY_DROP = "conntrack_early_drop", "none: 1 series", "conntrack entries evicted since boot";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
     SOURCE_UP = "source_up", "source: 8 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
-    LOST = "lost_events", "what: 5 series", "Events lost since start";
+    LOST = "lost_events", "what: 6 series", "Events lost since start";
+    PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 2 today", "1 if the eBPF program is attached";
+    PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
+    PROGRAM_SECONDS = "ebpf_program_run_seconds", "program: as above", "Time that these runs took, without the way to the program";
+    PROGRAM_MISSED = "ebpf_program_missed_events", "program: as above", "Events that came while the program was running already on that CPU";
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -108,6 +112,11 @@ struct SourceLabel {
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ProgramLabel {
+    program: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct LossLabel {
     what: String,
 }
@@ -136,6 +145,18 @@ impl Writer {
         L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
     {
         let family = Family::<L, Number>::default();
+        for (label, value) in values {
+            family.get_or_create(&label).inc_by(value);
+        }
+        self.0.register(row.name, row.help, family);
+    }
+
+    /// Counters that are not whole numbers.
+    fn amounts<L>(&mut self, row: &FamilyRow, values: impl Iterator<Item = (L, f64)>)
+    where
+        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let family = Family::<L, Counter<f64, AtomicU64>>::default();
         for (label, value) in values {
             family.get_or_create(&label).inc_by(value);
         }
@@ -251,6 +272,17 @@ fn about_ourselves(writer: &mut Writer, report: &Report) {
         Some((SourceLabel { source: row.source.name() }, up))
     });
     writer.family(&SOURCE_UP, sources);
+    let programs = || report.programs.iter().map(|program| (ProgramLabel { program: program.name.clone() }, program));
+    writer.family(&PROGRAM_UP, programs().map(|(label, program)| (label, f64::from(u8::from(program.attached)))));
+    // Where the kernel does not count, zero would be a lie.
+    let counted =
+        || programs().filter_map(|(label, program)| Some((label, program.runs.filter(|runs| *runs > 0)?, program)));
+    writer.counters(&PROGRAM_RUNS, counted().map(|(label, runs, _)| (label, runs)));
+    writer.amounts(
+        &PROGRAM_SECONDS,
+        counted().filter_map(|(label, _, program)| Some((label, float(program.time_ns?) / 1e9))),
+    );
+    writer.counters(&PROGRAM_MISSED, programs().filter_map(|(label, program)| Some((label, program.missed?))));
     writer.counters(&LOST, report.lost.iter().map(|(what, total)| (LossLabel { what: what.clone() }, *total)));
 }
 

@@ -1,6 +1,7 @@
 //! The programs of the subject `tcp`: where this kernel keeps what they read, and their maps.
 
-use headroom_core::known::Why;
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::ProgramRuns;
 use headroom_ebpf_common::tcp::{
     ENTRIES_MAP, FREE_MAP, HEADER_BYTES, LOCAL_PORTS_MAP, LOSSES_MAP, LocalPorts, Losses, MAX_DESTINATIONS, NOWHERE,
     OFFSETS_GLOBAL, Offsets, SLOTS_MAP,
@@ -9,7 +10,7 @@ use headroom_ebpf_common::tcp::{
 use super::maps::{Hash, MapsError, Single};
 use super::object::embedded;
 use super::programs::{PROGRAMS, TCP_STATE};
-use super::{LoadError, ProgramStatus, attach, create, take_map};
+use super::{LoadError, ProgramStatus, attach, create, runs, take_map};
 use crate::btf::{Btf, BtfError, Member};
 use crate::root::HostRoot;
 
@@ -31,7 +32,7 @@ pub struct Tcp {
     /// Why [`Tcp::local_ports`] stays empty, if it does.
     pub local_ports_unknown: Option<Why>,
     /// Owns the programs' links.
-    _ebpf: aya::Ebpf,
+    ebpf: aya::Ebpf,
 }
 
 impl Tcp {
@@ -61,7 +62,14 @@ impl Tcp {
                 attached => programs.push(ProgramStatus { row, attached: attached.map_err(|error| error.why()) }),
             }
         }
-        Ok(Self { entries, losses, local_ports, programs, local_ports_unknown, _ebpf: ebpf })
+        Ok(Self { entries, losses, local_ports, programs, local_ports_unknown, ebpf })
+    }
+}
+
+impl Tcp {
+    /// How a program ran since it was attached.
+    pub fn runs(&self, name: &str) -> Known<ProgramRuns> {
+        runs::of(&self.ebpf, name)
     }
 }
 

@@ -16,9 +16,9 @@ use headroom_ebpf_common::tcp::{Counts, Key, Losses};
 
 use super::{Sink, Source, degraded, observation, unreadable, works};
 use crate::clock;
-use crate::ebpf::ProgramStatus;
 use crate::ebpf::tcp::Tcp;
 use crate::ebpf::tcp::entries::Connected;
+use crate::ebpf::{ProgramStatus, TCP_STATE};
 use crate::root::HostRoot;
 
 /// Source [`SourceId::Tcp`].
@@ -124,7 +124,12 @@ impl TcpSource {
         let mut put = |fact| sink(observation(SourceId::Tcp, fact));
         let tcp = match &mut self.state {
             Ok(tcp) => tcp,
-            Err(why) => return put(unreadable(why.as_str())),
+            Err(why) => {
+                for program in ProgramStatus::none(why) {
+                    put(program.fact(|_| Known::Absent));
+                }
+                return put(unreadable(why.as_str()));
+            }
         };
         put(Fact::Begin(Snapshot::TcpCounters));
         let shows = |key: &Key| table.is_some_and(|(_, pairs)| pairs.contains(&pair(key)));
@@ -139,6 +144,15 @@ impl TcpSource {
         if let Ok(losses) = &losses {
             put(Fact::Lost { what: Loss::TcpMapFull, total: losses.map_full.saturating_add(self.unseeded) });
             put(Fact::Lost { what: Loss::TcpReadFailed, total: losses.read_failed });
+        }
+        for program in &tcp.programs {
+            let runs = if program.attached.is_ok() { tcp.runs(program.row.name) } else { Known::Absent };
+            if program.row == TCP_STATE
+                && let Some(total) = runs.present().and_then(|runs| runs.missed)
+            {
+                put(Fact::Lost { what: Loss::TcpMissed, total });
+            }
+            put(program.fact(|_| runs));
         }
         put(coverage(&tcp.programs, read, losses.err()));
         // What is not known here is only a stand-in for what `namespaces` may know.
@@ -265,7 +279,7 @@ mod tests {
         let mut source = TcpSource::start(&HostRoot::at("/nowhere"), 16);
         let mut facts = Vec::new();
         source.observe(&mut |observation| facts.push(observation.fact));
-        assert!(matches!(&facts[..], [Fact::Coverage(Known::Unknown(_))]));
+        assert!(matches!(&facts[..], [Fact::Program(_), Fact::Program(_), Fact::Coverage(Known::Unknown(_))]));
         assert!(source.programs().iter().all(|program| program.attached.is_err()));
     }
 }
