@@ -1,5 +1,6 @@
 //! What the ledger holds per pair of destination and source address, in the memory of this process. Alone in its binary:
 //! nothing else may allocate.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::net::IpAddr;
 use std::time::Duration;
