@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use headroom::command::doctor::Diagnosis;
 use headroom::output::metrics;
 use headroom::output::table::{self, Width};
-use headroom_core::report::Report;
+use headroom_core::report::{ProgramReport, Report};
 use serde_json::Value;
 
 /// The report of `tests/fixtures/reports/nat-exhausted.json` (what happened there is told beside it).
@@ -36,18 +37,38 @@ fn the_table_reads_well_at_80_and_at_120_columns() {
 fn a_report_of_an_earlier_version_loads_and_loses_nothing() {
     let before: Value = serde_json::from_str(&text()).unwrap();
     let after = serde_json::to_value(report()).unwrap();
-    assert_eq!(before, after);
+    assert_holds(&after, &before, "report");
+}
+
+/// Everything of the earlier version is there; more may be.
+fn assert_holds(after: &Value, before: &Value, path: &str) {
+    match (after, before) {
+        (Value::Object(after), Value::Object(before)) => {
+            for (name, value) in before {
+                assert!(after.contains_key(name), "{path}.{name} is gone");
+                assert_holds(&after[name], value, &format!("{path}.{name}"));
+            }
+        }
+        (Value::Array(after), Value::Array(before)) => {
+            assert_eq!(after.len(), before.len(), "{path}");
+            after.iter().zip(before).for_each(|(after, before)| assert_holds(after, before, path));
+        }
+        (after, before) => assert_eq!(after, before, "{path}"),
+    }
 }
 
 /// Exercises the metrics. If this fails, dashboards and alerts go blind.
 #[test]
 fn metrics_carry_the_numbers_of_the_report() {
-    let text = metrics::render(&report());
+    let mut report = report();
+    let destination = report.nat.destinations.first_mut().unwrap();
+    (destination.refused_total, destination.timed_out_total) = (Some(0), Some(16));
+    let text = metrics::render(&report);
     for line in [
         "headroom_nat_allocated_ports 64.0",
         "headroom_nat_demand_ports{protocol=\"tcp\"} 64.0",
         "headroom_nat_destination_held_ports{protocol=\"tcp\",address=\"203.0.113.7\",port=\"443\"} 64.0",
-        "headroom_nat_destination_failed_connects_total{protocol=\"tcp\",address=\"203.0.113.7\",port=\"443\"} 16",
+        "headroom_nat_destination_failed_connects_total{protocol=\"tcp\",address=\"203.0.113.7\",port=\"443\",cause=\"timed_out\"} 16",
         "headroom_findings{id=\"nat-ports-exhausted\",severity=\"critical\"} 1.0",
         "headroom_source_up{source=\"tcp\"} 1.0",
     ] {
@@ -71,4 +92,42 @@ fn control_characters_in_names_are_shown_not_obeyed() {
     let table = table::report(&report, None, Width::plain(80));
     assert!(!table.contains('\x1b') && !table.contains('\r'), "{table}");
     assert!(table.contains("evil"));
+}
+
+/// Exercises the page of programs. If this fails, nobody learns what a program costs, or why it does not run.
+#[test]
+fn doctor_shows_how_every_program_runs_and_why_one_does_not() {
+    let program = |name: &str, why: Option<&str>| ProgramReport {
+        name: name.to_owned(),
+        hook: "inet_sock_set_state".to_owned(),
+        attached: why.is_none(),
+        why: why.map(str::to_owned),
+        lost_without: "SYNs that got no answer".to_owned(),
+        runs: why.is_none().then_some(1000),
+        time_ns: why.is_none().then_some(128_000),
+        missed: why.is_none().then_some(2),
+    };
+    let mut diagnosis = Diagnosis {
+        node: "node-1".to_owned(),
+        kernel: "5.10.0-32-cloud-amd64".to_owned(),
+        capabilities: Vec::new(),
+        coverage: Vec::new(),
+        programs: vec![
+            program("tcp_state", None),
+            program("tcp_retransmit", Some("this kernel has no such tracepoint")),
+        ],
+        runs_not_counted: None,
+    };
+    let page = table::doctor::page(&diagnosis, Width::plain(80));
+    let words = |page: &str| page.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words(&page).contains("tcp_state inet_sock_set_state attached 1000 128 ns 2"), "{page}");
+    assert!(words(&page).contains("tcp_retransmit inet_sock_set_state NOT - - -"), "{page}");
+    assert!(words(&page).contains("no such tracepoint; without it: no SYNs that got no answer"), "{page}");
+    assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+    for program in &mut diagnosis.programs {
+        (program.runs, program.time_ns) = (program.runs.map(|_| 0), program.time_ns.map(|_| 0));
+    }
+    diagnosis.runs_not_counted = Some("runs are not counted: not permitted".to_owned());
+    let page = table::doctor::page(&diagnosis, Width::plain(80));
+    assert!(words(&page).contains("attached - - 2") && page.contains("runs are not counted"), "{page}");
 }

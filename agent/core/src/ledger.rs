@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use crate::known::{Known, Why};
 use crate::observe::{
-    ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform, Snapshot, SourceId,
+    ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform, Program, Snapshot,
+    SourceId,
 };
 use crate::ports::PortRange;
 use crate::time::NodeTime;
@@ -29,7 +30,7 @@ pub use conntrack::{Cohort, CohortState, Cohorts, Conntrack, Drift, Pair};
 pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
-pub use tcp::{TcpConnections, TcpTally};
+pub use tcp::{Failures, Spans, TcpConnections, TcpTally};
 
 /// Bounds of the ledger's memory, and what it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,7 @@ pub struct Ledger {
     timeouts: Option<ConntrackTimeouts>,
     platform: Option<Platform>,
     coverage: BTreeMap<SourceId, Known<CoverageDetail>>,
+    programs: BTreeMap<String, Program>,
     lost: BTreeMap<Loss, u64>,
     open: BTreeMap<Snapshot, NodeTime>,
     brackets: BTreeMap<Snapshot, Bracket>,
@@ -90,6 +92,7 @@ impl Ledger {
             timeouts: None,
             platform: None,
             coverage: BTreeMap::new(),
+            programs: BTreeMap::new(),
             lost: BTreeMap::new(),
             open: BTreeMap::new(),
             brackets: BTreeMap::new(),
@@ -109,7 +112,7 @@ impl Ledger {
             Fact::FlowEnded(entry) => self.conntrack.ended(&entry, at, self.timeouts()),
             Fact::ConntrackCounter(counter) => self.conntrack.counter(counter),
             Fact::NoPort(no_port) => self.no_ports.counter(no_port),
-            Fact::TcpCounter(counter) => self.tcp.counter(counter),
+            Fact::TcpCounter(counter) => self.tcp.counter(counter, at),
             Fact::Socket(socket) => self.tcp.socket(socket, at),
             Fact::Network(network) => self.reservations.network(network),
             Fact::Reservation(reservation) => self.reservations.reservation(reservation, at),
@@ -120,6 +123,9 @@ impl Ledger {
             Fact::ConntrackUse(used) => self.conntrack_use = Some(used),
             Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
             Fact::Platform(platform) => self.platform = Some(platform),
+            Fact::Program(program) => {
+                self.programs.insert(program.name.clone(), program);
+            }
             Fact::Coverage(coverage) => {
                 self.coverage.insert(source, coverage);
             }
@@ -203,6 +209,11 @@ impl Ledger {
     /// What each source said last about itself.
     pub fn coverage(&self) -> &BTreeMap<SourceId, Known<CoverageDetail>> {
         &self.coverage
+    }
+
+    /// The eBPF programs, by name.
+    pub fn programs(&self) -> &BTreeMap<String, Program> {
+        &self.programs
     }
 
     /// Whether a source works, if it has said so.

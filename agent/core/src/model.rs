@@ -7,14 +7,14 @@ use crate::flow::{Destination, Protocol};
 use crate::history::DemandHistory;
 use crate::ids::PodName;
 use crate::known::Known;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Spans};
 use crate::model::demand::{Account, Share};
 use crate::model::nat::{NatSettings, NodePorts};
 use crate::model::policy::Policy;
-use crate::observe::{ConntrackStats, Loss, SourceId};
+use crate::observe::{ConntrackStats, Loss, Program, SourceId};
 use crate::report::{
     AllocationReport, ConntrackReport, CoverageReport, CoverageState, DemandReport, DemandReports, DestinationReport,
-    IpamReport, NatReport, OmittedDestinations, PodShare, Report, SCHEMA, WorstDestination,
+    IpamReport, NatReport, OmittedDestinations, PodShare, ProgramReport, Report, SCHEMA, WorstDestination,
 };
 use crate::time::{NodeTime, Now};
 
@@ -45,7 +45,9 @@ const LOSS_FRESH: std::time::Duration = std::time::Duration::from_secs(600);
 impl Memory {
     fn note_losses(&mut self, ledger: &Ledger, now: Now) {
         let losses = ledger.lost();
-        let grown = losses.iter().any(|(what, total)| total > self.losses.get(what).unwrap_or(&0));
+        // What a program missed is made up for by the next socket table.
+        let lasting = losses.iter().filter(|(what, _)| **what != Loss::TcpMissed);
+        let grown = lasting.into_iter().any(|(what, total)| total > self.losses.get(what).unwrap_or(&0));
         if grown {
             self.lost_at = Some(now.node);
         }
@@ -94,6 +96,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         node: ledger.platform().map_or_else(|| "unknown".to_owned(), |platform| platform.node.clone()),
         time: now.wall.to_string(),
         coverage: coverage(ledger),
+        programs: ledger.programs().values().map(program).collect(),
         lost: ledger.lost().into_iter().map(|(what, total)| (what.name().to_owned(), total)).collect(),
         nat: NatReport {
             profile: nat.profile.name().to_owned(),
@@ -127,7 +130,7 @@ fn tcp_observed(ledger: &Ledger) -> bool {
 /// empty while connections are open is one that nobody fills.
 fn udp_observed(ledger: &Ledger, now: Now) -> bool {
     let unused = || {
-        let mut connections = ledger.tcp().iter(now.node, std::time::Duration::ZERO);
+        let mut connections = ledger.tcp().iter(now.node, Spans::all(std::time::Duration::ZERO));
         ledger.conntrack().live() == 0 && connections.any(|(_, _, tally)| tally.open > 0)
     };
     ledger.conntrack_doubt().is_none() && !unused()
@@ -222,12 +225,34 @@ fn destination(account: &Account, holders: &Holders<'_>, counting: bool) -> Dest
         active: account.active,
         opened_total: counted(account.tcp.opened_total),
         closed_total: counted(account.tcp.closed_total),
-        failed_total: counted(account.tcp.failed_total),
+        failed_total: counted(account.tcp.failed_total.sum().saturating_add(account.tcp.no_local_port_total)),
+        refused_total: counted(account.tcp.failed_total.refused),
+        timed_out_total: counted(account.tcp.failed_total.timed_out),
+        unreachable_total: counted(account.tcp.failed_total.unreachable),
+        given_up_total: counted(account.tcp.failed_total.given_up),
+        no_local_port_total: counted(account.tcp.no_local_port_total),
         syn_unanswered_total: counted(account.tcp.syn_retransmitted_total),
         source: account.source,
         drift: account.drift,
         pods: shares.into_iter().take(MAX_HOLDERS).map(|(address, share)| holders.share(address, share)).collect(),
         pods_omitted,
+    }
+}
+
+fn program(program: &Program) -> ProgramReport {
+    let runs = program.runs.present();
+    ProgramReport {
+        name: program.name.clone(),
+        hook: program.hook.clone(),
+        attached: runs.is_some(),
+        why: match &program.runs {
+            Known::Unknown(why) => Some(why.to_string()),
+            Known::Present(_) | Known::Absent => None,
+        },
+        lost_without: program.lost_without.clone(),
+        runs: runs.map(|runs| runs.count),
+        time_ns: runs.map(|runs| runs.time_ns),
+        missed: runs.and_then(|runs| runs.missed),
     }
 }
 

@@ -164,6 +164,8 @@ pub enum Fact {
     ConntrackTimeouts(ConntrackTimeouts),
     /// What machine this is.
     Platform(Platform),
+    /// An eBPF program of a source.
+    Program(Program),
     /// What a source can do here.
     Coverage(Known<CoverageDetail>),
     /// Something was lost, in total since the source started; the source repairs it where it can.
@@ -173,6 +175,30 @@ pub enum Fact {
         /// How many, since start.
         total: u64,
     },
+}
+
+/// An eBPF program, and what the kernel says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Its name, in the object and in `bpftool prog`.
+    pub name: String,
+    /// The tracepoint or function.
+    pub hook: String,
+    /// What cannot be told without it.
+    pub lost_without: String,
+    /// How it ran since it was attached; unknown if it is not attached, because …
+    pub runs: Known<ProgramRuns>,
+}
+
+/// How a program ran (`bpf_prog_info`, as `/proc/self/fdinfo` shows it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProgramRuns {
+    /// Runs while the kernel counted them: with `kernel.bpf_stats_enabled` or `BPF_ENABLE_STATS`, else it stands still.
+    pub count: u64,
+    /// Nanoseconds they took, without the way to the program.
+    pub time_ns: u64,
+    /// Events it did not see because it was running already on that CPU; absent before Linux 5.12.
+    pub missed: Option<u64>,
 }
 
 /// A source that works, in words ("tracepoint attached", "dump and events").
@@ -192,6 +218,9 @@ pub enum Loss {
     TcpMapFull,
     /// Kernel memory reads that failed inside an eBPF program.
     TcpReadFailed,
+    /// TCP events that came while the program was counting another one on the same CPU (since Linux 6.2): the kernel skips
+    /// them. The next socket table makes up for them.
+    TcpMissed,
     /// conntrack event overruns (ENOBUFS or dropped messages).
     ConntrackOverrun,
     /// Netlink messages that could not be understood.
@@ -200,6 +229,8 @@ pub enum Loss {
     ConntrackMapFull,
     /// Kernel memory reads that failed inside an eBPF program on conntrack.
     ConntrackReadFailed,
+    /// Runs of the eBPF programs on conntrack that the kernel left out; a comparison with the table mends the counts.
+    ConntrackMissed,
     /// Flows that found no room in the ledger.
     LedgerFlowsFull,
 }
@@ -210,10 +241,12 @@ impl Loss {
         match self {
             Self::TcpMapFull => "tcp_map_full",
             Self::TcpReadFailed => "tcp_read_failed",
+            Self::TcpMissed => "tcp_missed",
             Self::ConntrackOverrun => "conntrack_overrun",
             Self::ConntrackMalformed => "conntrack_malformed",
             Self::ConntrackMapFull => "conntrack_map_full",
             Self::ConntrackReadFailed => "conntrack_read_failed",
+            Self::ConntrackMissed => "conntrack_missed",
             Self::LedgerFlowsFull => "ledger_flows_full",
         }
     }
@@ -338,7 +371,7 @@ pub struct NoPort {
     pub dropped: u64,
 }
 
-/// Counters since the eBPF programs were attached; they only grow.
+/// Counters since the eBPF programs were attached, or since the pair was seen again after a long silence; they only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpCounter {
     /// What the socket dialled (before the node's DNAT).
@@ -353,8 +386,14 @@ pub struct TcpCounter {
     pub closed: u64,
     /// Established connections that ended by RST or abort.
     pub reset: u64,
-    /// Connects that failed: refused, timed out, given up; without those of `no_local_port`.
-    pub failed: u64,
+    /// Connects that were refused (ECONNREFUSED): something answered.
+    pub refused: u64,
+    /// Connects that nothing answered in time (ETIMEDOUT).
+    pub timed_out: u64,
+    /// Connects that ended with another error: no route, prohibited.
+    pub unreachable: u64,
+    /// Connects that the application ended before there was an answer.
+    pub given_up: u64,
     /// Connects that found no local port.
     pub no_local_port: u64,
     /// SYNs sent again because no answer came.

@@ -27,6 +27,9 @@ pub struct Report {
     pub time: String,
     /// What each source can do here.
     pub coverage: Vec<CoverageReport>,
+    /// Every eBPF program.
+    #[serde(default)]
+    pub programs: Vec<ProgramReport>,
     /// What was lost since the sources started, by kind; empty if nothing.
     pub lost: BTreeMap<String, u64>,
     /// NAT ports.
@@ -52,6 +55,28 @@ pub struct CoverageReport {
     pub how: Option<String>,
     /// Why it does not, or what is missing.
     pub why: Option<String>,
+}
+
+/// One eBPF program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramReport {
+    /// Its name, also in `bpftool prog`.
+    pub name: String,
+    /// Where it is attached.
+    pub hook: String,
+    /// Whether it is.
+    pub attached: bool,
+    /// Why not.
+    pub why: Option<String>,
+    /// What cannot be told without it.
+    pub lost_without: String,
+    /// Runs that the kernel counted: it does so only with `kernel.bpf_stats_enabled`, or while somebody asks it to, as
+    /// `headroom doctor` does.
+    pub runs: Option<u64>,
+    /// Nanoseconds they took.
+    pub time_ns: Option<u64>,
+    /// Events it did not see because it was running already on that CPU; absent before Linux 5.12.
+    pub missed: Option<u64>,
 }
 
 /// Whether a source works.
@@ -154,8 +179,23 @@ pub struct DestinationReport {
     pub opened_total: Option<u64>,
     /// Connections ended since start, by the TCP counters; absent where they do not count.
     pub closed_total: Option<u64>,
-    /// Connects failed since start, by the TCP counters; absent where they do not count.
+    /// Connects failed since start, for whatever reason, by the TCP counters; absent where they do not count.
     pub failed_total: Option<u64>,
+    /// Of these, refused; absent likewise.
+    #[serde(default)]
+    pub refused_total: Option<u64>,
+    /// Of these, timed out.
+    #[serde(default)]
+    pub timed_out_total: Option<u64>,
+    /// Of these, without a route or with another error of the network.
+    #[serde(default)]
+    pub unreachable_total: Option<u64>,
+    /// Of these, ended by the application before there was an answer.
+    #[serde(default)]
+    pub given_up_total: Option<u64>,
+    /// Of these, without a local port.
+    #[serde(default)]
+    pub no_local_port_total: Option<u64>,
     /// SYNs sent again since start, by the TCP counters; absent where they do not count.
     pub syn_unanswered_total: Option<u64>,
     /// Who does the accounting of held ports.

@@ -104,7 +104,10 @@ fn counter(opened: u64, closed: u64, reset: u64, failed: u64) -> TcpCounter {
         opened,
         closed,
         reset,
-        failed,
+        refused: 0,
+        timed_out: failed,
+        unreachable: 0,
+        given_up: 0,
         no_local_port: 0,
         syn_retransmitted: failed * 2,
     }
@@ -264,7 +267,9 @@ fn exhaustion_names_destination_pod_numbers_failures_and_remedy() {
     for part in ["203.0.113.7:443/tcp", "64 of 64", "16 more wanted", "shop/checkout-7d9f"] {
         assert!(finding.title.contains(part), "{part} in {}", finding.title);
     }
-    assert!(finding.evidence.iter().any(|evidence| evidence.said.contains("16 connects failed")));
+    assert!(
+        finding.evidence.iter().any(|evidence| evidence.said.contains("16 connects timed out, 32 SYNs were repeated"))
+    );
     assert!(finding.remedy.contains("min_ports_per_vm = 128"), "{}", finding.remedy);
     assert_eq!(exit_code(&report.findings), 2);
 }
@@ -351,4 +356,53 @@ fn demand_that_nobody_observed_is_unknown_not_zero() {
     let report = node.report(1000);
     assert_eq!(report.nat.demand.tcp.ports, None);
     assert_eq!(exit_code(&report.findings), 3);
+}
+
+/// Exercises the end of a pair. If this fails, ports that the NAT still holds are forgotten with it, or pairs pile up.
+#[test]
+fn a_pair_that_the_kernel_counts_no_longer_holds_its_ports_until_the_nat_frees_them() {
+    let mut node = Node::new();
+    node.count(990, [counter(0, 0, 0, 0)]);
+    node.count(1000, [counter(3, 3, 0, 2)]);
+    node.count(1010, []);
+    let row = node.destination(1010, 443);
+    assert_eq!((row.held, row.active, row.wanting, row.opened_total), (3, 0, 0, Some(0)));
+    assert_eq!(node.destination(1119, 443).held, 3);
+    assert_eq!(node.destination(1121, 443).held, 0);
+    node.count(1151, []);
+    assert!(node.report(1151).nat.destinations.is_empty());
+}
+
+/// Exercises a pair that was retired and is dialled again. If this fails, old connections are counted as new ones, or new
+/// ones against old counts.
+#[test]
+fn a_pair_that_is_counted_anew_adds_to_what_is_remembered() {
+    let mut node = Node::new();
+    node.count(990, [counter(0, 0, 0, 0)]);
+    node.count(1000, [counter(30, 30, 0, 2)]);
+    // Retired and dialled again between two readings: it is there, with less than before.
+    node.count(1010, [counter(5, 4, 0, 0)]);
+    let row = node.destination(1010, 443);
+    assert_eq!((row.held, row.active, row.opened_total, row.closed_total), (35, 1, Some(5), Some(4)));
+    assert_eq!(node.destination(1121, 443).held, 5);
+}
+
+/// Exercises causes. If this fails, a destination that refuses looks like one that is silent.
+#[test]
+fn failed_connects_are_told_apart_by_their_cause() {
+    let mut node = Node::new();
+    let failed =
+        TcpCounter { attempted: 25, refused: 3, given_up: 2, unreachable: 1, no_local_port: 3, ..counter(0, 0, 0, 16) };
+    node.count(1000, [counter(0, 0, 0, 0)]);
+    node.count(1001, [failed]);
+    let row = node.destination(1001, 443);
+    assert_eq!(row.failed_total, Some(25));
+    let causes = [row.refused_total, row.timed_out_total, row.unreachable_total, row.given_up_total];
+    assert_eq!(causes, [Some(3), Some(16), Some(1), Some(2)]);
+    assert_eq!(row.no_local_port_total, Some(3));
+    let report = node.report(1001);
+    let finding = report.findings.iter().find(|finding| finding.id == FindingId::NatSynUnanswered).unwrap();
+    let said = "16 connects timed out, 3 were refused, 2 were given up, 1 found no way, 32 SYNs were repeated in the last minute";
+    assert!(finding.evidence.iter().any(|evidence| evidence.said == said), "{finding:?}");
+    assert!(finding.title.contains("19 connects failed"), "{}", finding.title);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use headroom_core::flow::{Endpoint, Protocol};
 use headroom_core::ids::{ContainerId, NetnsInode};
 use headroom_core::known::{Known, Why};
-use headroom_core::ledger::{Ledger, LedgerLimits};
+use headroom_core::ledger::{Ledger, LedgerLimits, Spans};
 use headroom_core::observe::{
     ConntrackCounter, ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Holder, Observation, Outcome, Reservation,
     Snapshot, Socket, SocketState, SourceId, TcpCounter,
@@ -255,7 +255,7 @@ proptest! {
         let destination = endpoint(7, 443);
         let counter = |opened: u32, closed: u32| TcpCounter {
             destination, source, attempted: opened.into(), opened: opened.into(), closed: closed.into(),
-            reset: 0, failed: 0, no_local_port: 0, syn_retransmitted: 0,
+            reset: 0, refused: 0, timed_out: 0, unreachable: 0, given_up: 0, no_local_port: 0, syn_retransmitted: 0,
         };
         let mut ledger = Ledger::new(LedgerLimits::default());
         let counters = |ledger: &mut Ledger, from: u64, counter: TcpCounter| {
@@ -273,7 +273,7 @@ proptest! {
         }
         ledger.apply(at(2001, Fact::End { snapshot: Snapshot::Sockets, outcome: Outcome::Complete }));
         counters(&mut ledger, 3000, counter(opened, closed));
-        let open = |ledger: &Ledger| ledger.tcp().iter(NodeTime::from_secs(4), Duration::from_secs(1)).map(|(_, _, tally)| tally.open).sum::<u64>();
+        let open = |ledger: &Ledger| ledger.tcp().iter(NodeTime::from_secs(4), Spans::all(Duration::from_secs(1))).map(|(_, _, tally)| tally.open).sum::<u64>();
         prop_assert_eq!(open(&ledger), u64::from(before + opened - closed));
         // One more opens, all of them close: the baseline goes with them.
         counters(&mut ledger, 4000, counter(opened + 1, before + opened + 1));

@@ -6,7 +6,8 @@
 
 use aya::programs::{KProbe, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use headroom_core::known::Why;
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::{Fact, Program, ProgramRuns};
 
 use crate::btf::BtfError;
 
@@ -14,12 +15,14 @@ pub mod conntrack;
 pub mod maps;
 mod object;
 mod programs;
+mod runs;
 pub mod tcp;
 
 pub use object::NotBuilt;
 pub use programs::{
     CONNTRACK, CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, HookKind, ProgramRow, TCP, TCP_RETRANSMIT, TCP_STATE,
 };
+pub use runs::{Counting, count_runs};
 
 /// Why eBPF programs are not running.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +129,16 @@ pub struct ProgramStatus {
 }
 
 impl ProgramStatus {
+    /// As a fact; with what the kernel says of how it ran, if it is attached.
+    pub fn fact(&self, runs: impl FnOnce(&str) -> Known<ProgramRuns>) -> Fact {
+        Fact::Program(Program {
+            name: self.row.name.to_owned(),
+            hook: self.row.hook.to_owned(),
+            lost_without: self.row.lost_without.to_owned(),
+            runs: self.attached.as_ref().map_or_else(|why| Known::Unknown(why.clone()), |()| runs(self.row.name)),
+        })
+    }
+
     /// The status of every program, when none could be loaded.
     pub fn none(programs: &[ProgramRow], why: &Why) -> Vec<Self> {
         programs.iter().map(|&row| Self { row, attached: Err(why.clone()) }).collect()
@@ -141,6 +154,10 @@ fn create<'a>(object: &[u8], prepare: impl FnOnce(&mut EbpfLoader<'a>)) -> Resul
     loader
         .load(object)
         .map_err(|error| if refused(&error) { not_permitted("create eBPF maps") } else { LoadError::Object(error) })
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::NotInObject { what: name })
 }
 
 /// Loads and attaches one program of the table.
@@ -179,7 +196,7 @@ fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, hook: &str) -> Result<(), LoadErr
             match program.attach(hook, 0).map(drop) {
                 // Some kernels find a module's function only with the module's name, others only without.
                 Err(error) if io_kind(&error) == Some(NotFound) => {
-                    program.attach(format!("nf_conntrack:{hook}"), 0).map(drop).map_err(|_| failed(error))
+                    program.attach(format!("nf_conntrack:{hook}"), 0).map(drop).map_err(|_also_missing| failed(error))
                 }
                 attached => attached.map_err(failed),
             }

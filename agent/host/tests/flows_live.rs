@@ -16,6 +16,8 @@ use headroom_host::source::conntrack::{ConntrackSource, Options, table};
 use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_host::source::sockets::SocketsSource;
 
+#[path = "flows_live/counted.rs"]
+mod counted;
 #[path = "flows_live/network.rs"]
 mod network;
 

@@ -15,10 +15,15 @@ use headroom_core::ids::NetnsInode;
 use headroom_core::known::Known;
 use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, TcpCounter};
 use headroom_core::ports::PortRange;
+use headroom_core::time::NodeTime;
+use headroom_ebpf_common::tcp::Counts;
 use headroom_host::btf::Btf;
 use headroom_host::ebpf::TCP;
+use headroom_host::ebpf::tcp::Tcp;
+use headroom_host::ebpf::tcp::entries::Connected;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
+use headroom_host::source::sockets::SocketsSource;
 use headroom_host::source::tcp::TcpSource;
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -58,7 +63,10 @@ fn nothing(destination: SocketAddr, source: IpAddr) -> TcpCounter {
         opened: 0,
         closed: 0,
         reset: 0,
-        failed: 0,
+        refused: 0,
+        timed_out: 0,
+        unreachable: 0,
+        given_up: 0,
         no_local_port: 0,
         syn_retransmitted: 0,
     }
@@ -151,7 +159,7 @@ fn exact_counts(address: IpAddr) {
     for _ in 0..9 {
         TcpStream::connect(refused).unwrap_err();
     }
-    expect(&mut source, TcpCounter { attempted: 9, failed: 9, ..nothing(refused, address) });
+    expect(&mut source, TcpCounter { attempted: 9, refused: 9, ..nothing(refused, address) });
     let losses = facts(&mut source);
     assert!(losses.contains(&Fact::Lost { what: Loss::TcpReadFailed, total: 0 }));
     assert!(losses.contains(&Fact::Lost { what: Loss::TcpMapFull, total: 0 }));
@@ -243,7 +251,7 @@ fn a_syn_without_an_answer_is_counted_when_it_goes_out_again() {
         assert!(opened < 8, "the accept queue never filled");
         expect(
             &mut source,
-            TcpCounter { attempted: opened + 1, opened, failed: 1, syn_retransmitted: 1, ..nothing(destination, V4) },
+            TcpCounter { attempted: opened + 1, opened, given_up: 1, syn_retransmitted: 1, ..nothing(destination, V4) },
         );
     });
 }
@@ -350,4 +358,190 @@ fn the_kernels_own_types_are_read() {
     let btf = Btf::of_kernel(&HostRoot::live()).unwrap();
     let state = btf.member(&["sock", "__sk_common", "skc_state"]).unwrap();
     assert_eq!(state.width_bytes(), Some(1));
+}
+
+/// The programs and their maps, to be read at times of our choosing.
+struct Clocked {
+    tcp: Tcp,
+    start: NodeTime,
+}
+
+impl Clocked {
+    fn new(room: u32) -> Self {
+        Self { tcp: Tcp::load(&HostRoot::live(), room).unwrap(), start: headroom_host::clock::node_time() }
+    }
+
+    /// What was counted for a destination, as read so many seconds from the start.
+    fn read(&mut self, second: u64, destination: SocketAddr, table: Option<&Connected<'_>>) -> Option<Counts> {
+        let mut found = None;
+        let now = self.start.after(Duration::from_secs(second));
+        self.tcp
+            .entries
+            .read(now, table, |key, counts| {
+                let IpAddr::V4(address) = destination.ip() else { return };
+                if key.port == destination.port() && key.destination == address.to_ipv6_mapped().octets() {
+                    assert!(found.replace(*counts).is_none(), "shown twice");
+                }
+            })
+            .unwrap();
+        found
+    }
+}
+
+fn refused(destination: SocketAddr, times: u64) -> Counts {
+    for _ in 0..times {
+        TcpStream::connect(destination).unwrap_err();
+    }
+    Counts { attempted: times, refused: times, ..Counts::default() }
+}
+
+/// Exercises the end of a key. If this fails, the map fills up in days.
+#[test]
+fn a_pair_without_connections_is_retired_and_counted_anew_when_it_is_dialled_again() {
+    let mut clocked = Clocked::new(256);
+    let destination = closed_port(V4);
+    let counts = refused(destination, 3);
+    assert_eq!(clocked.read(1, destination, None), Some(counts));
+    for second in [140, 152, 154] {
+        assert_eq!(clocked.read(second, destination, None), Some(counts), "{second}");
+    }
+    assert_eq!(clocked.read(156, destination, None), None);
+    let counts = refused(destination, 2);
+    assert_eq!(clocked.read(160, destination, None), Some(counts));
+}
+
+/// Exercises each moment of the retirement. If this fails, counts that come at the wrong moment are lost.
+#[test]
+fn what_is_counted_while_a_pair_leaves_is_not_lost() {
+    // Removed from the hash at 152, what leads to it at 154, free at 156.
+    for moment in [152, 154] {
+        let mut clocked = Clocked::new(256);
+        let listener = TcpListener::bind((V4, 0)).unwrap();
+        let destination = listener.local_addr().unwrap();
+        connections(&listener, 3, End::ClientFirst);
+        let counts = Counts { attempted: 3, opened: 3, closed: 3, ..Counts::default() };
+        assert_eq!(clocked.read(1, destination, None), Some(counts));
+        assert_eq!(clocked.read(152, destination, None), Some(counts));
+        if moment == 154 {
+            assert_eq!(clocked.read(154, destination, None), Some(counts));
+        }
+        let client = TcpStream::connect(destination).unwrap();
+        for second in [155, 157, 159, 400, 402, 404, 406] {
+            let open = Counts { attempted: 4, opened: 4, closed: 3, ..Counts::default() };
+            assert_eq!(clocked.read(second, destination, None), Some(open), "{moment}, {second}");
+        }
+        drop(client);
+        drop(listener.accept().unwrap());
+        thread::sleep(Duration::from_millis(50));
+        let ended = Counts { attempted: 4, opened: 4, closed: 4, ..Counts::default() };
+        assert_eq!(clocked.read(408, destination, None), Some(ended), "{moment}");
+        for second in [600, 602] {
+            assert_eq!(clocked.read(second, destination, None), Some(ended), "{moment}, {second}");
+        }
+        assert_eq!(clocked.read(604, destination, None), None, "{moment}");
+    }
+}
+
+/// Exercises keys that never come to zero: closes that were missed, connections from before the start. If this fails, they
+/// stay for ever, or go while they are open.
+#[test]
+fn a_pair_that_may_have_connections_goes_only_when_a_socket_table_shows_none() {
+    let mut clocked = Clocked::new(256);
+    let listener = TcpListener::bind((V4, 0)).unwrap();
+    let destination = listener.local_addr().unwrap();
+    let client = TcpStream::connect(destination).unwrap();
+    let open = Some(Counts { attempted: 1, opened: 1, ..Counts::default() });
+    for second in [1, 152, 164, 176, 188] {
+        assert_eq!(clocked.read(second, destination, None), open);
+    }
+    let at = |second| clocked.start.after(Duration::from_secs(second));
+    let with = Connected { begun: at(190), shows: &|_| true };
+    let without = Connected { begun: at(202), shows: &|_| false };
+    assert_eq!(clocked.read(191, destination, Some(&with)), open);
+    assert_eq!(clocked.read(201, destination, None), open);
+    assert_eq!(clocked.read(203, destination, Some(&without)), open);
+    for second in [214, 216] {
+        assert_eq!(clocked.read(second, destination, None), open);
+    }
+    assert_eq!(clocked.read(218, destination, None), None);
+    drop(client);
+}
+
+/// Exercises the bound. If this fails, a full map stays full for two minutes and a half, or recent pairs go first.
+#[test]
+fn near_the_bound_the_pairs_that_are_idle_longest_go_sooner() {
+    let mut clocked = Clocked::new(128);
+    let port = closed_port(V4).port();
+    let address = |last| SocketAddr::new(Ipv4Addr::new(127, 0, 9, last).into(), port);
+    (1..=60).for_each(|last| assert_eq!(refused(address(last), 1).refused, 1));
+    clocked.read(1, address(1), None).unwrap();
+    (61..=120).for_each(|last| assert_eq!(refused(address(last), 1).refused, 1));
+    clocked.read(4, address(1), None).unwrap();
+    assert!(clocked.tcp.entries.in_use() >= 120);
+    for second in [16, 18, 20, 22] {
+        clocked.read(second, address(120), None).unwrap();
+    }
+    assert_eq!(clocked.read(22, address(1), None), None);
+    assert!(clocked.read(22, address(120), None).is_some());
+    assert!((80..=112).contains(&clocked.tcp.entries.in_use()), "{}", clocked.tcp.entries.in_use());
+    assert_eq!(clocked.tcp.losses.get().unwrap().map_full, 0);
+}
+
+/// Exercises `sk_err`. If this fails, a destination that is dead cannot be told from one that refuses.
+#[test]
+fn connects_that_fail_are_told_apart_by_their_cause() {
+    let mut source = start();
+    in_new_namespace(|_| {
+        let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value);
+        set("tcp_syn_retries", "1").unwrap();
+        // Since 6.5.
+        drop(set("tcp_syn_linear_timeouts", "0"));
+        let ip = |arguments: &str| {
+            assert!(Command::new("ip").args(arguments.split(' ')).status().unwrap().success(), "ip {arguments}");
+        };
+        ip("link add left type veth peer name right");
+        ip("addr add 10.99.0.1/24 dev left");
+        ip("link set left up");
+        ip("link set right up");
+        set("neigh/left/mcast_solicit", "1").unwrap();
+        set("neigh/left/retrans_time_ms", "100").unwrap();
+        // Nobody answers ARP for one; the other is a neighbour that takes every packet and says nothing.
+        ip("neigh add 10.99.0.3 lladdr 02:00:00:00:00:03 dev left");
+        let (absent, silent) = (SocketAddr::from(([10, 99, 0, 2], 80)), SocketAddr::from(([10, 99, 0, 3], 80)));
+        let own = IpAddr::from([10, 99, 0, 1]);
+        thread::scope(|scope| {
+            scope.spawn(|| TcpStream::connect(absent).unwrap_err());
+            scope.spawn(|| TcpStream::connect(silent).unwrap_err());
+        });
+        expect(&mut source, TcpCounter { attempted: 1, unreachable: 1, ..nothing(absent, own) });
+        let timed_out = TcpCounter { attempted: 1, timed_out: 1, syn_retransmitted: 1, ..nothing(silent, own) };
+        expect(&mut source, timed_out);
+    });
+}
+
+/// Exercises namespaces that are gone. If this fails, a new namespace with the inode of an old one is said to have its range.
+#[test]
+fn the_port_range_of_a_namespace_goes_with_it() {
+    let mut source = start();
+    let inode = in_new_namespace(|inode| {
+        TcpStream::connect(closed_port(V4)).unwrap_err();
+        inode
+    });
+    let dialled_from = source.namespaces();
+    assert!(dialled_from.contains(&inode));
+    // A namespace is taken down a moment after its last process.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while source.namespaces().contains(&inode) {
+        assert!(Instant::now() < deadline, "{inode} is still there");
+        let mut sockets = SocketsSource::new(&HostRoot::live());
+        sockets.observe(&mut |_| {});
+        source.forget_namespaces(dialled_from.difference(sockets.namespaces().unwrap()));
+    }
+    let own = NetnsInode(std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+    TcpStream::connect(closed_port(V4)).unwrap_err();
+    let dialled_from = source.namespaces();
+    let mut sockets = SocketsSource::new(&HostRoot::live());
+    sockets.observe(&mut |_| {});
+    source.forget_namespaces(dialled_from.difference(sockets.namespaces().unwrap()));
+    assert!(source.namespaces().contains(&own));
 }

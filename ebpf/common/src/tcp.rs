@@ -1,7 +1,17 @@
 //! TCP connects and closes, counted per destination and source address.
 
-/// Map of [`Key`] to [`Counts`]: a preallocated hash.
-pub const COUNTS_MAP: &str = "TCP_COUNTS";
+/// Map of [`Key`] to the index of its [`Entry`] (`u32`): a preallocated hash.
+pub const SLOTS_MAP: &str = "TCP_SLOTS";
+/// Array of [`Entry`].
+pub const ENTRIES_MAP: &str = "TCP_ENTRIES";
+/// Stack of the indices (`u32`) of entries that are free: the agent fills it, the programs take from it.
+pub const FREE_MAP: &str = "TCP_FREE";
+/// Array of cells (`u64`, [`SOCKET_CELLS`] of them): what is known of a socket by its address alone.
+pub const SOCKETS_MAP: &str = "TCP_SOCKETS";
+/// Array of [`HINTS`] numbers (`u64`): where the entry of a key probably is, plus one, by a hash of the key.
+pub const HINTS_MAP: &str = "TCP_HINTS";
+/// Array of [`DIALLED_PORTS`] flags (`u64`): not zero where a key's port, modulo that number, belongs. Never cleared.
+pub const DIALLED_MAP: &str = "TCP_DIALLED";
 /// Map with one [`Losses`] at index 0.
 pub const LOSSES_MAP: &str = "TCP_LOSSES";
 /// Map of a network namespace's inode (`u32`) to its [`LocalPorts`].
@@ -11,12 +21,29 @@ pub const OFFSETS_GLOBAL: &str = "TCP_OFFSETS";
 
 /// Destinations counted at the same time, unless the agent asks for another number.
 pub const DEFAULT_MAX_DESTINATIONS: u32 = 65_536;
+/// At most so many: an index and two more numbers fit a cell's [`CELL_BITS`].
+pub const MAX_DESTINATIONS: u32 = 1 << 20;
+/// Cells of [`SOCKETS_MAP`], a power of two. Sockets that are open at the same time and share one cost a hash lookup more.
+pub const SOCKET_CELLS: u32 = 1 << 16;
+/// Hints in [`HINTS_MAP`], a power of two. Keys that share one cost a hash lookup more.
+pub const HINTS: u32 = 1 << 16;
+/// Flags of [`DIALLED_MAP`], a power of two.
+pub const DIALLED_PORTS: u32 = 1 << 14;
+
+/// A cell holds the address of a socket, shifted left by this much (less the three bits that are always zero), and below
+/// it one of the codes. The three to five uppermost bits of the address are lost: sockets that share the others would be
+/// 64 TiB of memory apart.
+pub const CELL_BITS: u32 = 21;
+/// Code of a socket that was accepted.
+pub const CELL_ACCEPTED: u64 = 1;
+/// Code of a socket that was dialled, whose entry has index 0; larger ones follow.
+pub const CELL_SLOT: u64 = 2;
 /// Network namespaces whose port range is kept.
 pub const MAX_NAMESPACES: u32 = 1024;
 
 /// From whom to where. Aligned so that the programs can write the addresses in words.
 #[repr(C, align(4))]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     /// What the socket dialled; IPv4 as IPv4-mapped IPv6 (`::ffff:a.b.c.d`).
     pub destination: [u8; 16],
@@ -28,7 +55,19 @@ pub struct Key {
     pub reserved: u16,
 }
 
-/// What was counted since the programs were attached; every field only grows.
+/// A key and its counts.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Whose counts they are. Only true if [`SLOTS_MAP`] says that this is the key's entry.
+    pub key: Key,
+    /// Not zero if it was taken from the stack.
+    pub used: u32,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+/// What was counted since the key was entered; every field only grows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -40,8 +79,14 @@ pub struct Counts {
     pub closed: u64,
     /// Established connections that ended by RST or abort.
     pub reset: u64,
-    /// Connects that ended unanswered or refused, without those of `no_local_port`.
-    pub failed: u64,
+    /// Connects that were refused (ECONNREFUSED).
+    pub refused: u64,
+    /// Connects that timed out (ETIMEDOUT).
+    pub timed_out: u64,
+    /// Connects that ended with another error: no route, prohibited, …
+    pub unreachable: u64,
+    /// Connects that ended without an error: the application closed the socket.
+    pub given_up: u64,
     /// Connects that found no local port.
     pub no_local_port: u64,
     /// SYNs sent again.
@@ -97,6 +142,12 @@ pub struct Offsets {
     pub protocol: u32,
     /// Width of `sk_protocol` in bytes: 2 since 5.6, 1 before.
     pub protocol_bytes: u32,
+    /// `sk_err`, four bytes wide.
+    pub err: u32,
+    /// ECONNREFUSED of this architecture.
+    pub connection_refused: u32,
+    /// ETIMEDOUT of this architecture.
+    pub timed_out: u32,
     /// `inet_sport`, from the start of `struct inet_sock`, whose first member is the `struct sock`.
     pub sport: u32,
     /// `skc_net.net`; [`NOWHERE`] where port ranges cannot be read.
@@ -114,20 +165,24 @@ pub const NOWHERE: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<Key>() == 36);
-    assert!(size_of::<Counts>() == 7 * 8);
+    assert!(size_of::<Counts>() == 10 * 8);
+    assert!(size_of::<Entry>() == 36 + 4 + 10 * 8);
+    assert!(MAX_DESTINATIONS as u64 + CELL_SLOT <= 1 << CELL_BITS);
     assert!(size_of::<Losses>() == 2 * 8);
     assert!(size_of::<LocalPorts>() == 4);
-    assert!(size_of::<Offsets>() == 16 * 4);
+    assert!(size_of::<Offsets>() == 19 * 4);
 };
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Counts, Key, LocalPorts, Losses, Offsets};
+    use super::{Counts, Entry, Key, LocalPorts, Losses, Offsets};
 
     // SAFETY: `repr(C)`, integers only, no padding (sizes asserted above), any bytes are a value.
     unsafe impl aya::Pod for Key {}
     // SAFETY: as for `Key`.
     unsafe impl aya::Pod for Counts {}
+    // SAFETY: as for `Key`.
+    unsafe impl aya::Pod for Entry {}
     // SAFETY: as for `Key`.
     unsafe impl aya::Pod for Losses {}
     // SAFETY: as for `Key`.

@@ -52,6 +52,7 @@ pub(crate) fn within<T: Plain, const WORDS: usize>(block: &[u64; WORDS], offset:
 
 /// A word that all CPUs read and write, last writer wins. Aligned, so that each access is one instruction; volatile
 /// rather than atomic, because LLVM has no atomic loads for the oldest instruction set.
+#[repr(transparent)]
 pub(crate) struct Shared(UnsafeCell<u64>);
 
 // SAFETY: accesses are single instructions, and no reference to the inside is given out.

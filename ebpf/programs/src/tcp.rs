@@ -2,23 +2,44 @@
 //!
 //! A connection is told from an accepted one by its key: who dials enters it, so a close whose key is not there belongs to
 //! somebody else. Every transition that does not matter returns before any memory is read.
+//!
+//! Calls are what costs here, above all where every return is guarded against speculation; lookups in arrays are none, the
+//! verifier writes them out. So what the first event of a socket found out, whose counts are its, is kept in a cell of an
+//! array by the socket's address, and the later ones need neither read the socket nor look up the key. The cells are only
+//! a short cut: each is read and written at once, tells whose it is, and a socket without one takes the long way.
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::macros::{map, raw_tracepoint};
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::{Array, HashMap, Stack};
 use aya_ebpf::programs::RawTracePointContext;
 use headroom_ebpf_common::tcp::{
-    Counts, DEFAULT_MAX_DESTINATIONS, HEADER_BYTES, Key, LocalPorts, Losses, MAX_NAMESPACES, NOWHERE, Offsets,
+    CELL_ACCEPTED, CELL_BITS, CELL_SLOT, Counts, DEFAULT_MAX_DESTINATIONS, DIALLED_PORTS, Entry, HEADER_BYTES, HINTS,
+    Key, LocalPorts, Losses, MAX_NAMESPACES, NOWHERE, Offsets, SOCKET_CELLS,
 };
 
 use crate::count::add_one;
 use crate::memory::{Plain, Shared, Unreadable, constant, read, read_into};
 
 #[map]
-static TCP_COUNTS: HashMap<Key, Counts> = HashMap::with_max_entries(DEFAULT_MAX_DESTINATIONS, 0);
+static TCP_SLOTS: HashMap<Key, u32> = HashMap::with_max_entries(DEFAULT_MAX_DESTINATIONS, 0);
+
+#[map]
+static TCP_ENTRIES: Array<Entry> = Array::with_max_entries(DEFAULT_MAX_DESTINATIONS, 0);
+
+#[map]
+static TCP_FREE: Stack<u32> = Stack::with_max_entries(DEFAULT_MAX_DESTINATIONS, 0);
+
+#[map]
+static TCP_SOCKETS: Array<Shared> = Array::with_max_entries(SOCKET_CELLS, 0);
+
+#[map]
+static TCP_HINTS: Array<Shared> = Array::with_max_entries(HINTS, 0);
+
+#[map]
+static TCP_DIALLED: Array<Shared> = Array::with_max_entries(DIALLED_PORTS, 0);
 
 #[map]
 static TCP_LOSSES: Array<Losses> = Array::with_max_entries(1, 0);
@@ -40,6 +61,9 @@ static TCP_OFFSETS: Offsets = Offsets {
     v6_rcv_saddr: NOWHERE,
     protocol: 0,
     protocol_bytes: 0,
+    err: 0,
+    connection_refused: 0,
+    timed_out: 0,
     sport: 0,
     net: NOWHERE,
     net_inum: 0,
@@ -56,6 +80,7 @@ const FIN_WAIT2: i32 = 5;
 const CLOSE: i32 = 7;
 const CLOSE_WAIT: i32 = 8;
 const LAST_ACK: i32 = 9;
+const LISTEN: i32 = 10;
 const CLOSING: i32 = 11;
 
 /// States in which a FIN of ours is out: coming from here, CLOSE is an orderly end. TIME_WAIT is never reported, the
@@ -134,6 +159,10 @@ pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
     let result = match new {
         SYN_SENT if old == CLOSE => begun(sock),
         ESTABLISHED | SYN_RECV if old == SYN_SENT => answered(sock),
+        SYN_RECV if old == LISTEN => {
+            Cell::of(sock).set(CELL_ACCEPTED);
+            return 0;
+        }
         CLOSE if old == SYN_SENT => unanswered(sock),
         CLOSE if from & ORDERLY != 0 => ended(sock, |counts| &raw mut counts.closed),
         CLOSE if from & OPEN != 0 => ended(sock, |counts| &raw mut counts.reset),
@@ -151,45 +180,123 @@ pub(crate) fn tcp_retransmit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// What is known of a socket by its address. A predecessor at the same address is no danger: the first event of either
+/// kind of connection writes the cell.
+struct Cell {
+    /// The address as a cell holds it.
+    whose: u64,
+    place: Option<*mut Shared>,
+}
+
+impl Cell {
+    #[inline(always)]
+    fn of(sock: *const c_void) -> Self {
+        let address = sock as u64 >> 3;
+        // Fibonacci hashing: the uppermost bits are the best.
+        let index = address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SOCKET_CELLS.ilog2());
+        Self { whose: address << CELL_BITS, place: TCP_SOCKETS.get_ptr_mut(index as u32) }
+    }
+
+    /// The code of this socket; 0 if nothing is known.
+    #[inline(always)]
+    fn code(&self) -> u64 {
+        let Some(place) = self.place else { return 0 };
+        // SAFETY: the map gave a live, aligned value.
+        let held = unsafe { (*place).get() };
+        let code = held ^ self.whose;
+        if code >> CELL_BITS == 0 { code } else { 0 }
+    }
+
+    #[inline(always)]
+    fn write(&self, value: u64) {
+        if let Some(place) = self.place {
+            // SAFETY: the map gave a live, aligned value.
+            unsafe { (*place).set(value) };
+        }
+    }
+
+    #[inline(always)]
+    fn set(&self, code: u64) {
+        self.write(self.whose | code);
+    }
+
+    #[inline(always)]
+    fn clear(&self) {
+        self.write(0);
+    }
+}
+
 /// CLOSE -> SYN_SENT: connect() chose its addresses, not yet its port.
 #[inline(always)]
 fn begun(sock: *const c_void) -> Result<(), Skip> {
+    let cell = Cell::of(sock);
+    // Whatever it says is about a predecessor.
+    cell.clear();
     let key = key_of(sock)?;
-    match enter(&key, Counts { attempted: 1, ..Counts::default() }, |counts| &raw mut counts.attempted) {
-        Entered::Known => Ok(()),
-        // Once per destination and source, not per connection: enough to meet every namespace that dials.
-        Entered::New => {
-            learn_proto(sock)?;
-            Ok(note_local_ports(sock)?)
-        }
+    let (slot, new) = match enter(&key) {
+        Entered::Known(slot) => (slot, false),
+        Entered::New(slot) => (slot, true),
         Entered::Full => {
             lost(|losses| &raw mut losses.map_full);
-            Ok(())
+            return Ok(());
         }
+    };
+    cell.set(u64::from(slot) + CELL_SLOT);
+    count(slot, |counts| &raw mut counts.attempted);
+    if new {
+        // Once per destination and source, not per connection: enough to meet every namespace that dials.
+        learn_proto(sock)?;
+        note_local_ports(sock)?;
     }
+    Ok(())
 }
 
 /// SYN_SENT -> ESTABLISHED, or SYN_RECV in a simultaneous open.
 #[inline(always)]
 fn answered(sock: *const c_void) -> Result<(), Skip> {
+    let cell = Cell::of(sock);
+    let code = cell.code();
+    if code >= CELL_SLOT {
+        count((code - CELL_SLOT) as u32, |counts| &raw mut counts.opened);
+        return Ok(());
+    }
     let key = key_of(sock)?;
     // Not in the map: begun before the programs were attached, or while the map was full, which was counted then. With
     // room it is entered now, so that its close is counted too.
-    enter(&key, Counts { attempted: 1, opened: 1, ..Counts::default() }, |counts| &raw mut counts.opened);
+    let slot = match enter(&key) {
+        Entered::Known(slot) => slot,
+        Entered::New(slot) => {
+            count(slot, |counts| &raw mut counts.attempted);
+            slot
+        }
+        Entered::Full => return Ok(()),
+    };
+    cell.set(u64::from(slot) + CELL_SLOT);
+    count(slot, |counts| &raw mut counts.opened);
     Ok(())
 }
 
-/// SYN_SENT -> CLOSE: refused, timed out, given up, or never sent.
+/// SYN_SENT -> CLOSE: refused, timed out, unreachable, given up, or never sent.
 #[inline(always)]
 fn unanswered(sock: *const c_void) -> Result<(), Skip> {
+    let Some(slot) = last_of(sock)? else { return Ok(()) };
     // The source port is drawn after SYN_SENT was entered and is still there when the socket has been unhashed: zero
     // means that inet_hash_connect() found none.
-    let no_local_port = read::<u16>(sock, constant!(TCP_OFFSETS.sport))? == 0;
-    let key = key_of(sock)?;
-    if no_local_port {
-        add(&key, |counts| &raw mut counts.no_local_port);
+    if read::<u16>(sock, constant!(TCP_OFFSETS.sport))? == 0 {
+        count(slot, |counts| &raw mut counts.no_local_port);
+        return Ok(());
+    }
+    // Written before the state. Up to 6.9 the application was woken in between, too: if it fetched the error that fast,
+    // the connect is taken for given up.
+    let error = read::<u32>(sock, constant!(TCP_OFFSETS.err))?;
+    if error == 0 {
+        count(slot, |counts| &raw mut counts.given_up);
+    } else if error == constant!(TCP_OFFSETS.connection_refused) {
+        count(slot, |counts| &raw mut counts.refused);
+    } else if error == constant!(TCP_OFFSETS.timed_out) {
+        count(slot, |counts| &raw mut counts.timed_out);
     } else {
-        add(&key, |counts| &raw mut counts.failed);
+        count(slot, |counts| &raw mut counts.unreachable);
     }
     Ok(())
 }
@@ -197,8 +304,23 @@ fn unanswered(sock: *const c_void) -> Result<(), Skip> {
 /// An open connection became CLOSE.
 #[inline(always)]
 fn ended(sock: *const c_void, how: impl Fn(&mut Counts) -> *mut u64) -> Result<(), Skip> {
-    add(&key_of(sock)?, how);
+    if let Some(slot) = last_of(sock)? {
+        count(slot, how);
+    }
     Ok(())
+}
+
+/// Whose counts a socket's last event belongs to; `None` if it is not ours.
+#[inline(always)]
+fn last_of(sock: *const c_void) -> Result<Option<u32>, Skip> {
+    let cell = Cell::of(sock);
+    match cell.code() {
+        0 => slot_of(&key_of(sock)?),
+        code => {
+            cell.clear();
+            Ok((code != CELL_ACCEPTED).then(|| (code - CELL_SLOT) as u32))
+        }
+    }
 }
 
 /// A segment went out again; only SYNs are of interest.
@@ -206,8 +328,10 @@ fn ended(sock: *const c_void, how: impl Fn(&mut Counts) -> *mut u64) -> Result<(
 fn sent_again(sock: *const c_void) -> Result<(), Skip> {
     let mut header = MaybeUninit::uninit();
     let header = read_into(&mut header, sock, constant!(TCP_OFFSETS.header))?;
-    if i32::from(member::<u8>(header, constant!(TCP_OFFSETS.header_state))) == SYN_SENT {
-        add(&key(header, sock)?, |counts| &raw mut counts.syn_retransmitted);
+    if i32::from(member::<u8>(header, constant!(TCP_OFFSETS.header_state))) == SYN_SENT
+        && let Some(slot) = slot_of(&key(header, sock)?)?
+    {
+        count(slot, |counts| &raw mut counts.syn_retransmitted);
     }
     Ok(())
 }
@@ -254,42 +378,124 @@ fn learn_proto(sock: *const c_void) -> Result<(), Unreadable> {
     Ok(())
 }
 
+/// Whether anybody dialled this port, or one that shares its place.
+#[inline(always)]
+fn dialled(port: u16) -> Option<*mut Shared> {
+    TCP_DIALLED.get_ptr_mut(u32::from(port) % DIALLED_PORTS)
+}
+
+/// The entry of a key; `None` if it has none.
+#[inline(always)]
+fn slot_of(key: &Key) -> Result<Option<u32>, Skip> {
+    // Accepted connections come from ports that hardly anybody dials: that spares them the lookup of a key.
+    // SAFETY: the map gave a live, aligned value.
+    if dialled(key.port).is_none_or(|flag| unsafe { (*flag).get() } == 0) {
+        return Ok(None);
+    }
+    Ok(slot(key))
+}
+
+#[inline(always)]
+fn slot(key: &Key) -> Option<u32> {
+    // SAFETY: a slot is read in one piece, and written only before its key is there.
+    unsafe { TCP_SLOTS.get(key).copied() }
+}
+
+/// The words of a key.
+#[inline(always)]
+fn words(key: &Key) -> &[u32; size_of::<Key>() / 4] {
+    // SAFETY: a key is nine aligned words.
+    unsafe { &*(&raw const *key).cast() }
+}
+
+/// Where the hint for a key is. Its quality decides on speed alone.
+#[inline(always)]
+fn hint(key: &Key) -> Option<*mut Shared> {
+    let mut hash = 0_u64;
+    let [first, rest @ ..] = words(key);
+    for pair in [*first as u64, pairs(rest, 0), pairs(rest, 2), pairs(rest, 4), pairs(rest, 6)] {
+        hash = (hash ^ pair).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 32;
+    }
+    TCP_HINTS.get_ptr_mut(hash as u32 % HINTS)
+}
+
+/// Two words as one.
+#[inline(always)]
+fn pairs(words: &[u32; 8], at: usize) -> u64 {
+    u64::from(words[at]) << 32 | u64::from(words[at + 1])
+}
+
+/// The entry of a key, if the hint is right.
+#[inline(always)]
+fn hinted(key: &Key, hint: Option<*mut Shared>) -> Option<u32> {
+    // SAFETY: the map gave a live, aligned value.
+    let slot = (unsafe { (*hint?).get() } as u32).checked_sub(1)?;
+    let entry = TCP_ENTRIES.get_ptr(slot)?;
+    // SAFETY: the map gave a live, aligned value. Another CPU may be writing the key of an entry that is new, or the agent
+    // clearing one that has been gone for long: both are after the hint, which is removed in between.
+    let held = unsafe { words(&(*entry).key) };
+    let same = words(key).iter().zip(held).all(|(word, held)| word == held);
+    same.then_some(slot)
+}
+
 /// What became of a key.
 enum Entered {
-    Known,
-    New,
+    Known(u32),
+    New(u32),
     Full,
 }
 
-/// Adds one to a counter of a key, or enters the key with its first counts.
+/// Finds the entry of a key, or gives it one.
 #[inline(always)]
-fn enter(key: &Key, first: Counts, counter: impl Fn(&mut Counts) -> *mut u64) -> Entered {
-    if add(key, &counter) {
-        Entered::Known
-    } else if TCP_COUNTS.insert(key, &first, u64::from(BPF_NOEXIST)).is_ok() {
-        Entered::New
-    } else if add(key, &counter) {
-        // Another CPU was faster.
-        Entered::Known
-    } else {
-        Entered::Full
+fn enter(key: &Key) -> Entered {
+    let hint = hint(key);
+    if let Some(slot) = hinted(key, hint) {
+        return Entered::Known(slot);
     }
+    if let Some(slot) = slot(key) {
+        if let Some(hint) = hint {
+            // SAFETY: the map gave a live, aligned value.
+            unsafe { (*hint).set(u64::from(slot) + 1) };
+        }
+        return Entered::Known(slot);
+    }
+    let Ok(Some(free)) = TCP_FREE.pop() else { return Entered::Full };
+    let Some(entry) = TCP_ENTRIES.get_ptr_mut(free) else { return Entered::Full };
+    // SAFETY: the map gave a live, aligned value, and whoever took its index from the stack is alone with it.
+    unsafe {
+        (*entry).key = *key;
+        (&raw mut (*entry).used).write_volatile(1);
+    }
+    // Before the key is there: its closes must find the flag.
+    if let Some(flag) = dialled(key.port) {
+        // SAFETY: as above.
+        unsafe { (*flag).set(1) };
+    }
+    if TCP_SLOTS.insert(key, &free, u64::from(BPF_NOEXIST)).is_ok() {
+        return Entered::New(free);
+    }
+    // Another CPU was faster.
+    // SAFETY: as above.
+    unsafe { (&raw mut (*entry).used).write_volatile(0) };
+    let _full = TCP_FREE.push(free, 0);
+    slot(key).map_or(Entered::Full, Entered::Known)
 }
 
-/// Adds one to a counter of a key; false if the key is not there.
+/// Adds one to a counter of an entry.
 #[inline(always)]
-fn add(key: &Key, counter: impl Fn(&mut Counts) -> *mut u64) -> bool {
-    let Some(counts) = TCP_COUNTS.get_ptr_mut(key) else { return false };
-    // SAFETY: the map gave a live, aligned value; only the address of a field is taken.
-    unsafe { add_one(counter(&mut *counts)) };
-    true
+fn count(slot: u32, counter: impl Fn(&mut Counts) -> *mut u64) {
+    if let Some(entry) = TCP_ENTRIES.get_ptr_mut(slot) {
+        // SAFETY: the map gave a live, aligned value; only the address of a field is taken.
+        unsafe { add_one(counter(&mut (*entry).counts)) };
+    }
 }
 
 /// Adds one to a counter of losses.
 #[inline(always)]
 fn lost(counter: impl Fn(&mut Losses) -> *mut u64) {
     if let Some(losses) = TCP_LOSSES.get_ptr_mut(0) {
-        // SAFETY: as in `add`.
+        // SAFETY: as in `count`.
         unsafe { add_one(counter(&mut *losses)) };
     }
 }

@@ -78,6 +78,10 @@ fn a_pod_that_drains_the_nat_is_named_with_numbers_failures_and_remedy() {
         assert_eq!(row["pods"][0]["name"], "checkout-7d9f", "{row}");
         let failed = row["failed_total"].as_u64().unwrap();
         assert!((14..=16).contains(&failed), "16 connects got no port, {failed} were seen to fail: {row}");
+        assert_eq!(
+            row["given_up_total"], row["failed_total"],
+            "the generator's patience ends before the kernel's: {row}"
+        );
         assert!(row["syn_unanswered_total"].as_u64().unwrap() >= 16, "{row}");
         let calm = destination(&report, OTHER, "tcp").unwrap();
         assert_eq!(
@@ -105,7 +109,7 @@ fn the_scenario_shows_headroom_and_the_gateway_of_one_mind() {
         "CRITICAL nat-ports-exhausted",
         "203.0.113.7:443/tcp holds 64 of 64 NAT ports",
         "shop/checkout-7d9f6c5b8-x2x9k",
-        "16 connects failed",
+        "16 connects were given up",
         "min_ports_per_vm = 128",
         "headroom ended with 2",
         "the gateway itself: 203.0.113.7:443/tcp holds 64 of 64 ports",

@@ -1,9 +1,11 @@
 //! `headroom doctor`: what this node lets us see, and why not.
 
+use std::time::Duration;
+
 use headroom_core::ledger::Ledger;
-use headroom_core::report::{CoverageReport, CoverageState};
+use headroom_core::report::{CoverageReport, CoverageState, ProgramReport};
+use headroom_host::ebpf;
 use headroom_host::privileges::{self, Capability};
-use headroom_host::source::tcp::TcpSource;
 use serde::Serialize;
 
 use crate::args::{DoctorArgs, Format, NatArgs};
@@ -24,22 +26,14 @@ pub struct Diagnosis {
     pub capabilities: Vec<Capability>,
     /// Every source.
     pub coverage: Vec<CoverageReport>,
-    /// Every eBPF program.
-    pub programs: Vec<Program>,
+    /// Every eBPF program, as it ran while we looked.
+    pub programs: Vec<ProgramReport>,
+    /// Why their runs were not counted, if so.
+    pub runs_not_counted: Option<String>,
 }
 
-/// One eBPF program.
-#[derive(Debug, Serialize)]
-pub struct Program {
-    /// Its name.
-    pub name: String,
-    /// Where it is attached.
-    pub hook: String,
-    /// Whether it is.
-    pub attached: bool,
-    /// Why not.
-    pub why: Option<String>,
-}
+/// How long the programs are watched.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// Runs the command: exit code 0 if every source works or has nothing to see here, 3 otherwise.
 ///
@@ -47,25 +41,19 @@ pub struct Program {
 /// Wrong settings, threads that cannot be started, a closed stdout.
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
     let settings = Settings::new(&args.node, &NatArgs::default()).map_err(UsageError)?;
-    let tcp = TcpSource::start(&settings.root, settings.max_destinations);
-    let programs = tcp.programs().into_iter().map(|status| Program {
-        name: status.row.name.to_owned(),
-        hook: status.row.hook.to_owned(),
-        attached: status.attached.is_ok(),
-        why: status.attached.err().map(|why| why.to_string()),
-    });
-    let programs = programs.collect();
-    drop(tcp);
+    let counting = ebpf::count_runs();
     let lanes = lanes::all(&settings, Pace::Once);
     let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
     engine.settle(DEADLINE);
+    engine.watch(WATCH);
     let report = engine.report();
     let diagnosis = Diagnosis {
         kernel: engine.ledger().platform().map_or_else(|| "unknown".to_owned(), |platform| platform.kernel.clone()),
         node: report.node,
         capabilities: privileges::wanted(),
         coverage: report.coverage,
-        programs,
+        programs: report.programs,
+        runs_not_counted: counting.as_ref().err().map(ToString::to_string),
     };
     match args.output {
         Format::Json => output::json(&diagnosis)?,

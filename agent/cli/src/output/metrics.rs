@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use headroom_core::findings::Severity;
 use headroom_core::model::leak::Verdict;
-use headroom_core::report::{CoverageState, Report};
+use headroom_core::report::{CoverageState, DestinationReport, Report};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -50,7 +50,7 @@ families! {
     DEMAND_PEAK = "nat_demand_peak_ports", "protocol: 2 series", "Largest demand of the last ten minutes";
     HELD = "nat_destination_held_ports", "protocol, address, port: the 20 largest in scope", "NAT ports held towards a destination";
     WANTING = "nat_destination_wanting_ports", "protocol, address, port: the 20 largest in scope", "Unanswered connects towards a destination";
-    FAILED = "nat_destination_failed_connects", "protocol, address, port: the 20 largest in scope", "Connects to a destination that failed since start";
+    FAILED = "nat_destination_failed_connects", "protocol, address, port, cause: 5 series for each of the 20 largest in scope", "Connects to a destination that failed since start";
     DESTINATIONS = "nat_destinations", "none: 1 series", "Destinations known now";
     ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
     USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
@@ -62,7 +62,11 @@ families! {
     CT_EARLY_DROP = "conntrack_early_drop", "none: 1 series", "conntrack entries evicted since boot";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
     SOURCE_UP = "source_up", "source: 8 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
-    LOST = "lost_events", "what: 5 series", "Events lost since start";
+    LOST = "lost_events", "what: 6 series", "Events lost since start";
+    PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 2 today", "1 if the eBPF program is attached";
+    PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
+    PROGRAM_SECONDS = "ebpf_program_run_seconds", "program: as above", "Time that these runs took, without the way to the program";
+    PROGRAM_MISSED = "ebpf_program_missed_events", "program: as above", "Events that came while the program was running already on that CPU";
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -75,6 +79,14 @@ struct DestinationLabel {
     protocol: String,
     address: String,
     port: u32,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FailureLabel {
+    protocol: String,
+    address: String,
+    port: u32,
+    cause: &'static str,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -97,6 +109,11 @@ struct FindingLabel {
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct SourceLabel {
     source: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ProgramLabel {
+    program: String,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -128,6 +145,18 @@ impl Writer {
         L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
     {
         let family = Family::<L, Number>::default();
+        for (label, value) in values {
+            family.get_or_create(&label).inc_by(value);
+        }
+        self.0.register(row.name, row.help, family);
+    }
+
+    /// Counters that are not whole numbers.
+    fn amounts<L>(&mut self, row: &FamilyRow, values: impl Iterator<Item = (L, f64)>)
+    where
+        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let family = Family::<L, Counter<f64, AtomicU64>>::default();
         for (label, value) in values {
             family.get_or_create(&label).inc_by(value);
         }
@@ -189,9 +218,24 @@ fn nat(writer: &mut Writer, report: &Report) {
     };
     writer.family(&HELD, listed().map(|(label, destination)| (label, f64::from(destination.held))));
     writer.family(&WANTING, listed().map(|(label, destination)| (label, f64::from(destination.wanting))));
-    writer.counters(&FAILED, listed().filter_map(|(label, destination)| Some((label, destination.failed_total?))));
+    writer.counters(&FAILED, listed().flat_map(|(label, destination)| failed(label, destination)));
     let listed = u64::try_from(report.nat.destinations.len()).unwrap_or(u64::MAX);
     writer.number(&DESTINATIONS, Some(float(listed.saturating_add(report.nat.omitted.destinations))));
+}
+
+/// Failed connects to one destination, by cause. Their sum is the report's `failed_total`.
+fn failed(label: DestinationLabel, row: &DestinationReport) -> impl Iterator<Item = (FailureLabel, u64)> {
+    let causes = [
+        ("refused", row.refused_total),
+        ("timed_out", row.timed_out_total),
+        ("unreachable", row.unreachable_total),
+        ("given_up", row.given_up_total),
+        ("no_local_port", row.no_local_port_total),
+    ];
+    causes.into_iter().filter_map(move |(cause, total)| {
+        let DestinationLabel { protocol, address, port } = label.clone();
+        Some((FailureLabel { protocol, address, port, cause }, total?))
+    })
 }
 
 fn ipam(writer: &mut Writer, report: &Report) {
@@ -228,6 +272,17 @@ fn about_ourselves(writer: &mut Writer, report: &Report) {
         Some((SourceLabel { source: row.source.name() }, up))
     });
     writer.family(&SOURCE_UP, sources);
+    let programs = || report.programs.iter().map(|program| (ProgramLabel { program: program.name.clone() }, program));
+    writer.family(&PROGRAM_UP, programs().map(|(label, program)| (label, f64::from(u8::from(program.attached)))));
+    // Where the kernel does not count, zero would be a lie.
+    let counted =
+        || programs().filter_map(|(label, program)| Some((label, program.runs.filter(|runs| *runs > 0)?, program)));
+    writer.counters(&PROGRAM_RUNS, counted().map(|(label, runs, _)| (label, runs)));
+    writer.amounts(
+        &PROGRAM_SECONDS,
+        counted().filter_map(|(label, _, program)| Some((label, float(program.time_ns?) / 1e9))),
+    );
+    writer.counters(&PROGRAM_MISSED, programs().filter_map(|(label, program)| Some((label, program.missed?))));
     writer.counters(&LOST, report.lost.iter().map(|(what, total)| (LossLabel { what: what.clone() }, *total)));
 }
 

@@ -4,13 +4,17 @@
 //! counters tells how many connections there are in all; where the counters did not move meanwhile, the difference is
 //! what existed before (the *baseline*). Every later socket table corrects it again, so lost counts do not stay lost.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::Endpoint;
 use crate::observe::{Outcome, Socket, SocketState, TcpCounter};
 use crate::time::NodeTime;
+
+mod row;
+
+use row::{Row, Since};
 
 type Key = (Endpoint, IpAddr);
 
@@ -24,52 +28,107 @@ pub struct TcpTally {
     pub open: u64,
     /// Connects under way.
     pub wanting: u64,
-    /// Ended by FIN within the asked span, as far as it is known.
-    pub closed_lately: u64,
+    /// Ended by FIN within [`Spans::closed`], as far as it is known.
+    pub closed_held: u64,
     /// Of these: ended before the counting began, as socket tables tell (which forget after a minute).
     pub closed_before: u64,
-    /// Ended by RST within the asked span.
-    pub reset_lately: u64,
-    /// Connects that failed within the asked span (without those for want of a local port).
-    pub failed_lately: u64,
-    /// Connects that found no local port within the asked span.
+    /// Ended by RST within [`Spans::reset`], or refused by one.
+    pub reset_held: u64,
+    /// Connects that failed within [`Spans::lately`] (without those for want of a local port).
+    pub failed_lately: Failures,
+    /// Connects that found no local port within [`Spans::lately`].
     pub no_local_port_lately: u64,
-    /// SYNs sent again within the asked span.
+    /// SYNs sent again within [`Spans::lately`].
     pub syn_retransmitted_lately: u64,
     /// Opened since start.
     pub opened_total: u64,
     /// Closed or reset since start.
     pub closed_total: u64,
-    /// Failed since start, for whatever reason.
-    pub failed_total: u64,
+    /// Failed since start (without those for want of a local port).
+    pub failed_total: Failures,
+    /// Connects that found no local port since start.
+    pub no_local_port_total: u64,
     /// SYNs sent again since start.
     pub syn_retransmitted_total: u64,
 }
 
-/// One reading of a pair's counters that differs from the one before.
-#[derive(Debug, Clone, Copy)]
-struct Reading {
-    at: NodeTime,
-    counter: TcpCounter,
+/// How far back to look for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spans {
+    /// For connections that closed in good order.
+    pub closed: Duration,
+    /// For those that were reset or refused.
+    pub reset: Duration,
+    /// For failures.
+    pub lately: Duration,
+}
+
+impl Spans {
+    /// The same for everything.
+    pub fn all(span: Duration) -> Self {
+        Self { closed: span, reset: span, lately: span }
+    }
+}
+
+/// Connects that failed, by cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Failures {
+    /// Something answered: nobody listens there.
+    pub refused: u64,
+    /// Nothing answered in time.
+    pub timed_out: u64,
+    /// No route, prohibited, or another error of the network.
+    pub unreachable: u64,
+    /// The application ended them before there was an answer.
+    pub given_up: u64,
+}
+
+impl Failures {
+    /// All of them.
+    pub fn sum(self) -> u64 {
+        self.refused.saturating_add(self.unanswered())
+    }
+
+    /// Those that nobody answered.
+    pub fn unanswered(self) -> u64 {
+        self.timed_out.saturating_add(self.unreachable).saturating_add(self.given_up)
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn saturating_add(self, other: Self) -> Self {
+        Self {
+            refused: self.refused.saturating_add(other.refused),
+            timed_out: self.timed_out.saturating_add(other.timed_out),
+            unreachable: self.unreachable.saturating_add(other.unreachable),
+            given_up: self.given_up.saturating_add(other.given_up),
+        }
+    }
+}
+
+/// In words, the largest first: `16 connects timed out, 3 were refused`; `no connects failed` if there are none.
+impl std::fmt::Display for Failures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut causes = [
+            (self.timed_out, "timed out"),
+            (self.refused, "were refused"),
+            (self.unreachable, "found no way"),
+            (self.given_up, "were given up"),
+        ];
+        causes.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        let mut told = causes.iter().filter(|(count, _)| *count > 0);
+        let Some((count, how)) = told.next() else { return f.write_str("no connects failed") };
+        write!(f, "{count} connect{} {how}", if *count == 1 { "" } else { "s" })?;
+        told.try_for_each(|(count, how)| write!(f, ", {count} {how}"))
+    }
 }
 
 #[derive(Debug, Clone, Default)]
 struct SocketTally {
-    open: u64,
-    wanting: u64,
+    open: u32,
+    wanting: u32,
     /// When the sockets now in TIME_WAIT closed.
     closed_at: Vec<NodeTime>,
-}
-
-#[derive(Debug, Default)]
-struct Row {
-    /// Oldest first; the last is the present.
-    readings: VecDeque<Reading>,
-    /// Connections that the counters do not know: opened before, less what was missed.
-    baseline_open: i64,
-    baseline_wanting: i64,
-    /// Ends of connections before the counters began.
-    closed_before: Vec<NodeTime>,
 }
 
 /// Counters and socket tables, joined.
@@ -77,13 +136,14 @@ struct Row {
 pub struct TcpConnections {
     remember: Duration,
     rows: BTreeMap<Key, Row>,
-    incoming: BTreeMap<Key, TcpCounter>,
+    /// The number of the counters' reading that is under way, or was last; from 1 on.
+    reading: u32,
     /// When counting began.
     counting_since: Option<NodeTime>,
     sockets: BTreeMap<Key, SocketTally>,
     incoming_sockets: BTreeMap<Key, SocketTally>,
-    /// A socket table that waits for the next reading of the counters: the readings before it, and whether it was complete.
-    waiting: Option<(BTreeMap<Key, TcpCounter>, bool)>,
+    /// A socket table that waits for the next reading of the counters: the reading before it, and whether it was complete.
+    waiting: Option<(u32, bool)>,
     counters_end: Option<NodeTime>,
 }
 
@@ -92,7 +152,7 @@ impl TcpConnections {
         Self {
             remember,
             rows: BTreeMap::new(),
-            incoming: BTreeMap::new(),
+            reading: 0,
             counting_since: None,
             sockets: BTreeMap::new(),
             incoming_sockets: BTreeMap::new(),
@@ -102,31 +162,34 @@ impl TcpConnections {
     }
 
     pub(super) fn begin_counters(&mut self) {
-        self.incoming.clear();
+        self.reading = self.reading.saturating_add(1);
     }
 
-    pub(super) fn counter(&mut self, counter: TcpCounter) {
-        self.incoming.insert((counter.destination, counter.source), counter);
+    /// Counters only grow, so each is taken in at once, also one of a reading that will fail.
+    pub(super) fn counter(&mut self, counter: TcpCounter, at: NodeTime) {
+        let row = self.rows.entry((counter.destination, counter.source)).or_default();
+        row.note(&counter, at, self.reading);
+        row.forget(at.before(self.remember));
     }
 
     pub(super) fn end_counters(&mut self, begin: NodeTime, at: NodeTime, outcome: &Outcome) {
-        let incoming = std::mem::take(&mut self.incoming);
         if matches!(outcome, Outcome::Failed(_)) {
             return;
         }
         self.counting_since.get_or_insert(begin);
-        let horizon = at.before(self.remember);
-        for (key, counter) in &incoming {
-            let row = self.rows.entry(*key).or_default();
-            row.note(at, *counter);
-            // The newest reading before the horizon stays: it is what the oldest differences are taken from.
-            while row.readings.get(1).is_some_and(|second| second.at < horizon) {
-                row.readings.pop_front();
-            }
-        }
         self.counters_end = Some(at);
+        let (reading, horizon, sockets) = (self.reading, at.before(self.remember), &self.sockets);
+        if *outcome == Outcome::Complete {
+            self.rows.retain(|key, row| {
+                let counted = row.shown == reading;
+                if !counted && row.shown > 0 {
+                    row.retire();
+                }
+                counted || row.remembers(horizon) || sockets.contains_key(key)
+            });
+        }
         if let Some((before, complete)) = self.waiting.take() {
-            self.reconcile(&before, &incoming, complete);
+            self.reconcile(before, complete);
         }
     }
 
@@ -140,11 +203,15 @@ impl TcpConnections {
         }
         let tally = self.incoming_sockets.entry((socket.destination, socket.source.address)).or_default();
         match socket.state {
-            SocketState::Connecting => tally.wanting += 1,
-            SocketState::Open => tally.open += 1,
+            SocketState::Connecting => tally.wanting = tally.wanting.saturating_add(1),
+            SocketState::Open => tally.open = tally.open.saturating_add(1),
             SocketState::TimeWait { remaining_millis } => {
                 let gone_by = TIME_WAIT.saturating_sub(Duration::from_millis(u64::from(remaining_millis)));
-                tally.closed_at.push(at.before(gone_by));
+                let closed = at.before(gone_by);
+                // Later ones were counted.
+                if self.counting_since.is_none_or(|since| closed < since) {
+                    tally.closed_at.push(closed);
+                }
             }
         }
     }
@@ -159,35 +226,23 @@ impl TcpConnections {
         }
         // Only counters read before the table can bracket it.
         if self.counters_end.is_some_and(|end| end <= begin) {
-            let before = self.rows.iter().filter_map(|(key, row)| Some((*key, row.readings.back()?.counter))).collect();
-            self.waiting = Some((before, *outcome == Outcome::Complete));
+            self.waiting = Some((self.reading, *outcome == Outcome::Complete));
         }
     }
 
     /// Sets the baseline of every pair whose counters stood still while the socket table was read.
-    fn reconcile(&mut self, before: &BTreeMap<Key, TcpCounter>, after: &BTreeMap<Key, TcpCounter>, complete: bool) {
+    fn reconcile(&mut self, before: u32, complete: bool) {
         let counting_since = self.counting_since.unwrap_or_default();
-        for (key, tally) in &self.sockets {
+        for (key, tally) in &mut self.sockets {
             let row = self.rows.entry(*key).or_default();
-            if row.closed_before.is_empty() {
-                row.closed_before = tally.closed_at.iter().copied().filter(|closed| *closed < counting_since).collect();
-            }
+            row.closed_before(tally.closed_at.drain(..).filter(|closed| *closed < counting_since));
         }
-        let moves = |reading: Option<&TcpCounter>| reading.map_or([0; 6], TcpCounter::movements);
         for (key, row) in &mut self.rows {
-            let counter = after.get(key);
-            if moves(before.get(key)) != moves(counter) {
-                continue;
+            if row.moved <= before {
+                let (open, wanting) = self.sockets.get(key).map_or((0, 0), |tally| (tally.open, tally.wanting));
+                row.reconcile(open, wanting, complete);
             }
-            let (tally_open, tally_wanting) = self.sockets.get(key).map_or((0, 0), |tally| (tally.open, tally.wanting));
-            let open = signed(tally_open).saturating_sub(counter.map_or(0, TcpCounter::net_open));
-            let wanting = signed(tally_wanting).saturating_sub(counter.map_or(0, TcpCounter::net_wanting));
-            // What an incomplete table does not show proves nothing.
-            row.baseline_open = if complete { open } else { open.max(row.baseline_open) };
-            row.baseline_wanting = if complete { wanting } else { wanting.max(row.baseline_wanting) };
         }
-        let sockets = &self.sockets;
-        self.rows.retain(|key, row| !row.readings.is_empty() || sockets.contains_key(key));
     }
 
     /// When the counting began; `None` where nothing is counted.
@@ -195,88 +250,22 @@ impl TcpConnections {
         self.counting_since
     }
 
-    /// Every pair, with what happened within `span` before `now`.
-    pub fn iter(&self, now: NodeTime, span: Duration) -> impl Iterator<Item = (Endpoint, IpAddr, TcpTally)> + '_ {
-        let since = now.before(span);
+    /// Every pair, with what happened lately.
+    pub fn iter(&self, now: NodeTime, spans: Spans) -> impl Iterator<Item = (Endpoint, IpAddr, TcpTally)> + '_ {
+        let since = Since::new(now, spans, self.counting_since.unwrap_or_default());
         let counted = self.rows.iter().map(move |(key, row)| (key.0, key.1, row.tally(since)));
         // Without counters the socket tables are all there is.
+        let closed_since = now.before(spans.closed);
         let tables = self.sockets.iter().filter(|_| self.counting_since.is_none()).map(move |(key, tally)| {
-            let closed_lately = tally.closed_at.iter().filter(|closed| **closed >= since).count();
+            let closed = tally.closed_at.iter().filter(|closed| **closed >= closed_since).count();
             let tally = TcpTally {
-                open: tally.open,
-                wanting: tally.wanting,
-                closed_lately: u64::try_from(closed_lately).unwrap_or(u64::MAX),
-                closed_before: 0,
+                open: u64::from(tally.open),
+                wanting: u64::from(tally.wanting),
+                closed_held: u64::try_from(closed).unwrap_or(u64::MAX),
                 ..TcpTally::default()
             };
             (key.0, key.1, tally)
         });
         counted.chain(tables)
     }
-}
-
-impl Row {
-    /// Keeps at most one reading a second: what happened within it counts as of its end.
-    fn note(&mut self, at: NodeTime, counter: TcpCounter) {
-        let second_to_last =
-            self.readings.len().checked_sub(2).and_then(|index| self.readings.get(index)).map(|reading| reading.at);
-        match self.readings.back_mut() {
-            Some(last) if last.counter == counter => {}
-            Some(last) if second_to_last.is_some_and(|before| at.since(before) < Duration::from_secs(1)) => {
-                *last = Reading { at, counter };
-            }
-            _ => self.readings.push_back(Reading { at, counter }),
-        }
-    }
-
-    fn tally(&self, since: NodeTime) -> TcpTally {
-        let closed_before = self.closed_before.iter().filter(|closed| **closed >= since).count();
-        let closed_before = u64::try_from(closed_before).unwrap_or(u64::MAX);
-        let Some(Reading { counter: last, .. }) = self.readings.back() else {
-            return TcpTally {
-                open: self.baseline_open.max(0).unsigned_abs(),
-                wanting: self.baseline_wanting.max(0).unsigned_abs(),
-                closed_lately: closed_before,
-                closed_before,
-                ..TcpTally::default()
-            };
-        };
-        let then = self.readings.iter().rev().find(|reading| reading.at <= since).map(|reading| reading.counter);
-        let lately = |of: fn(&TcpCounter) -> u64| of(last).saturating_sub(then.as_ref().map_or(0, of));
-        TcpTally {
-            open: last.net_open().saturating_add(self.baseline_open).max(0).unsigned_abs(),
-            wanting: last.net_wanting().saturating_add(self.baseline_wanting).max(0).unsigned_abs(),
-            closed_lately: lately(|counter| counter.closed).saturating_add(closed_before),
-            closed_before,
-            reset_lately: lately(|counter| counter.reset),
-            failed_lately: lately(|counter| counter.failed),
-            no_local_port_lately: lately(|counter| counter.no_local_port),
-            syn_retransmitted_lately: lately(|counter| counter.syn_retransmitted),
-            opened_total: last.opened,
-            closed_total: last.closed.saturating_add(last.reset),
-            failed_total: last.failed.saturating_add(last.no_local_port),
-            syn_retransmitted_total: last.syn_retransmitted,
-        }
-    }
-}
-
-impl TcpCounter {
-    fn movements(&self) -> [u64; 6] {
-        [self.attempted, self.opened, self.closed, self.reset, self.failed, self.no_local_port]
-    }
-
-    /// Opened less ended; negative when connections from before the counting ended.
-    fn net_open(&self) -> i64 {
-        signed(self.opened).saturating_sub(signed(self.closed)).saturating_sub(signed(self.reset))
-    }
-
-    /// Attempted less answered and failed.
-    fn net_wanting(&self) -> i64 {
-        let done = signed(self.opened).saturating_add(signed(self.failed)).saturating_add(signed(self.no_local_port));
-        signed(self.attempted).saturating_sub(done)
-    }
-}
-
-fn signed(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Protocol};
-use crate::ledger::{Cohort, CohortState, Cohorts, Ledger, TcpTally};
+use crate::ledger::{Cohort, CohortState, Cohorts, Ledger, Spans, TcpTally};
 use crate::model::nat::HoldTimes;
 use crate::model::policy::Scope;
 use crate::observe::SourceId;
@@ -76,17 +76,14 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
     // Socket tables are only as fresh as they were read: where nothing is counted, conntrack knows better.
     let counting = ledger.works(SourceId::Tcp);
     let mut counted: BTreeSet<(Destination, IpAddr)> = BTreeSet::new();
-    let reset = by_source(ledger, now, hold.tcp_reset);
-    let lately = by_source(ledger, now, LATELY);
+    let spans = Spans { closed: hold.tcp_time_wait, reset: hold.tcp_reset, lately: LATELY };
     let mut from_tables = Vec::new();
-    for (endpoint, source, tally) in ledger.tcp().iter(now, hold.tcp_time_wait) {
+    for (endpoint, source, tally) in ledger.tcp().iter(now, spans) {
         let destination = Destination::tcp(endpoint);
         // The node translates it: conntrack has it under its real destination.
         if conntrack.is_some_and(|conntrack| conntrack.is_dialled_only(&destination)) {
             continue;
         }
-        let (reset, lately) = (reset.get(&(endpoint, source)), lately.get(&(endpoint, source)));
-        let (reset, lately) = (reset.copied().unwrap_or_default(), lately.copied().unwrap_or_default());
         if !counting {
             from_tables.push((destination, source, tally));
             continue;
@@ -94,9 +91,9 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
         let account = accounts
             .entry(destination)
             .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Tcp));
-        account.count(tally, lately);
+        account.count(&tally);
         counted.insert((destination, source));
-        account.add(source, Weight::of_tally(&tally, &reset));
+        account.add(source, Weight::of_tally(&tally));
     }
 
     if let Some(conntrack) = conntrack {
@@ -125,7 +122,7 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             .entry(destination)
             .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Sockets));
         if account.source == SourceId::Sockets {
-            account.add(source, Weight::of_tally(&tally, &TcpTally::default()));
+            account.add(source, Weight::of_tally(&tally));
         }
     }
 
@@ -135,16 +132,10 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             account.drift.map(|open| open.saturating_sub(i64::try_from(account.tcp.open).unwrap_or(i64::MAX)));
     }
     accounts.sort_by(|a, b| {
-        let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total);
+        let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total.sum());
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
     accounts
-}
-
-type BySource = BTreeMap<(crate::flow::Endpoint, IpAddr), TcpTally>;
-
-fn by_source(ledger: &Ledger, now: NodeTime, span: Duration) -> BySource {
-    ledger.tcp().iter(now, span).map(|(endpoint, source, tally)| ((endpoint, source), tally)).collect()
 }
 
 /// The moments that weighing depends on.
@@ -174,8 +165,8 @@ struct Weight {
 }
 
 impl Weight {
-    fn of_tally(tally: &TcpTally, reset: &TcpTally) -> Self {
-        let held = tally.open.saturating_add(tally.closed_lately).saturating_add(reset.reset_lately);
+    fn of_tally(tally: &TcpTally) -> Self {
+        let held = tally.open.saturating_add(tally.closed_held).saturating_add(tally.reset_held);
         Self {
             held: small(held),
             wanting: small(tally.wanting),
@@ -265,18 +256,19 @@ impl Account {
         self.active = self.active.saturating_sub(forgotten);
     }
 
-    fn count(&mut self, tally: TcpTally, lately: TcpTally) {
+    fn count(&mut self, tally: &TcpTally) {
         let sum = &mut self.tcp;
         sum.open = sum.open.saturating_add(tally.open);
         sum.wanting = sum.wanting.saturating_add(tally.wanting);
-        sum.closed_lately = sum.closed_lately.saturating_add(lately.closed_lately);
-        sum.reset_lately = sum.reset_lately.saturating_add(lately.reset_lately);
-        sum.failed_lately = sum.failed_lately.saturating_add(lately.failed_lately);
-        sum.no_local_port_lately = sum.no_local_port_lately.saturating_add(lately.no_local_port_lately);
-        sum.syn_retransmitted_lately = sum.syn_retransmitted_lately.saturating_add(lately.syn_retransmitted_lately);
+        sum.closed_held = sum.closed_held.saturating_add(tally.closed_held);
+        sum.reset_held = sum.reset_held.saturating_add(tally.reset_held);
+        sum.failed_lately = sum.failed_lately.saturating_add(tally.failed_lately);
+        sum.no_local_port_lately = sum.no_local_port_lately.saturating_add(tally.no_local_port_lately);
+        sum.syn_retransmitted_lately = sum.syn_retransmitted_lately.saturating_add(tally.syn_retransmitted_lately);
         sum.opened_total = sum.opened_total.saturating_add(tally.opened_total);
         sum.closed_total = sum.closed_total.saturating_add(tally.closed_total);
         sum.failed_total = sum.failed_total.saturating_add(tally.failed_total);
+        sum.no_local_port_total = sum.no_local_port_total.saturating_add(tally.no_local_port_total);
         sum.syn_retransmitted_total = sum.syn_retransmitted_total.saturating_add(tally.syn_retransmitted_total);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::known::Known;
+use crate::ledger::TcpTally;
 use crate::model::View;
 use crate::model::demand::Account;
 use crate::model::leak::Verdict;
@@ -52,13 +53,8 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         ),
         Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
     ];
-    if account.tcp.failed_lately > 0 || account.tcp.syn_retransmitted_lately > 0 {
-        let failed = account.tcp.failed_lately;
-        let repeated = account.tcp.syn_retransmitted_lately;
-        evidence.push(Evidence::seen(
-            SourceId::Tcp,
-            format!("{failed} connects failed and {repeated} SYNs were repeated in the last minute"),
-        ));
+    if account.tcp.failed_lately.sum() > 0 || account.tcp.syn_retransmitted_lately > 0 {
+        evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp)));
     }
     for pod in who.map(|listed| listed.pods.as_slice()).unwrap_or_default().iter().take(5) {
         evidence.push(Evidence::seen(
@@ -87,6 +83,11 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         evidence,
         remedy: more_ports(view.nat, ports, account.demand()),
     }
+}
+
+/// `16 connects timed out, 3 were refused, 48 SYNs were repeated in the last minute`.
+fn failed_lately(tcp: &TcpTally) -> String {
+    format!("{}, {} SYNs were repeated in the last minute", tcp.failed_lately, tcp.syn_retransmitted_lately)
 }
 
 /// What to set so that the demand fits with some air: the next power of two above 1.25 times the demand.
@@ -174,21 +175,22 @@ fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
             });
         }
         let full = view.node_ports.is_some_and(|ports| account.demand() >= ports.ports);
-        let lost = tcp.syn_retransmitted_lately.max(tcp.failed_lately);
-        // A refused connect fails too, but it was answered: only repeated SYNs tell silence from refusal.
+        // A refused connect was answered.
+        let lost = tcp.syn_retransmitted_lately.max(tcp.failed_lately.unanswered());
         if account.in_scope && !full && tcp.syn_retransmitted_lately > 0 && lost >= view.policy.failures_per_minute {
             findings.push(Finding {
                 id: FindingId::NatSynUnanswered,
                 severity: Severity::Warning,
                 title: format!(
                     "{destination} does not answer: {} SYNs repeated, {} connects failed in the last minute",
-                    tcp.syn_retransmitted_lately, tcp.failed_lately
+                    tcp.syn_retransmitted_lately,
+                    tcp.failed_lately.unanswered()
                 ),
                 subject: destination.to_string(),
-                evidence: vec![Evidence::seen(
-                    account.source,
-                    format!("{} held, {} wanting", account.held, account.wanting),
-                )],
+                evidence: vec![
+                    Evidence::seen(SourceId::Tcp, failed_lately(tcp)),
+                    Evidence::seen(account.source, format!("{} held, {} wanting", account.held, account.wanting)),
+                ],
                 remedy: "check the destination; then compare held ports with what the gateway allocated to this node"
                     .to_owned(),
             });

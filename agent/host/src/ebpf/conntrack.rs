@@ -4,16 +4,18 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::sync::Arc;
 
-use headroom_core::known::Why;
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::ProgramRuns;
 use headroom_core::ports::PortRange;
 use headroom_ebpf_common::conntrack::{
     COUNTS_MAP, Counts, Key, LOSSES_MAP, Losses, OFFSETS_GLOBAL, Offsets, TUPLES_BYTES,
 };
+use headroom_ebpf_common::tcp;
 
 use super::maps::{Hash, Single};
 use super::object::embedded;
 use super::programs::{CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, ProgramRow};
-use super::{LoadError, ProgramStatus, attach, attach_to, create};
+use super::{LoadError, ProgramStatus, attach, attach_to, create, runs, take_map};
 use crate::btf::{Btf, BtfError, Member};
 use crate::root::HostRoot;
 
@@ -33,7 +35,7 @@ pub struct Conntrack {
     /// Entries are counted before it is known whether they find a port: those that did not have to be subtracted.
     pub counts_attempts: bool,
     /// Owns the programs' links.
-    _ebpf: aya::Ebpf,
+    ebpf: aya::Ebpf,
 }
 
 /// What to count.
@@ -62,16 +64,14 @@ impl Conntrack {
         let split = symbols.delete_part;
         let (offsets, entries_layout, no_port_layout) = offsets(root, &kernel, subject, split)?;
         let mut ebpf = create(object, |loader| {
-            loader
-                .override_global(OFFSETS_GLOBAL, &offsets, true)
-                .map_max_entries(COUNTS_MAP, subject.max_keys.max(1))
-                // The other subject's maps, which nothing here uses.
-                .map_max_entries(headroom_ebpf_common::tcp::COUNTS_MAP, 1)
-                .map_max_entries(headroom_ebpf_common::tcp::LOCAL_PORTS_MAP, 1);
+            loader.override_global(OFFSETS_GLOBAL, &offsets, true).map_max_entries(COUNTS_MAP, subject.max_keys.max(1));
+            // The other subject's maps, which nothing here uses.
+            for map in [tcp::SLOTS_MAP, tcp::ENTRIES_MAP, tcp::FREE_MAP, tcp::LOCAL_PORTS_MAP] {
+                loader.map_max_entries(map, 1);
+            }
         })?;
-        let map = |ebpf: &mut aya::Ebpf, name| ebpf.take_map(name).ok_or(LoadError::NotInObject { what: name });
-        let counts = Hash::new(COUNTS_MAP, map(&mut ebpf, COUNTS_MAP)?)?;
-        let losses = Single::new(LOSSES_MAP, map(&mut ebpf, LOSSES_MAP)?)?;
+        let counts = Hash::new(COUNTS_MAP, take_map(&mut ebpf, COUNTS_MAP)?)?;
+        let losses = Single::new(LOSSES_MAP, take_map(&mut ebpf, LOSSES_MAP)?)?;
 
         let mut programs = Vec::new();
         let mut note = |row: ProgramRow, attached: Result<(), Why>| {
@@ -106,8 +106,15 @@ impl Conntrack {
             entries_unknown: deleted.and(inserted).err(),
             no_port_unknown: no_port.err(),
             counts_attempts,
-            _ebpf: ebpf,
+            ebpf,
         })
+    }
+}
+
+impl Conntrack {
+    /// How a program ran since it was attached.
+    pub fn runs(&self, name: &str) -> Known<ProgramRuns> {
+        runs::of(&self.ebpf, name)
     }
 }
 
@@ -144,7 +151,7 @@ fn drop_reason(kernel: &Btf) -> Result<u32, LoadError> {
     if kernel.tracepoint_arguments(CT_NO_PORT.hook)? < CT_NO_PORT.arguments {
         return Err(LoadError::UnknownLayout { what: "tracepoint kfree_skb" });
     }
-    u32::try_from(value).map_err(|_| LoadError::UnknownLayout { what: "enum skb_drop_reason" })
+    u32::try_from(value).map_err(|_negative| LoadError::UnknownLayout { what: "enum skb_drop_reason" })
 }
 
 /// Where this kernel keeps what the programs read; and why the one or the other cannot be read, if so.

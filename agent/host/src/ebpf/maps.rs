@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, Stack};
 
 /// A map could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,17 +66,45 @@ impl<K: Pod + Default, V: Pod + Default> Hash<K, V> {
         Ok(Self { name, map, keys: Vec::new(), values: Vec::new() })
     }
 
-    /// Enters a key that is not there yet; one that is keeps its value. False if there is no room.
+    /// Enters a key that is not there yet; one that is keeps its value.
     ///
     /// # Errors
     /// The kernel refused for another reason.
-    pub fn insert_new(&mut self, key: K, value: V) -> Result<bool, MapsError> {
+    pub fn insert_new(&mut self, key: K, value: V) -> Result<Inserted, MapsError> {
         let inserted = HashMap::<&mut MapData, K, V>::try_from(&mut self.map)
             .and_then(|mut map| map.insert(key, value, BPF_NOEXIST));
         match inserted {
-            Ok(()) => Ok(true),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(true),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            Ok(()) => Ok(Inserted::New),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(Inserted::Known)
+            }
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                Ok(Inserted::Full)
+            }
+            Err(source) => Err(MapsError::Map { map: self.name, source }),
+        }
+    }
+
+    /// The value of a key, if it is there.
+    ///
+    /// # Errors
+    /// The kernel could not read it.
+    pub fn get(&self, key: &K) -> Result<Option<V>, MapsError> {
+        match HashMap::<&MapData, K, V>::try_from(&self.map).and_then(|map| map.get(key, 0)) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(MapsError::Map { map: self.name, source }),
+        }
+    }
+
+    /// Takes a key out, if it is there.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn remove(&mut self, key: &K) -> Result<(), MapsError> {
+        match HashMap::<&mut MapData, K, V>::try_from(&mut self.map).and_then(|mut map| map.remove(key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             Err(source) => Err(MapsError::Map { map: self.name, source }),
         }
     }
@@ -130,6 +158,130 @@ impl<K: Pod + Default, V: Pod + Default> Hash<K, V> {
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < MAX_BATCH => size *= 2,
                 Err(error) => return Err(MapsError::Batch { map: self.name, source: error }),
             }
+        }
+    }
+}
+
+/// What became of a key that was to be entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is there now.
+    New,
+    /// It was there before.
+    Known,
+    /// There is no room.
+    Full,
+}
+
+/// An array map of plain bytes.
+pub struct Table<V> {
+    name: &'static str,
+    /// Always an array whose values have the size of `V`.
+    map: Map,
+    values: Vec<V>,
+}
+
+impl<V> std::fmt::Debug for Table<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<V: Pod + Default> Table<V> {
+    /// Takes a map for an array of `V`.
+    ///
+    /// # Errors
+    /// It is not an array, or its values have another size: that is what makes the reads below sound.
+    pub(super) fn new(name: &'static str, map: Map) -> Result<Self, MapsError> {
+        let _size = Array::<&MapData, V>::try_from(&map).map_err(|source| MapsError::Map { map: name, source })?;
+        Ok(Self { name, map, values: Vec::new() })
+    }
+
+    /// Overwrites the value at an index.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set(&mut self, index: u32, value: V) -> Result<(), MapsError> {
+        Array::<&mut MapData, V>::try_from(&mut self.map)
+            .and_then(|mut map| map.set(index, value, 0))
+            .map_err(|source| MapsError::Map { map: self.name, source })
+    }
+
+    /// The value at an index.
+    ///
+    /// # Errors
+    /// The kernel could not read it.
+    pub fn get(&self, index: u32) -> Result<V, MapsError> {
+        Array::<&MapData, V>::try_from(&self.map)
+            .and_then(|map| map.get(&index, 0))
+            .map_err(|source| MapsError::Map { map: self.name, source })
+    }
+
+    /// Shows the values from the first on, with their indices, batch after batch for as long as `more` says so.
+    ///
+    /// # Errors
+    /// The kernel could not read on; what was shown before is true.
+    pub fn for_each(
+        &mut self,
+        mut see: impl FnMut(u32, &V) -> Result<(), MapsError>,
+        mut more: impl FnMut(u32) -> bool,
+    ) -> Result<(), MapsError> {
+        let Map::Array(data) = &self.map else { return Ok(()) };
+        self.values.resize(BATCH, V::default());
+        // An array's keys are its indices.
+        let mut indices = [0_u32; BATCH];
+        let mut position = None;
+        loop {
+            let read = lookup_batch(data.fd().as_fd(), position, &mut indices, &mut self.values)
+                .map_err(|source| MapsError::Batch { map: self.name, source })?;
+            let mut next = 0;
+            for (index, value) in indices.iter().zip(&self.values).take(read.count) {
+                see(*index, value)?;
+                next = index.saturating_add(1);
+            }
+            match read.next {
+                Some(after) if more(next) => position = Some(after),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A stack map of numbers.
+pub struct Numbers {
+    name: &'static str,
+    map: Stack<MapData, u32>,
+}
+
+impl std::fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Numbers").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Numbers {
+    pub(super) fn new(name: &'static str, map: Map) -> Result<Self, MapsError> {
+        let map = Stack::try_from(map).map_err(|source| MapsError::Map { map: name, source })?;
+        Ok(Self { name, map })
+    }
+
+    /// Puts one on top.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn push(&mut self, number: u32) -> Result<(), MapsError> {
+        self.map.push(number, 0).map_err(|source| MapsError::Map { map: self.name, source })
+    }
+
+    /// Takes the one on top, if there is one.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn pop(&mut self) -> Result<Option<u32>, MapsError> {
+        match self.map.pop(0) {
+            Ok(number) => Ok(Some(number)),
+            Err(MapError::ElementNotFound) => Ok(None),
+            Err(source) => Err(MapsError::Map { map: self.name, source }),
         }
     }
 }

@@ -1,23 +1,28 @@
 //! The programs of the subject `tcp`: where this kernel keeps what they read, and their maps.
 
-use headroom_core::known::Why;
+use headroom_core::known::{Known, Why};
+use headroom_core::observe::ProgramRuns;
 use headroom_ebpf_common::tcp::{
-    COUNTS_MAP, Counts, HEADER_BYTES, Key, LOCAL_PORTS_MAP, LOSSES_MAP, LocalPorts, Losses, NOWHERE, OFFSETS_GLOBAL,
-    Offsets,
+    ENTRIES_MAP, FREE_MAP, HEADER_BYTES, LOCAL_PORTS_MAP, LOSSES_MAP, LocalPorts, Losses, MAX_DESTINATIONS, NOWHERE,
+    OFFSETS_GLOBAL, Offsets, SLOTS_MAP,
 };
 
 use super::maps::{Hash, MapsError, Single};
 use super::object::embedded;
 use super::programs::{self, TCP_STATE};
-use super::{LoadError, ProgramStatus, attach, create};
+use super::{LoadError, ProgramStatus, attach, create, runs, take_map};
 use crate::btf::{Btf, BtfError, Member};
 use crate::root::HostRoot;
+
+pub mod entries;
+
+use entries::Entries;
 
 /// The running programs and their maps. Dropping it detaches them.
 #[derive(Debug)]
 pub struct Tcp {
     /// Counters per destination and source.
-    pub counts: Hash<Key, Counts>,
+    pub entries: Entries,
     /// What could not be counted.
     pub losses: Single<Losses>,
     /// Port ranges of the network namespaces that dialled, by inode.
@@ -27,7 +32,7 @@ pub struct Tcp {
     /// Why [`Tcp::local_ports`] stays empty, if it does.
     pub local_ports_unknown: Option<Why>,
     /// Owns the programs' links.
-    _ebpf: aya::Ebpf,
+    ebpf: aya::Ebpf,
 }
 
 impl Tcp {
@@ -39,17 +44,18 @@ impl Tcp {
         let object = embedded()?;
         let btf = Btf::of_kernel(root)?;
         let (offsets, local_ports_unknown) = offsets(&btf)?;
+        let max = max_destinations.clamp(1, MAX_DESTINATIONS);
         let mut ebpf = create(object, |loader| {
-            loader
-                .override_global(OFFSETS_GLOBAL, &offsets, true)
-                .map_max_entries(COUNTS_MAP, max_destinations.max(1))
-                // The other subject's map, which nothing here uses.
-                .map_max_entries(headroom_ebpf_common::conntrack::COUNTS_MAP, 1);
+            loader.override_global(OFFSETS_GLOBAL, &offsets, true);
+            for map in [SLOTS_MAP, ENTRIES_MAP, FREE_MAP] {
+                loader.map_max_entries(map, max);
+            }
+            // The other subject's map, which nothing here uses.
+            loader.map_max_entries(headroom_ebpf_common::conntrack::COUNTS_MAP, 1);
         })?;
-        let map = |ebpf: &mut aya::Ebpf, name| ebpf.take_map(name).ok_or(LoadError::NotInObject { what: name });
-        let counts = Hash::new(COUNTS_MAP, map(&mut ebpf, COUNTS_MAP)?)?;
-        let losses = Single::new(LOSSES_MAP, map(&mut ebpf, LOSSES_MAP)?)?;
-        let local_ports = Hash::new(LOCAL_PORTS_MAP, map(&mut ebpf, LOCAL_PORTS_MAP)?)?;
+        let entries = Entries::new(&mut ebpf, max)?;
+        let losses = Single::new(LOSSES_MAP, take_map(&mut ebpf, LOSSES_MAP)?)?;
+        let local_ports = Hash::new(LOCAL_PORTS_MAP, take_map(&mut ebpf, LOCAL_PORTS_MAP)?)?;
         let mut programs = Vec::new();
         for row in programs::TCP {
             let attached = same_arguments(&btf, row.hook, row.arguments).and_then(|()| attach(&mut ebpf, row));
@@ -58,7 +64,14 @@ impl Tcp {
                 attached => programs.push(ProgramStatus { row, attached: attached.map_err(|error| error.why()) }),
             }
         }
-        Ok(Self { counts, losses, local_ports, programs, local_ports_unknown, _ebpf: ebpf })
+        Ok(Self { entries, losses, local_ports, programs, local_ports_unknown, ebpf })
+    }
+}
+
+impl Tcp {
+    /// How a program ran since it was attached.
+    pub fn runs(&self, name: &str) -> Known<ProgramRuns> {
+        runs::of(&self.ebpf, name)
     }
 }
 
@@ -97,6 +110,7 @@ fn offsets(btf: &Btf) -> Result<(Offsets, Option<Why>), LoadError> {
         (Err(error), _) | (_, Err(error)) => return Err(error),
     };
     let (protocol, protocol_bytes) = at(btf.member(&["sock", "sk_protocol"])?, "sk_protocol", &[1, 2])?;
+    let (err, _) = at(btf.member(&["sock", "sk_err"])?, "sk_err", &[4])?;
     let (sport, _) = at(btf.member(&["inet_sock", "inet_sport"])?, "inet_sport", &[2])?;
     let (ports, unknown) = match local_ports(btf) {
         Ok(ports) => (ports, None),
@@ -114,6 +128,9 @@ fn offsets(btf: &Btf) -> Result<(Offsets, Option<Why>), LoadError> {
         v6_rcv_saddr,
         protocol,
         protocol_bytes,
+        err,
+        connection_refused: libc::ECONNREFUSED.unsigned_abs(),
+        timed_out: libc::ETIMEDOUT.unsigned_abs(),
         sport,
         net: ports.net,
         net_inum: ports.inum,

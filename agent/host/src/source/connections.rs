@@ -7,16 +7,15 @@
 //! Bound: a round takes as long as reading the map and, once a minute, the socket tables of every network namespace (10 s
 //! at most).
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use headroom_core::observe::{Fact, SourceId};
+use headroom_core::observe::{Fact, Outcome, SourceId};
 use headroom_core::time::NodeTime;
 
 use crate::clock;
 use crate::root::HostRoot;
 use crate::source::sockets::SocketsSource;
-use crate::source::tcp::TcpSource;
+use crate::source::tcp::{Pairs, TcpSource};
 use crate::source::{Sink, Source};
 
 /// Tables are read again this often, to correct what was lost. Reading them takes some 10 ms of CPU per network namespace.
@@ -69,18 +68,25 @@ impl Source for ConnectionsSource {
         }
         self.rounds = self.rounds.saturating_add(1);
         self.tables_read = now;
-        let mut pairs = BTreeSet::new();
+        // Before the namespaces are looked at: one that comes meanwhile must not be taken for gone.
+        let dialled_from = self.tcp.namespaces();
+        let (mut pairs, mut complete) = (Pairs::new(), false);
         self.sockets.observe(&mut |observation| {
-            if let Fact::Socket(socket) = &observation.fact
-                && !socket.accepted
-            {
-                pairs.insert((socket.destination, socket.source.address));
+            match &observation.fact {
+                Fact::Socket(socket) if !socket.accepted => {
+                    pairs.insert((socket.destination, socket.source.address));
+                }
+                Fact::End { outcome, .. } => complete = *outcome == Outcome::Complete,
+                _ => {}
             }
             sink(observation);
         });
         if counting {
-            self.tcp.seed(pairs.into_iter());
-            self.tcp.observe(sink);
+            if let Some(live) = self.sockets.namespaces() {
+                self.tcp.forget_namespaces(dialled_from.difference(live));
+            }
+            self.tcp.seed(pairs.iter().copied());
+            self.tcp.observe_after(complete.then_some((now, &pairs)), sink);
         }
     }
 }

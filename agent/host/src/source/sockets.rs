@@ -5,6 +5,7 @@
 //! this is for once in a while, not for every second. One round ends after 10 s and 1,000,000 sockets at most, and says
 //! so ([`Outcome::Partial`]).
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -38,6 +39,7 @@ const REASONS: usize = 3;
 #[derive(Debug)]
 pub struct SocketsSource {
     root: HostRoot,
+    namespaces: Option<BTreeSet<NetnsInode>>,
 }
 
 /// One reading of all tables.
@@ -50,6 +52,8 @@ struct Round<'a, 'sink> {
     read: u64,
     /// What is missing.
     missing: Vec<String>,
+    /// Every namespace with a process, if all processes could be asked.
+    namespaces: Option<BTreeSet<NetnsInode>>,
 }
 
 /// Why a namespace could not be read through a process.
@@ -62,7 +66,12 @@ enum Unread {
 impl SocketsSource {
     /// Reads below this root.
     pub fn new(root: &HostRoot) -> Self {
-        Self { root: root.clone() }
+        Self { root: root.clone(), namespaces: None }
+    }
+
+    /// Every network namespace that had a process in the last round, if all processes could be asked.
+    pub fn namespaces(&self) -> Option<&BTreeSet<NetnsInode>> {
+        self.namespaces.as_ref()
     }
 }
 
@@ -74,9 +83,11 @@ impl Source for SocketsSource {
     fn observe(&mut self, sink: Sink<'_>) {
         sink(observation(ID, Fact::Begin(Snapshot::Sockets)));
         let until = clock::node_time().after(ROUND_LIMIT);
-        let mut round = Round { root: &self.root, sink, until, sockets: 0, read: 0, missing: Vec::new() };
+        let mut round =
+            Round { root: &self.root, sink, until, sockets: 0, read: 0, missing: Vec::new(), namespaces: None };
         round.read_all();
         let (read, missing) = (round.read, sentence(&round.missing));
+        self.namespaces = round.namespaces;
         let (outcome, coverage) = match missing {
             None => (Outcome::Complete, works(HOW)),
             Some(why) if read > 0 => (Outcome::Partial(Why::new(why.clone())), degraded(HOW, why)),
@@ -100,6 +111,9 @@ fn sentence(missing: &[String]) -> Option<String> {
 impl Round<'_, '_> {
     fn read_all(&mut self) {
         let walk = processes::walk(self.root);
+        if walk.failed.is_none() && walk.denied.is_empty() {
+            self.namespaces = Some(walk.namespaces.keys().copied().collect());
+        }
         self.missing.extend(walk.failed);
         if !walk.denied.is_empty() {
             self.missing.push(format!(

@@ -3,6 +3,7 @@
 //! Reads the counters of `ebpf/programs/src/tcp.rs`; a round takes a system call per thousand entries and blocks for
 //! nothing. It does not know connections that existed before it started, unless it is told ([`TcpSource::seed`]).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use headroom_core::flow::Endpoint;
@@ -10,11 +11,14 @@ use headroom_core::ids::NetnsInode;
 use headroom_core::known::{Known, Why};
 use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, SourceId, TcpCounter};
 use headroom_core::ports::PortRange;
+use headroom_core::time::NodeTime;
 use headroom_ebpf_common::tcp::{Counts, Key, Losses};
 
 use super::{Sink, Source, degraded, observation, unreadable, works};
-use crate::ebpf::ProgramStatus;
+use crate::clock;
 use crate::ebpf::tcp::Tcp;
+use crate::ebpf::tcp::entries::Connected;
+use crate::ebpf::{ProgramStatus, TCP_STATE};
 use crate::root::HostRoot;
 
 /// Source [`SourceId::Tcp`].
@@ -23,13 +27,17 @@ pub struct TcpSource {
     state: Result<Tcp, Why>,
     /// The most seeds that found no room in one seeding: the next seeding brings the same ones again.
     unseeded: u64,
+    seedings: u32,
 }
+
+/// So many times, connections that existed before the start may be found for pairs that are counted already.
+const EARLY: u32 = 3;
 
 impl TcpSource {
     /// Starts counting. Where that is not possible, the source remembers why and says so in every round.
     ///
     /// `max_destinations` is how many pairs of destination and source address are counted at the same time; each takes about
-    /// 150 bytes of kernel memory, taken at once.
+    /// 240 bytes of kernel memory, taken at once.
     pub fn start(root: &HostRoot, max_destinations: u32) -> Self {
         let state = if root.is_live() {
             Tcp::load(root, max_destinations).map_err(|error| error.why())
@@ -40,7 +48,7 @@ impl TcpSource {
             Ok(_) => tracing::info!("counting TCP connects and closes in the kernel"),
             Err(why) => tracing::warn!(%why, "TCP connects and closes cannot be counted in the kernel"),
         }
-        Self { state, unseeded: 0 }
+        Self { state, unseeded: 0, seedings: 0 }
     }
 
     /// Enters connections that existed before the start, so that their closes are counted. Their counters begin at zero:
@@ -48,8 +56,10 @@ impl TcpSource {
     pub fn seed(&mut self, keys: impl Iterator<Item = (Endpoint, IpAddr)>) {
         let Ok(tcp) = &mut self.state else { return };
         let mut unseeded = 0;
+        let early = self.seedings < EARLY;
+        self.seedings = self.seedings.saturating_add(1);
         for (destination, source) in keys {
-            match tcp.counts.insert_new(key(destination, source), Counts::default()) {
+            match tcp.entries.seed(key(destination, source), early) {
                 Ok(true) => {}
                 Ok(false) => unseeded += 1,
                 Err(error) => {
@@ -66,6 +76,24 @@ impl TcpSource {
         match &self.state {
             Ok(tcp) => tcp.programs.clone(),
             Err(why) => ProgramStatus::none(&crate::ebpf::TCP, why),
+        }
+    }
+
+    /// The network namespaces whose port range is kept.
+    pub fn namespaces(&mut self) -> BTreeSet<NetnsInode> {
+        let ranges = self.local_ports();
+        ranges.present().into_iter().flatten().map(|(inode, _)| *inode).collect()
+    }
+
+    /// Forgets the port ranges of namespaces that are gone: the kernel gives their inodes to new ones. Of one that lives on
+    /// without a process, the range is seen again when it dials somewhere new.
+    pub fn forget_namespaces<'a>(&mut self, gone: impl Iterator<Item = &'a NetnsInode>) {
+        let Ok(tcp) = &mut self.state else { return };
+        for inode in gone.filter_map(|inode| u32::try_from(inode.0).ok()) {
+            if let Err(error) = tcp.local_ports.remove(&inode) {
+                tracing::warn!(%error, "could not forget a network namespace that is gone");
+                return;
+            }
         }
     }
 
@@ -87,27 +115,44 @@ impl TcpSource {
     }
 }
 
-impl Source for TcpSource {
-    fn id(&self) -> SourceId {
-        SourceId::Tcp
-    }
-
+impl TcpSource {
+    /// Reads the counters. `table` is a complete socket table that was read just before: from when on, and which pairs it
+    /// shows; what it does not show can be forgotten after a while.
+    ///
     /// Coverage comes after the counters: it tells whether they could be read.
-    fn observe(&mut self, sink: Sink<'_>) {
+    pub fn observe_after(&mut self, table: Option<(NodeTime, &Pairs)>, sink: Sink<'_>) {
         let mut put = |fact| sink(observation(SourceId::Tcp, fact));
         let tcp = match &mut self.state {
             Ok(tcp) => tcp,
-            Err(why) => return put(unreadable(why.as_str())),
+            Err(why) => {
+                for program in ProgramStatus::none(&crate::ebpf::TCP, why) {
+                    put(program.fact(|_| Known::Absent));
+                }
+                return put(unreadable(why.as_str()));
+            }
         };
         put(Fact::Begin(Snapshot::TcpCounters));
-        let read: Result<(), Why> =
-            tcp.counts.for_each(|key, counts| put(Fact::TcpCounter(counter(key, counts)))).map_err(Why::from);
+        let shows = |key: &Key| table.is_some_and(|(_, pairs)| pairs.contains(&pair(key)));
+        let connected = table.map(|(begun, _)| Connected { begun, shows: &shows });
+        let read: Result<(), Why> = tcp
+            .entries
+            .read(clock::node_time(), connected.as_ref(), |key, counts| put(Fact::TcpCounter(counter(key, counts))))
+            .map_err(Why::from);
         let outcome = read.clone().map_or_else(Outcome::Failed, |()| Outcome::Complete);
         put(Fact::End { snapshot: Snapshot::TcpCounters, outcome });
         let losses: Result<Losses, Why> = tcp.losses.get().map_err(Why::from);
         if let Ok(losses) = &losses {
             put(Fact::Lost { what: Loss::TcpMapFull, total: losses.map_full.saturating_add(self.unseeded) });
             put(Fact::Lost { what: Loss::TcpReadFailed, total: losses.read_failed });
+        }
+        for program in &tcp.programs {
+            let runs = if program.attached.is_ok() { tcp.runs(program.row.name) } else { Known::Absent };
+            if program.row == TCP_STATE
+                && let Some(total) = runs.present().and_then(|runs| runs.missed)
+            {
+                put(Fact::Lost { what: Loss::TcpMissed, total });
+            }
+            put(program.fact(|_| runs));
         }
         put(coverage(&tcp.programs, read, losses.err()));
         // What is not known here is only a stand-in for what `namespaces` may know.
@@ -118,6 +163,19 @@ impl Source for TcpSource {
         }
     }
 }
+
+impl Source for TcpSource {
+    fn id(&self) -> SourceId {
+        SourceId::Tcp
+    }
+
+    fn observe(&mut self, sink: Sink<'_>) {
+        self.observe_after(None, sink);
+    }
+}
+
+/// Pairs of destination and source address.
+pub type Pairs = BTreeSet<(Endpoint, IpAddr)>;
 
 const HOW: &str = "eBPF counters on raw tracepoint inet_sock_set_state";
 
@@ -146,17 +204,37 @@ fn octets(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// A map entry as a fact.
+/// A key's destination and source address.
+fn pair(key: &Key) -> (Endpoint, IpAddr) {
+    (Endpoint::new(Ipv6Addr::from(key.destination).into(), key.port), IpAddr::from(key.source).to_canonical())
+}
+
+/// A key and its counts as a fact.
 fn counter(key: &Key, counts: &Counts) -> TcpCounter {
-    let Counts { attempted, opened, closed, reset, failed, no_local_port, syn_retransmitted } = *counts;
-    TcpCounter {
-        destination: Endpoint::new(Ipv6Addr::from(key.destination).into(), key.port),
-        source: IpAddr::from(key.source).to_canonical(),
+    let (destination, source) = pair(key);
+    let Counts {
         attempted,
         opened,
         closed,
         reset,
-        failed,
+        refused,
+        timed_out,
+        unreachable,
+        given_up,
+        no_local_port,
+        syn_retransmitted,
+    } = *counts;
+    TcpCounter {
+        destination,
+        source,
+        attempted,
+        opened,
+        closed,
+        reset,
+        refused,
+        timed_out,
+        unreachable,
+        given_up,
         no_local_port,
         syn_retransmitted,
     }
@@ -200,7 +278,7 @@ mod tests {
         let mut source = TcpSource::start(&HostRoot::at("/nowhere"), 16);
         let mut facts = Vec::new();
         source.observe(&mut |observation| facts.push(observation.fact));
-        assert!(matches!(&facts[..], [Fact::Coverage(Known::Unknown(_))]));
+        assert!(matches!(&facts[..], [Fact::Program(_), Fact::Program(_), Fact::Coverage(Known::Unknown(_))]));
         assert!(source.programs().iter().all(|program| program.attached.is_err()));
     }
 }

@@ -5,6 +5,33 @@ use headroom_core::report::CoverageState;
 use super::{Width, heading};
 use crate::command::doctor::Diagnosis;
 
+/// Every program with how it ran; below it, why one does not, and what that costs.
+fn programs(out: &mut String, diagnosis: &Diagnosis, width: Width) {
+    let counted = diagnosis.runs_not_counted.is_none();
+    let rows = diagnosis.programs.iter().map(|program| {
+        let number = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
+        let runs = program.runs.filter(|runs| counted || *runs > 0);
+        let mean = runs.zip(program.time_ns).and_then(|(runs, time)| time.checked_div(runs));
+        vec![
+            program.name.clone(),
+            program.hook.clone(),
+            if program.attached { "attached" } else { "NOT" }.to_owned(),
+            number(runs),
+            mean.map_or_else(|| "-".to_owned(), |mean| format!("{mean} ns")),
+            number(program.missed),
+        ]
+    });
+    out.push_str(&width.grid(&["PROGRAM", "HOOK", "STATE", "RUNS", "MEAN", "MISSED"], &[3, 4, 5], rows));
+    for program in &diagnosis.programs {
+        if let Some(why) = &program.why {
+            width.wrap(out, "  ", "    ", &format!("{}: {why}; without it: no {}", program.name, program.lost_without));
+        }
+    }
+    if let Some(why) = &diagnosis.runs_not_counted {
+        width.wrap(out, "  ", "    ", why);
+    }
+}
+
 /// What works here, what does not, and why.
 pub fn page(diagnosis: &Diagnosis, width: Width) -> String {
     let mut out = String::new();
@@ -26,11 +53,7 @@ pub fn page(diagnosis: &Diagnosis, width: Width) -> String {
         width.wrap(&mut out, &first, &" ".repeat(27), &text);
     }
     heading(&mut out, "eBPF programs", width);
-    for program in &diagnosis.programs {
-        let state = if program.attached { "attached to" } else { "NOT attached to" };
-        let why = program.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        width.wrap(&mut out, "  ", "    ", &format!("{} {state} {}{why}", program.name, program.hook));
-    }
+    programs(&mut out, diagnosis, width);
     heading(&mut out, "Capabilities", width);
     for capability in &diagnosis.capabilities {
         let state = match capability.held {

@@ -233,8 +233,9 @@ impl Cohorts {
     pub(super) fn forget(&mut self, horizon: NodeTime, now: NodeTime) {
         let (horizon, fine) = (seconds(horizon), seconds(now).saturating_sub(FINE_SECS));
         self.0.retain(|cohort| cohort.state.is_live() || cohort.since >= horizon);
-        let is_coarse =
-            |cohort: &Cohort| cohort.state == CohortState::Open && cohort.since < fine && cohort.since % 60 != 0;
+        let is_coarse = |cohort: &Cohort| {
+            cohort.state == CohortState::Open && cohort.since < fine && !cohort.since.is_multiple_of(60)
+        };
         if self.0.iter().any(is_coarse) {
             for cohort in std::mem::take(&mut self.0) {
                 // Later rather than earlier: a flow is not taken for silent before it is.

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use headroom_core::flow::{Destination, Endpoint, Protocol};
-use headroom_core::known::Why;
+use headroom_core::known::{Known, Why};
 use headroom_core::observe::{ConntrackCounter, Fact, Loss, NoPort, Outcome, Snapshot};
 use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
@@ -103,7 +103,15 @@ impl Counters {
     /// # Errors
     /// They cannot be read, or are not what we take them for; from now on nothing is counted.
     pub(super) fn read(&mut self, sink: Sink<'_>) -> Result<(), Why> {
-        let Ok(programs) = &mut self.state else { return Ok(()) };
+        let programs = match &mut self.state {
+            Ok(programs) => programs,
+            Err(why) => {
+                for program in ProgramStatus::none(&CONNTRACK, why) {
+                    sink(observation(ID, program.fact(|_| Known::Absent)));
+                }
+                return Ok(());
+            }
+        };
         let entries = programs.entries_unknown.is_none();
         let attempts = programs.counts_attempts;
         let now = clock::node_time();
@@ -115,8 +123,9 @@ impl Counters {
         let mut retire = Vec::new();
         let still = &mut self.still;
         let mut seen = BTreeMap::new();
-        // As many as there were a moment ago.
-        let after = retire_after(still.len(), self.max_keys);
+        // As many as there were a moment ago, or more.
+        let (before, mut keys) = (still.len(), 0);
+        let max_keys = self.max_keys;
         let read = programs.counts.for_each(|key, counts| {
             if entries {
                 put(Fact::ConntrackCounter(counter(key, counts, attempts)));
@@ -124,13 +133,14 @@ impl Counters {
             if counts.no_port > 0 {
                 no_ports.push(no_port(key, counts));
             }
-            let (key_hash, counts_hash) = (hash(&key), hash(counts_words(counts)));
+            let (key_hash, counts_hash) = (hash(key), hash(counts_words(counts)));
             let since = match still.get(&key_hash) {
                 Some((as_before, since)) if *as_before == counts_hash => *since,
                 _ => now,
             };
             seen.insert(key_hash, (counts_hash, since));
-            if since < now && now.since(since) >= after {
+            keys += 1;
+            if since < now && now.since(since) >= retire_after(before.max(keys), max_keys) {
                 retire.push((*key, *counts));
             }
         });
@@ -144,6 +154,13 @@ impl Counters {
         put(Fact::Begin(Snapshot::NoPorts));
         no_ports.into_iter().for_each(|dropped| put(Fact::NoPort(dropped)));
         put(Fact::End { snapshot: Snapshot::NoPorts, outcome });
+        let mut missed = 0;
+        for program in &programs.programs {
+            let runs = if program.attached.is_ok() { programs.runs(program.row.name) } else { Known::Absent };
+            missed += runs.present().and_then(|runs| runs.missed).unwrap_or(0);
+            put(program.fact(|_| runs));
+        }
+        put(Fact::Lost { what: Loss::ConntrackMissed, total: missed });
         let checked = read.and(losses).and_then(|losses| {
             put(Fact::Lost { what: Loss::ConntrackMapFull, total: losses.map_full });
             put(Fact::Lost { what: Loss::ConntrackReadFailed, total: losses.read_failed });
@@ -195,7 +212,7 @@ fn own_namespace(root: &HostRoot) -> Result<u32, Why> {
     let metadata =
         std::fs::metadata(&path).map_err(|error| Why::new(format!("cannot examine `{}`: {error}", path.display())))?;
     // The kernel numbers namespaces with 32 bits.
-    u32::try_from(metadata.ino()).map_err(|_| Why::new("the network namespace has an impossible inode"))
+    u32::try_from(metadata.ino()).map_err(|_too_large| Why::new("the network namespace has an impossible inode"))
 }
 
 fn hash(what: impl std::hash::Hash) -> u64 {

@@ -1,6 +1,5 @@
 //! conntrack as the kernel counts it, against `conntrack -L`: on kernels with kprobes the counters, on others what stands in
-//! for them. Needs root, conntrack-tools and iptables. Compiled only with the feature `kernel-tests`.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! for them. Needs root, conntrack-tools and iptables.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,10 +17,7 @@ use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
 
-#[path = "flows_live/network.rs"]
-mod network;
-
-use network::{Node, on_a_node, send, sh};
+use crate::network::{Node, on_a_node, send, sh};
 
 /// The agent's side of a test.
 struct Agent {
@@ -224,7 +220,7 @@ fn entries_of_other_namespaces_do_not_count() {
 #[test]
 fn a_nearly_full_map_gives_room_to_new_destinations() {
     on_a_node(|node: &Node| {
-        let mut agent = Agent::start(Options { max_keys: 256, ..OPTIONS });
+        let mut agent = Agent::start(Options { max_keys: 512, ..OPTIONS });
         if !agent.counts() {
             // Events need no room in the kernel.
             send(&node.pod_socket(), 0..300);

@@ -1,0 +1,312 @@
+//! What is kept of one pair of destination and source address.
+//!
+//! The counters as they are now, and what was added to them lately: one step of eight bytes per 0.3 s and counter that
+//! moved. With its key in the ledger's map that is 182 bytes for a pair with a close every 50 s (measured by
+//! `agent/host/tests/ledger_memory.rs`), some 100 more if connects to it failed or connections are older than the counters,
+//! and 4 kB of steps for a pair with closes all the time of the 150 s that are remembered.
+
+use std::time::Duration;
+
+use crate::ledger::tcp::{Failures, Spans, TcpTally};
+use crate::observe::TcpCounter;
+use crate::time::NodeTime;
+
+/// Counters whose past matters, as numbers of a step.
+const CLOSED: usize = 0;
+const RESET: usize = 1;
+const REFUSED: usize = 2;
+const TIMED_OUT: usize = 3;
+const UNREACHABLE: usize = 4;
+const GIVEN_UP: usize = 5;
+const NO_LOCAL_PORT: usize = 6;
+const SYN_RETRANSMITTED: usize = 7;
+const KINDS: usize = 8;
+
+/// A tenth of a second since boot: 32 bits last for 13 years.
+type Tenths = u32;
+
+const TENTH: Duration = Duration::from_millis(100);
+/// What happens within so many tenths becomes one step.
+const STEP: Tenths = 3;
+
+/// So many of a kind until then, since the step before.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    at: Tenths,
+    /// The kind in the three uppermost bits.
+    what: u32,
+}
+
+const COUNT_BITS: u32 = 29;
+const COUNT_MAX: u32 = (1 << COUNT_BITS) - 1;
+
+impl Step {
+    fn kind(self) -> usize {
+        (self.what >> COUNT_BITS) as usize
+    }
+
+    fn count(self) -> u32 {
+        self.what & COUNT_MAX
+    }
+}
+
+/// One pair.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    attempted: u64,
+    opened: u64,
+    closed: u64,
+    /// What most pairs never have.
+    rare: Option<Box<Rare>>,
+    /// Oldest first; exactly as long as it must be, since there are many rows and few steps.
+    steps: Box<[Step]>,
+    /// The reading that showed it last, and the one that showed a movement last; 0 for none.
+    pub(super) shown: u32,
+    pub(super) moved: u32,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Rare {
+    /// All but the one of [`CLOSED`].
+    kinds: [u64; KINDS],
+    /// Connections that the counters do not know: opened before, less what was missed.
+    baseline_open: i32,
+    baseline_wanting: i32,
+    /// The ends before the counters began are among the steps: the next socket table shows the same again.
+    before_known: bool,
+}
+
+impl Row {
+    /// Takes in a reading.
+    pub(super) fn note(&mut self, counter: &TcpCounter, at: NodeTime, reading: u32) {
+        self.shown = reading;
+        let now = kinds(counter);
+        let before = self.kinds();
+        // Smaller than before: it was forgotten in the kernel, and counted anew.
+        let anew = counter.attempted < self.attempted
+            || counter.opened < self.opened
+            || now.iter().zip(before).any(|(now, before)| *now < before);
+        let before = if anew { [0; KINDS] } else { before };
+        // SYNs sent again begin and end nothing.
+        if anew
+            || (counter.attempted, counter.opened) != (self.attempted, self.opened)
+            || now.iter().zip(before).take(SYN_RETRANSMITTED).any(|(now, before)| *now != before)
+        {
+            self.moved = reading;
+        }
+        for (kind, (now, before)) in now.iter().zip(before).enumerate() {
+            self.step(kind, now.saturating_sub(before), tenths(at));
+        }
+        (self.attempted, self.opened, self.closed) = (counter.attempted, counter.opened, counter.closed);
+        let mut kinds = now;
+        kinds[CLOSED] = 0;
+        self.set_rare(|rare| rare.kinds = kinds);
+    }
+
+    fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
+
+    fn set_rare(&mut self, change: impl FnOnce(&mut Rare)) {
+        let before = self.rare();
+        let mut rare = before;
+        change(&mut rare);
+        if rare != before {
+            self.rare = (rare != Rare::default()).then(|| Box::new(rare));
+        }
+    }
+
+    /// Connections that ended before the counters began.
+    pub(super) fn closed_before(&mut self, ends: impl Iterator<Item = NodeTime>) {
+        let mut ends: Vec<Tenths> = ends.map(tenths).collect();
+        if self.rare().before_known || ends.is_empty() {
+            return;
+        }
+        self.set_rare(|rare| rare.before_known = true);
+        ends.sort_unstable();
+        let later = std::mem::take(&mut self.steps);
+        for end in ends {
+            self.step(CLOSED, 1, end);
+        }
+        self.change_steps(|steps| steps.extend(later));
+    }
+
+    fn change_steps(&mut self, change: impl FnOnce(&mut Vec<Step>)) {
+        let mut steps = std::mem::take(&mut self.steps).into_vec();
+        change(&mut steps);
+        self.steps = steps.into_boxed_slice();
+    }
+
+    fn step(&mut self, kind: usize, mut more: u64, at: Tenths) {
+        let same = |step: &&mut Step| step.kind() == kind && step.at / STEP == at / STEP;
+        if more > 0
+            && let Some(step) = self.steps.iter_mut().rev().take(KINDS).find(same)
+        {
+            let taken = u32::try_from(more).unwrap_or(u32::MAX).min(COUNT_MAX - step.count());
+            step.what += taken;
+            step.at = step.at.max(at);
+            more -= u64::from(taken);
+        }
+        while more > 0 {
+            let taken = u32::try_from(more).unwrap_or(u32::MAX).min(COUNT_MAX);
+            let kind = u32::try_from(kind).unwrap_or_default();
+            self.change_steps(|steps| {
+                steps.reserve_exact(1);
+                steps.push(Step { at, what: kind << COUNT_BITS | taken });
+            });
+            more -= u64::from(taken);
+        }
+    }
+
+    /// Forgets steps from before the horizon; seldom enough to be cheap.
+    pub(super) fn forget(&mut self, horizon: NodeTime) {
+        let horizon = tenths(horizon);
+        let stale = self.steps.iter().take_while(|step| step.at < horizon).count();
+        if stale * 2 > self.steps.len() {
+            self.change_steps(|steps| drop(steps.drain(..stale)));
+        }
+    }
+
+    /// The kernel counts it no longer: nothing is open, and what was counted is not known any more.
+    pub(super) fn retire(&mut self) {
+        let steps = std::mem::take(&mut self.steps);
+        let before_known = self.rare().before_known;
+        *self = Self { steps, moved: self.moved, ..Self::default() };
+        self.set_rare(|rare| rare.before_known = before_known);
+    }
+
+    /// Whether something ended or failed since then.
+    pub(super) fn remembers(&self, horizon: NodeTime) -> bool {
+        self.steps.iter().any(|step| step.at >= tenths(horizon))
+    }
+
+    /// Sets the baseline to what makes up a socket table that was read while the counters stood still.
+    pub(super) fn reconcile(&mut self, open: u32, wanting: u32, complete: bool) {
+        let open = small(i64::from(open).saturating_sub(self.net_open()));
+        let wanting = small(i64::from(wanting).saturating_sub(self.net_wanting()));
+        self.set_rare(|rare| {
+            // What an incomplete table does not show proves nothing.
+            rare.baseline_open = if complete { open } else { open.max(rare.baseline_open) };
+            rare.baseline_wanting = if complete { wanting } else { wanting.max(rare.baseline_wanting) };
+        });
+    }
+
+    pub(super) fn tally(&self, since: Since) -> TcpTally {
+        let mut lately = [0_u64; KINDS];
+        let (mut refused_held, mut closed_before) = (0_u64, 0_u64);
+        let earliest = since.closed.min(since.reset).min(since.lately);
+        for step in self.steps.iter().rev() {
+            // Steps of one moment may be out of order.
+            if step.at.saturating_add(STEP) <= earliest {
+                break;
+            }
+            let (kind, count) = (step.kind(), u64::from(step.count()));
+            let from = match kind {
+                CLOSED => since.closed,
+                RESET => since.reset,
+                _ => since.lately,
+            };
+            if step.at > from
+                && let Some(sum) = lately.get_mut(kind)
+            {
+                *sum = sum.saturating_add(count);
+            }
+            if kind == REFUSED && step.at > since.reset {
+                refused_held = refused_held.saturating_add(count);
+            }
+            if kind == CLOSED && step.at > since.closed && step.at < since.counting {
+                closed_before = closed_before.saturating_add(count);
+            }
+        }
+        let (all, rare) = (self.kinds(), self.rare());
+        TcpTally {
+            open: self.net_open().saturating_add(i64::from(rare.baseline_open)).max(0).unsigned_abs(),
+            wanting: self.net_wanting().saturating_add(i64::from(rare.baseline_wanting)).max(0).unsigned_abs(),
+            closed_held: lately[CLOSED],
+            closed_before,
+            reset_held: lately[RESET].saturating_add(refused_held),
+            failed_lately: failures(&lately),
+            no_local_port_lately: lately[NO_LOCAL_PORT],
+            syn_retransmitted_lately: lately[SYN_RETRANSMITTED],
+            opened_total: self.opened,
+            closed_total: self.closed.saturating_add(all[RESET]),
+            failed_total: failures(&all),
+            no_local_port_total: all[NO_LOCAL_PORT],
+            syn_retransmitted_total: all[SYN_RETRANSMITTED],
+        }
+    }
+
+    fn kinds(&self) -> [u64; KINDS] {
+        let mut kinds = self.rare().kinds;
+        kinds[CLOSED] = self.closed;
+        kinds
+    }
+
+    /// Opened less ended; negative when connections from before the counting ended.
+    fn net_open(&self) -> i64 {
+        let ended = signed(self.closed).saturating_add(signed(self.kinds()[RESET]));
+        signed(self.opened).saturating_sub(ended)
+    }
+
+    /// Attempted less answered and failed.
+    fn net_wanting(&self) -> i64 {
+        let kinds = self.kinds();
+        let failed = failures(&kinds).sum().saturating_add(kinds[NO_LOCAL_PORT]);
+        signed(self.attempted).saturating_sub(signed(self.opened).saturating_add(signed(failed)))
+    }
+}
+
+/// From when on what happened counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Since {
+    closed: Tenths,
+    reset: Tenths,
+    lately: Tenths,
+    counting: Tenths,
+}
+
+impl Since {
+    pub(super) fn new(now: NodeTime, spans: Spans, counting: NodeTime) -> Self {
+        let ago = |span| tenths(now.before(span));
+        Self {
+            closed: ago(spans.closed),
+            reset: ago(spans.reset),
+            lately: ago(spans.lately),
+            counting: tenths(counting),
+        }
+    }
+}
+
+fn kinds(counter: &TcpCounter) -> [u64; KINDS] {
+    let mut kinds = [0; KINDS];
+    kinds[CLOSED] = counter.closed;
+    kinds[RESET] = counter.reset;
+    kinds[REFUSED] = counter.refused;
+    kinds[TIMED_OUT] = counter.timed_out;
+    kinds[UNREACHABLE] = counter.unreachable;
+    kinds[GIVEN_UP] = counter.given_up;
+    kinds[NO_LOCAL_PORT] = counter.no_local_port;
+    kinds[SYN_RETRANSMITTED] = counter.syn_retransmitted;
+    kinds
+}
+
+fn failures(kinds: &[u64; KINDS]) -> Failures {
+    Failures {
+        refused: kinds[REFUSED],
+        timed_out: kinds[TIMED_OUT],
+        unreachable: kinds[UNREACHABLE],
+        given_up: kinds[GIVEN_UP],
+    }
+}
+
+fn tenths(at: NodeTime) -> Tenths {
+    u32::try_from(u128::from(at.as_nanos()) / TENTH.as_nanos()).unwrap_or(Tenths::MAX)
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn small(count: i64) -> i32 {
+    i32::try_from(count).unwrap_or(if count < 0 { i32::MIN } else { i32::MAX })
+}
