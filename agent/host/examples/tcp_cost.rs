@@ -101,7 +101,9 @@ fn measure() {
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
     std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535").unwrap();
     let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
+    let begun = Instant::now();
     let mut source = TcpSource::start(&HostRoot::live(), 65_536);
+    println!("loaded and attached in {:?}", begun.elapsed());
     for program in source.programs() {
         assert_eq!(program.attached, Ok(()), "{}", program.row.name);
     }
