@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use headroom_core::flow::Endpoint;
 use headroom_core::observe::Fact;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
@@ -101,7 +102,9 @@ fn measure() {
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
     std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535").unwrap();
     let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
+    let begun = Instant::now();
     let mut source = TcpSource::start(&HostRoot::live(), 65_536);
+    println!("loaded and attached in {:?}", begun.elapsed());
     for program in source.programs() {
         assert_eq!(program.attached, Ok(()), "{}", program.row.name);
     }
@@ -145,9 +148,25 @@ fn measure() {
             closed += counter.closed + counter.reset;
         }
     });
+    reading(&mut source);
     println!("missed: headroom {}, bpftrace {}", ours.missed, theirs.missed);
     let missed = u64::from(ROUNDS * CONNECTIONS + 1000) - closed;
     assert!(missed <= ours.missed, "{missed} closes were missed");
+}
+
+/// What a round of reading takes with 50,000 pairs.
+fn reading(source: &mut TcpSource) {
+    let address = |number: u32| IpAddr::from(Ipv4Addr::from(0xcb00_0000 + number));
+    source.seed((0..50_000).map(|number| (Endpoint::new(address(number), 443), IpAddr::V4(Ipv4Addr::LOCALHOST))));
+    let rounds = 20;
+    let mut read = 0_u32;
+    source.observe(&mut |_| {});
+    let begun = Instant::now();
+    for _ in 0..rounds {
+        source.observe(&mut |observation| read += u32::from(matches!(observation.fact, Fact::TcpCounter(_))));
+    }
+    let took = begun.elapsed() / rounds;
+    println!("{} pairs read in {took:?}, {:?} each", read / rounds, took / (read / rounds));
 }
 
 fn main() {

@@ -30,9 +30,8 @@ pub const HINTS: u32 = 1 << 16;
 /// Flags of [`DIALLED_MAP`], a power of two.
 pub const DIALLED_PORTS: u32 = 1 << 14;
 
-/// A cell holds the address of a socket, shifted left by this much (less the three bits that are always zero), and below
-/// it one of the codes. The three to five uppermost bits of the address are lost: sockets that share the others would be
-/// 64 TiB of memory apart.
+/// A cell holds the address of a socket without its three lowest bits, which are zero, shifted left by this much, and below
+/// it one of the codes. Of the address 46 bits are kept: sockets that share them would be 64 TiB of memory apart.
 pub const CELL_BITS: u32 = 21;
 /// Code of a socket that was accepted.
 pub const CELL_ACCEPTED: u64 = 1;

@@ -422,7 +422,7 @@ fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
                 severity: if view.lost_lately { Severity::Warning } else { Severity::Info },
                 title: format!("some events were lost since start: {}", lost.join(", ")),
                 subject: "losses".to_owned(),
-                evidence: vec![Evidence::given("conntrack losses are repaired by the next dump; destinations that found no room in a map are not counted")],
+                evidence: vec![Evidence::given("conntrack losses are repaired by the next dump, events that a program missed by the next socket table; destinations that found no room in a map are not counted")],
                 remedy: "if a map was full, raise its size in the configuration".to_owned(),
             });
         }

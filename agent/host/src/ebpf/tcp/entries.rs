@@ -265,17 +265,23 @@ impl Entries {
 
     /// Frees the entries of removed keys, or puts back those that were used meanwhile.
     fn settle(&mut self) -> Result<(), MapsError> {
-        for (index, key, before) in std::mem::take(&mut self.leaving) {
+        while let Some(&(index, key, before)) = self.leaving.last() {
             let counts = self.entries.get(index)?.counts;
-            let is_back = self.slots.get(&key)?.is_some();
-            if counts == before && !is_back {
-                self.carried.remove(&key);
-                self.release(index)?;
-            } else if is_back || self.slots.insert_new(key, index)? != Inserted::New {
+            let mut back = self.slots.get(&key)?;
+            if back.is_none() && counts != before && self.slots.insert_new(key, index)? != Inserted::New {
+                back = self.slots.get(&key)?;
+            }
+            if let Some(other) = back {
                 let held = self.carried.entry(key).or_default();
                 *held = added(held, &counts);
+                // The other entry's counts alone do not tell any more what is open.
+                self.state(other).seeded = true;
+                self.release(index)?;
+            } else if counts == before {
+                self.carried.remove(&key);
                 self.release(index)?;
             }
+            self.leaving.pop();
         }
         Ok(())
     }
