@@ -144,7 +144,7 @@ impl ConntrackSource {
         let mut source = Self {
             root: root.clone(),
             options,
-            counters: Counters::none("not tried yet"),
+            counters: Counters::none(),
             counters_read: NodeTime::default(),
             counted: false,
             modules: Modules::new(root),
@@ -162,7 +162,7 @@ impl ConntrackSource {
     /// Chooses who tells what comes and goes.
     fn choose(&mut self) {
         self.counters = match self.options.max_keys {
-            0 => Counters::none("not wanted"),
+            0 => Counters::none(),
             max_keys => Counters::start(&self.root, self.options.node_ports, max_keys),
         };
         self.fall_back();

@@ -71,9 +71,9 @@ impl Counters {
         Self { max_keys, state, still: BTreeMap::new() }
     }
 
-    /// None, because …
-    pub(super) fn none(why: &str) -> Self {
-        Self { max_keys: 0, state: Err(Why::new(why)), still: BTreeMap::new() }
+    /// None wanted.
+    pub(super) fn none() -> Self {
+        Self { max_keys: 0, state: Err(Why::new("not wanted")), still: BTreeMap::new() }
     }
 
     /// Whether entries are counted as they come and go; why not, otherwise.
@@ -105,6 +105,7 @@ impl Counters {
     pub(super) fn read(&mut self, sink: Sink<'_>) -> Result<(), Why> {
         let programs = match &mut self.state {
             Ok(programs) => programs,
+            Err(_) if self.max_keys == 0 => return Ok(()),
             Err(why) => {
                 for program in ProgramStatus::none(&CONNTRACK, why) {
                     sink(observation(ID, program.fact(|_| Known::Absent)));
