@@ -10,6 +10,8 @@ struct Writer {
     types: Vec<u8>,
     strings: Vec<u8>,
     next_id: u32,
+    /// What the string offsets of a module continue.
+    base_strings: u32,
 }
 
 impl Writer {
@@ -17,11 +19,17 @@ impl Writer {
         Self { strings: vec![0], next_id: 1, ..Self::default() }
     }
 
+    /// A module's: ids and string offsets go on where the kernel's end.
+    fn on(kernel: &Btf) -> Self {
+        let next_id = word(kernel.end_of_ids());
+        Self { next_id, base_strings: word(kernel.end_of_strings()), ..Self::default() }
+    }
+
     fn name(&mut self, name: &str) -> u32 {
         if name.is_empty() {
             return 0;
         }
-        let at = word(self.strings.len());
+        let at = self.base_strings + word(self.strings.len());
         self.strings.extend(name.as_bytes());
         self.strings.push(0);
         at
@@ -94,7 +102,7 @@ fn sample() -> Vec<u8> {
     );
     let names = [btf.name("DROP"), btf.name("KEEP")];
     btf.record("reason", 6, true, 2, 4, &[names[0], u32::MAX, names[1], 7]);
-    btf.record("wide", 19, false, 1, 8, &[names[0], 1, 2]);
+    btf.record("wide", 19, true, 2, 8, &[names[0], 1, 2, names[1], u32::MAX - 1, u32::MAX]);
     let proto = btf.record("", 13, false, 4, 0, &[0, 0, 0, int, 0, int, 0, int]);
     let pointer = btf.record("", 2, false, 0, proto, &[]);
     btf.record("btf_trace_state", 8, false, 0, pointer, &[]);
@@ -134,6 +142,7 @@ fn enumerators_have_their_values_in_both_widths() {
     assert_eq!(btf.enum_value("reason", "DROP").unwrap(), -1);
     assert_eq!(btf.enum_value("reason", "KEEP").unwrap(), 7);
     assert_eq!(btf.enum_value("wide", "DROP").unwrap(), 2 << 32 | 1);
+    assert_eq!(btf.enum_value("wide", "KEEP").unwrap(), -2);
 }
 
 #[test]
@@ -187,15 +196,174 @@ fn circles_and_explosions_end() {
     assert!(matches!(btf.member(&["level", "x"]), Err(BtfError::TooDeep { .. })));
 }
 
+/// A kernel's module: a struct whose members are the kernel's, one of a name the kernel has too, an enum, a tracepoint.
+fn module(kernel: &Btf) -> Vec<u8> {
+    let mut btf = Writer::on(kernel);
+    let id = |name: &str| {
+        let index = kernel.records.iter().position(|&at| {
+            kernel.has_name(Record::at(&kernel.bytes, usize::try_from(at).unwrap()).unwrap().name, name)
+        });
+        word(index.unwrap() + 1)
+    };
+    let (int, common) = (id("unsigned int"), id("sock_common"));
+    let inner = btf.composite(STRUCT, "", 32, &[("mark", int, 0, 0), ("common", common, 64, 0)]);
+    let array = btf.record("", 3, false, 0, 0, &[common, int, 3]);
+    let entry = btf.composite(
+        STRUCT,
+        "nf_conn",
+        136,
+        &[("status", int, 0, 0), ("", inner, 64, 0), ("hashes", array, 320, 0), ("kern", int, 896, 3)],
+    );
+    // The kernel has a `sock` of its own.
+    btf.composite(STRUCT, "sock", 8, &[("of_module", entry, 0, 0)]);
+    let name = btf.name("DYING");
+    btf.record("ip_conntrack_status", 6, false, 1, 4, &[name, 0x200]);
+    let proto = btf.record("", 13, false, 2, 0, &[0, 0, 0, int]);
+    let pointer = btf.record("", 2, false, 0, proto, &[]);
+    btf.record("btf_trace_nf", 8, false, 0, pointer, &[]);
+    btf.finish()
+}
+
+fn kernel() -> Arc<Btf> {
+    Arc::new(Btf::parse(sample()).unwrap())
+}
+
+/// Exercises ids and string offsets that continue the kernel's. If this fails, a module's struct is read at wrong bytes.
+#[test]
+fn a_module_is_read_on_top_of_the_kernel() {
+    let kernel = kernel();
+    let btf = Btf::parse_module(module(&kernel), &kernel).unwrap();
+    assert_eq!(offset(&btf, &["nf_conn", "status"]), 0);
+    assert_eq!(offset(&btf, &["nf_conn", "mark"]), 8);
+    assert_eq!(offset(&btf, &["nf_conn", "common", "rcv_saddr"]), 20);
+    assert_eq!(btf.member(&["nf_conn", "hashes"]).unwrap().width_bytes(), Some(72));
+    let kern = btf.member(&["nf_conn", "kern"]).unwrap();
+    assert_eq!((kern.offset_bytes(), kern.bitfield_bits), (Some(112), Some(3)));
+    assert_eq!(btf.size_of("nf_conn").unwrap(), 136);
+    assert_eq!(btf.enum_value("ip_conntrack_status", "DYING").unwrap(), 0x200);
+    assert_eq!(btf.tracepoint_arguments("nf").unwrap(), 1);
+}
+
+#[test]
+fn what_a_module_does_not_have_is_the_kernels() {
+    let kernel = kernel();
+    let btf = Btf::parse_module(module(&kernel), &kernel).unwrap();
+    assert_eq!(offset(&btf, &["sock_common", "rcv_saddr"]), 4);
+    assert_eq!(btf.enum_value("wide", "KEEP").unwrap(), -2);
+    assert_eq!(btf.tracepoint_arguments("state").unwrap(), 3);
+    // Of two structs of one name, the one that has the member; the module's is asked first.
+    assert_eq!(offset(&btf, &["sock", "of_module", "mark"]), 8);
+    assert_eq!(offset(&btf, &["sock", "__sk_common", "daddr"]), 8);
+    assert_eq!(btf.size_of("sock").unwrap(), 8);
+    assert_eq!(btf.member(&["sock", "gone"]).unwrap_err().to_string(), "this kernel has no `sock.gone`");
+    // And the kernel knows nothing of the module.
+    assert!(matches!(kernel.member(&["nf_conn", "status"]), Err(BtfError::NoType { .. })));
+}
+
+/// Exercises ids in the kernel's types that only a module could have. If this fails, one type is taken for another.
+#[test]
+fn the_kernels_ids_never_mean_a_modules_types() {
+    let mut btf = Writer::new();
+    let int = btf.int("int", 4);
+    btf.composite(STRUCT, "lying", 4, &[("honest", int, 0, 0), ("inner", int + 2, 0, 0), ("", int + 2, 0, 0)]);
+    let kernel = Arc::new(Btf::parse(btf.finish()).unwrap());
+    let mut btf = Writer::on(&kernel);
+    assert_eq!(btf.composite(STRUCT, "of_module", 4, &[("secret", int, 0, 0)]), int + 2);
+    let btf = Btf::parse_module(btf.finish(), &kernel).unwrap();
+    assert_eq!(offset(&btf, &["of_module", "secret"]), 0);
+    for path in [&["lying", "inner", "secret"][..], &["lying", "secret"]] {
+        assert!(matches!(btf.member(path), Err(BtfError::NoMember { .. })), "{path:?}");
+    }
+}
+
+/// Exercises a name at the seam of the two string tables. If this fails, a lying offset finds a name nobody wrote.
+#[test]
+fn a_name_does_not_reach_from_the_kernels_strings_into_a_modules() {
+    let mut btf = Writer::new();
+    btf.int("int", 4);
+    // Not ended by a NUL: the kernel would refuse it.
+    btf.strings.extend(b"half");
+    let kernel = Arc::new(Btf::parse(btf.finish()).unwrap());
+    let mut btf = Writer::on(&kernel);
+    let seam = btf.base_strings;
+    btf.strings.extend(b"way\0");
+    btf.types.extend([seam - 4, STRUCT << 24, 4, seam, STRUCT << 24, 8].into_iter().flat_map(u32::to_ne_bytes));
+    let btf = Btf::parse_module(btf.finish(), &kernel).unwrap();
+    assert!(matches!(btf.size_of("halfway"), Err(BtfError::NoType { .. })));
+    assert!(matches!(btf.size_of("half"), Err(BtfError::NoType { .. })));
+    assert_eq!(btf.size_of("way").unwrap(), 8);
+}
+
+/// Exercises circles through both. If this fails, a crafted file hangs the agent.
+#[test]
+fn circles_in_a_module_end() {
+    let kernel = kernel();
+    let mut btf = Writer::on(&kernel);
+    let own = btf.next_id;
+    btf.record("a", 8, false, 0, own + 1, &[]);
+    btf.record("b", 8, false, 0, own, &[]);
+    btf.composite(STRUCT, "c", 4, &[("d", own, 0, 0), ("", own + 2, 0, 0)]);
+    let btf = Btf::parse_module(btf.finish(), &kernel).unwrap();
+    assert!(matches!(btf.member(&["c", "d"]), Err(BtfError::TooDeep { .. })));
+    assert!(matches!(btf.member(&["c", "x"]), Err(BtfError::TooDeep { .. })));
+}
+
+/// Exercises a module's bytes without its kernel. If this fails, every id in them means something else.
+#[test]
+fn a_module_is_not_taken_for_a_kernel() {
+    let error = Btf::parse(module(&kernel())).unwrap_err().to_string();
+    assert!(error.contains("is it a module's?"), "{error}");
+}
+
+#[test]
+fn a_module_that_is_not_there_is_told_from_one_that_cannot_be_read() {
+    let kernel = kernel();
+    let folder = tempfile::tempdir().unwrap();
+    let root = HostRoot::at(folder.path());
+    let of = |name: &str| Btf::of_module(&root, &kernel, name);
+    assert!(matches!(of("nf_conntrack"), Err(BtfError::NoModule { .. })));
+    std::fs::create_dir_all(root.path("/sys/kernel/btf/nf_nat")).unwrap();
+    assert!(matches!(of("nf_nat"), Err(BtfError::Unreadable { .. })));
+    std::fs::write(root.path("/sys/kernel/btf/nf_conntrack"), module(&kernel)).unwrap();
+    assert_eq!(of("nf_conntrack").unwrap().size_of("nf_conn").unwrap(), 136);
+    std::fs::write(root.path(VMLINUX), sample()).unwrap();
+    for name in ["", "vmlinux", ".", "..", "../btf/nf_conntrack", "/sys/kernel/btf/nf_conntrack"] {
+        assert!(matches!(of(name), Err(BtfError::NoModule { .. })), "{name}");
+    }
+    let error = of("").unwrap_err().to_string();
+    assert!(error.contains("not loaded, or built in"), "{error}");
+}
+
+/// If this fails, a captured tree with a FIFO in it hangs the agent.
+#[test]
+fn a_fifo_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = HostRoot::at(folder.path());
+    std::fs::create_dir_all(root.path(FOLDER)).unwrap();
+    nix::unistd::mkfifo(&root.path(VMLINUX), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(matches!(Btf::of_kernel(&root), Err(BtfError::Malformed { .. })));
+}
+
 fn ask_everything(bytes: Vec<u8>) {
-    let Ok(btf) = Btf::parse(bytes) else { return };
-    for path in
-        [&["sock", "__sk_common", "daddr"][..], &["sock", "protocol"], &["sock_common", "range"], &["sock", "x", "y"]]
-    {
+    if let Ok(btf) = Btf::parse(bytes) {
+        ask(&btf);
+    }
+}
+
+fn ask(btf: &Btf) {
+    for path in [
+        &["sock", "__sk_common", "daddr"][..],
+        &["sock", "protocol"],
+        &["sock_common", "range"],
+        &["sock", "x", "y"],
+        &["nf_conn", "hashes"],
+        &["nf_conn", "common", "rcv_saddr"],
+    ] {
         let _answer = btf.member(path).map(|member| (member.offset_bytes(), member.width_bytes()));
     }
     let _answers = (btf.size_of("sock"), btf.enum_value("reason", "KEEP"), btf.enum_value("wide", "DROP"));
-    let _arguments = btf.tracepoint_arguments("state");
+    let _more = (btf.size_of("nf_conn"), btf.enum_value("ip_conntrack_status", "DYING"));
+    let _arguments = (btf.tracepoint_arguments("state"), btf.tracepoint_arguments("nf"));
 }
 
 proptest! {
@@ -221,5 +389,28 @@ proptest! {
         bytes.extend(&noise);
         ask_everything(bytes);
         ask_everything(noise);
+    }
+
+    /// Exercises lies on both sides of the seam. If this fails, hostile bytes bring the agent down.
+    #[test]
+    fn a_changed_module_on_a_changed_kernel_never_panics(
+        changes in proptest::collection::vec((any::<bool>(), any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let (mut below, mut above) = (sample(), module(&kernel()));
+        for (of_module, at, value) in changes {
+            let bytes = if of_module { &mut above } else { &mut below };
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        above.truncate(cut.index(above.len() * 2));
+        // Also on a kernel that is not the module's.
+        for below in [below, sample()] {
+            if let Ok(kernel) = Btf::parse(below)
+                && let Ok(btf) = Btf::parse_module(above.clone(), &Arc::new(kernel))
+            {
+                ask(&btf);
+            }
+        }
     }
 }
