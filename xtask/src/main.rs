@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod layers;
 mod lint;
@@ -55,6 +56,11 @@ enum Command {
     Layers,
     /// lint, then test
     Ci,
+    /// Measure, and write down what was measured
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
     /// Build a node on this machine and run one scenario on it
     Lab {
         /// The scenario and its arguments
@@ -87,6 +93,7 @@ fn run(command: Command) -> Result<ExitCode> {
             lint::run()?;
             test::run()?;
         }
+        Command::Bench { what } => bench::run(&what)?,
         Command::Lab { arguments } => return build::lab(&arguments),
     }
     Ok(ExitCode::SUCCESS)
