@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod fuzz;
 mod layers;
 mod lint;
 mod say;
@@ -61,6 +62,14 @@ enum Command {
         #[command(subcommand)]
         what: bench::Bench,
     },
+    /// Feed every parser of foreign bytes with inputs that are found by trying
+    Fuzz {
+        /// How long, for each target
+        #[arg(long, default_value_t = 60)]
+        secs: u32,
+        /// Only these targets
+        targets: Vec<String>,
+    },
     /// Build a node on this machine and run one scenario on it
     Lab {
         /// The scenario and its arguments
@@ -94,6 +103,7 @@ fn run(command: Command) -> Result<ExitCode> {
             test::run()?;
         }
         Command::Bench { what } => bench::run(&what)?,
+        Command::Fuzz { secs, targets } => fuzz::run(secs, &targets)?,
         Command::Lab { arguments } => return build::lab(&arguments),
     }
     Ok(ExitCode::SUCCESS)
