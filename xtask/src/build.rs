@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, Purpose};
-use crate::shell::{cargo, is_root, output, run as run_command, target_dir, which, workspace};
+use crate::shell::{cargo, host_triple, is_root, run as run_command, shown, target_dir, which, workspace};
 use crate::{say, toolchain};
 
 /// Builds the binary; gives its path.
@@ -29,15 +29,14 @@ pub(crate) fn binary(release: bool) -> Result<PathBuf> {
 /// Builds a binary that needs no shared libraries: it runs in an empty image and on any distribution.
 pub(crate) fn static_binary() -> Result<PathBuf> {
     setup::require(Purpose::Build)?;
-    let version = output(Command::new("rustc").arg("-vV")).context("ask rustc for its version")?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("find the host in `rustc -vV`")?;
+    let host = host_triple()?;
     // Other flags, other artefacts: with a folder of its own the ordinary build stays as it is.
     let folder = target_dir().join("static");
-    let mut command = cargo(["build", "--package", "headroom", "--release", "--target", host, "--target-dir"]);
+    let mut command = cargo(["build", "--package", "headroom", "--release", "--target", &host, "--target-dir"]);
     // Naming the target keeps the flags from build scripts and macros, which cannot be static.
     run_command(command.arg(&folder).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     let binary = folder.join("headroom");
-    let built = folder.join(host).join("release/headroom");
+    let built = folder.join(&host).join("release/headroom");
     std::fs::copy(&built, &binary).with_context(|| format!("copy {}", built.display()))?;
     say::line(binary.display());
     Ok(binary)
@@ -73,38 +72,48 @@ pub(crate) fn image() -> Result<()> {
 
 /// Builds the binary and runs it as root; its exit code is ours.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
-    let binary = binary(true)?;
-    as_root(Command::new(binary).args(arguments))
+    let mut command = Command::new(binary(true)?);
+    command.args(arguments);
+    to_its_end(as_root(command)?)
 }
 
 /// Builds the binary and the lab, and runs a scenario; its exit code is ours.
 pub(crate) fn lab(arguments: &[String]) -> Result<ExitCode> {
     setup::require(Purpose::Test)?;
+    to_its_end(lab_command(arguments)?)
+}
+
+/// Builds the binary and the lab; gives the command that runs the lab as root.
+pub(crate) fn lab_command(arguments: &[String]) -> Result<Command> {
     let binary = binary(true)?;
     run_command(&mut cargo(["build", "--package", "headroom-lab", "--release"]))?;
     let mut lab = Command::new(target_dir().join("release/headroom-lab"));
-    as_root(lab.args(arguments).env("HEADROOM_BIN", binary))
+    lab.args(arguments).env("HEADROOM_BIN", binary);
+    as_root(lab)
 }
 
-/// Runs a command as root, through sudo if we are not.
-fn as_root(command: &mut Command) -> Result<ExitCode> {
-    let mut sudo;
-    let command = if is_root() {
-        command
-    } else if let Some(path) = which("sudo") {
-        sudo = Command::new(path);
-        let variables = command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
-        for (name, value) in variables {
-            let mut assignment = name;
-            assignment.push("=");
-            assignment.push(value);
-            sudo.arg(assignment);
-        }
-        sudo.arg(command.get_program()).args(command.get_args())
-    } else {
-        bail!("`{}` needs root, and there is no sudo; run it as root", crate::shell::shown(command));
+/// A command as root, through sudo if we are not.
+fn as_root(command: Command) -> Result<Command> {
+    if is_root() {
+        return Ok(command);
+    }
+    let Some(path) = which("sudo") else {
+        bail!("`{}` needs root, and there is no sudo; run it as root", shown(&command));
     };
-    let status = command.status().with_context(|| format!("run `{}`", crate::shell::shown(command)))?;
+    let mut sudo = Command::new(path);
+    for (name, value) in command.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+        let mut assignment = name.to_owned();
+        assignment.push("=");
+        assignment.push(value);
+        sudo.arg(assignment);
+    }
+    sudo.arg(command.get_program()).args(command.get_args());
+    Ok(sudo)
+}
+
+/// Runs a command; its exit code is ours.
+fn to_its_end(mut command: Command) -> Result<ExitCode> {
+    let status = command.status().with_context(|| format!("run `{}`", shown(&command)))?;
     // A signal has no exit code.
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
+mod fuzz;
 mod layers;
 mod lint;
 mod say;
@@ -55,6 +57,19 @@ enum Command {
     Layers,
     /// lint, then test
     Ci,
+    /// Measure, and write down what was measured
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
+    /// Feed every parser of foreign bytes with inputs that are found by trying
+    Fuzz {
+        /// How long, for each target
+        #[arg(long, default_value_t = 60)]
+        secs: u32,
+        /// Only these targets
+        targets: Vec<String>,
+    },
     /// Build a node on this machine and run one scenario on it
     Lab {
         /// The scenario and its arguments
@@ -87,6 +102,8 @@ fn run(command: Command) -> Result<ExitCode> {
             lint::run()?;
             test::run()?;
         }
+        Command::Bench { what } => bench::run(&what)?,
+        Command::Fuzz { secs, targets } => fuzz::run(secs, &targets)?,
         Command::Lab { arguments } => return build::lab(&arguments),
     }
     Ok(ExitCode::SUCCESS)

@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     Build,
     /// All that, and testing
     Test,
+    /// All that, and measuring beside other tools
+    Bench,
 }
 
 /// `cargo xtask setup`.
@@ -31,7 +33,7 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
         explain(&missing);
         bail!("not everything that is needed to {} is there", verb(purpose));
     }
-    if purpose == Purpose::Test && which("kubectl").is_none() {
+    if purpose >= Purpose::Test && which("kubectl").is_none() {
         say::line("kubectl is not here; manifests are checked without `kubectl kustomize`");
     }
     say::line(format_args!("ready to {}", verb(purpose)));
@@ -55,6 +57,7 @@ fn verb(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Build => "build",
         Purpose::Test => "test",
+        Purpose::Bench => "measure",
     }
 }
 

@@ -55,6 +55,13 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
+/// What rustc builds for unless told otherwise.
+pub(crate) fn host_triple() -> Result<String> {
+    let version = output(Command::new("rustc").arg("-vV")).context("ask rustc for its version")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("find the host in `rustc -vV`")?;
+    Ok(host.to_owned())
+}
+
 /// Whether we are root.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, Purpose};
-use crate::shell::{cargo, is_root, shown, which};
+use crate::shell::{cargo, host_triple, is_root, shown, which};
 use crate::{build, say};
 
 /// Sums over all suites.
@@ -43,7 +43,7 @@ fn suite(command: &mut Command, sum: &mut Sum) -> Result<()> {
         // cargo builds as we are; only what it built runs as root.
         let mut runner = sudo.into_os_string();
         runner.push(" -E");
-        command.env(format!("CARGO_TARGET_{}_RUNNER", host_triple().to_uppercase().replace('-', "_")), runner);
+        command.env(format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_")), runner);
     }
     say::line(format_args!("$ {}", shown(command)));
     let mut child = command
@@ -81,11 +81,6 @@ fn add(line: &str, sum: &mut Sum) {
             }
         }
     }
-}
-
-fn host_triple() -> String {
-    let version = crate::shell::output(Command::new("rustc").arg("-vV")).unwrap_or_default();
-    version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

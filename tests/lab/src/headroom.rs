@@ -1,6 +1,6 @@
 //! The binary under test, run on a lab's node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -55,10 +55,13 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `headroom agent` on a port of the namespace's loopback and waits for its first report.
     pub fn start(netns: &Netns, port: u16, args: &[&str]) -> Result<Self> {
+        Self::start_binary(netns, &binary()?, port, &[&["--tick", "1s"], args].concat())
+    }
+
+    /// The same with the binary given, and its own idea of how often to report.
+    pub fn start_binary(netns: &Netns, binary: &Path, port: u16, args: &[&str]) -> Result<Self> {
         let listen = format!("127.0.0.1:{port}");
-        let mut all = vec!["agent", "--listen", &listen, "--tick", "1s"];
-        all.extend(args);
-        let process = netns.spawn(netns.command(binary()?, &all))?;
+        let process = netns.spawn(netns.command(binary, &[&["agent", "--listen", &listen], args].concat()))?;
         let daemon = Self { netns: netns.clone(), process, port };
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {

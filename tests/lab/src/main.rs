@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use headroom_lab::bench::{Dump, Overhead};
 use headroom_lab::scenario::{self, NatExhaustion};
-use headroom_lab::traffic::{Connect, Serve};
+use headroom_lab::traffic::{Burst, Connect, Serve, Sink};
 
 #[derive(Debug, Parser)]
 #[command(version, about = "A Kubernetes-like node on one machine, and what can go wrong on it")]
@@ -12,6 +13,11 @@ enum Command {
     NatExhaustion(NatExhaustion),
     Serve(Serve),
     Connect(Connect),
+    Burst(Burst),
+    Sink(Sink),
+    BenchOverhead(Overhead),
+    #[command(hide = true)]
+    Dump(Dump),
     /// Remove what crashed labs left behind
     Sweep,
 }
@@ -21,6 +27,10 @@ fn main() -> Result<std::process::ExitCode> {
         Command::NatExhaustion(scenario) => scenario.run(),
         Command::Serve(serve) => block_on(serve.run()),
         Command::Connect(connect) => block_on(connect.run()),
+        Command::Burst(burst) => burst.run().map(|()| std::process::ExitCode::SUCCESS),
+        Command::Sink(sink) => sink.run().map(|()| std::process::ExitCode::SUCCESS),
+        Command::BenchOverhead(bench) => bench.run(),
+        Command::Dump(dump) => dump.run(),
         Command::Sweep => scenario::sweep(),
     }
 }

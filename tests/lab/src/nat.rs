@@ -177,7 +177,7 @@ impl NatLab {
 }
 
 /// What GKE's ip-masq-agent writes: everything to non-private addresses leaves with the node's address.
-fn masquerade_on_node(node: &Netns, random_fully: bool) -> Result<()> {
+pub(crate) fn masquerade_on_node(node: &Netns, random_fully: bool) -> Result<()> {
     let iptables = |args: &[&str]| node.exec("iptables", &[&["-w", "-t", "nat"], args].concat()).map(drop);
     iptables(&["-N", "IP-MASQ"])?;
     let comment =
@@ -233,7 +233,7 @@ fn masquerade_on_gateway(gateway: &Netns, ports: &RangeInclusive<u16>) -> Result
 }
 
 /// A pod on a point-to-point link, as the `ptp` plugin makes it.
-fn plain_pod(node: &Netns, number: u8) -> Result<PlainPod> {
+pub(crate) fn plain_pod(node: &Netns, number: u8) -> Result<PlainPod> {
     let netns = Netns::add(node.lab(), &format!("pod{number}"))?;
     let address = Ipv4Addr::new(10, 64, 0, 101_u8.saturating_add(number));
     let (link, host) = (format!("pod{number}"), "10.64.0.1");

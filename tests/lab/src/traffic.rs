@@ -1,6 +1,7 @@
-//! Traffic that counts itself: the modes `serve` and `connect` of the binary `headroom-lab`, and how a test starts them
-//! inside a namespace.
+//! Traffic that counts itself: the modes `serve`, `connect`, `burst` and `sink` of the binary `headroom-lab`, and how a
+//! test starts them inside a namespace.
 
+pub mod burst;
 pub mod connect;
 pub mod serve;
 
@@ -15,6 +16,7 @@ use crate::conntrack::Protocol;
 use crate::netns::Netns;
 use crate::process::Process;
 
+pub use burst::{Burst, Sink};
 pub use connect::Connect;
 pub use serve::{Mode, Serve};
 
@@ -99,6 +101,25 @@ impl Server {
 /// A generator in a namespace.
 #[derive(Debug)]
 pub struct Generator(Process);
+
+impl Sink {
+    /// Starts it in a namespace and waits until it listens; killed when dropped.
+    pub fn start(&self, netns: &Netns) -> Result<Process> {
+        let args = self.to_args();
+        let process = netns.spawn(netns.command(binary()?, &args.iter().map(String::as_str).collect::<Vec<_>>()))?;
+        process.wait_for_line(r#""event":"ready""#, Duration::from_secs(10))?;
+        Ok(process)
+    }
+}
+
+impl Burst {
+    /// Starts it in a namespace.
+    pub fn start(&self, netns: &Netns) -> Result<Generator> {
+        let args = self.to_args();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        Ok(Generator(netns.spawn(netns.command(binary()?, &args))?))
+    }
+}
 
 impl Generator {
     /// Starts it.

@@ -30,16 +30,21 @@ impl Need {
         }
     }
 
-    /// Whether that purpose fails without it. A binary can be built without eBPF programs, and says so when it runs.
+    /// Whether that purpose fails without it. A binary can be built without eBPF programs, and says so when it runs; a
+    /// tool that is only compared with is left out of the comparison.
     pub(super) fn required_for(&self, purpose: Purpose) -> bool {
-        purpose == Purpose::Test || self.what != EBPF_TOOLCHAIN
+        match self.purpose {
+            Purpose::Build => purpose >= Purpose::Test || self.what != EBPF_TOOLCHAIN,
+            Purpose::Test => true,
+            Purpose::Bench => false,
+        }
     }
 }
 
 pub(super) const EBPF_TOOLCHAIN: &str = "eBPF toolchain";
 pub(super) const KUBERNETES_VALIDATE: &str = "kubernetes-validate";
 
-pub(super) const NEEDS: [Need; 12] = [
+pub(super) const NEEDS: [Need; 15] = [
     Need {
         what: "C compiler",
         why: "cargo links with it",
@@ -90,6 +95,9 @@ pub(super) const NEEDS: [Need; 12] = [
         packages: &["python3-venv"],
         check: Check::Holds(|| super::kubernetes_validate().is_file()),
     },
+    peer("bpftrace", &["bpftrace"]),
+    peer("tcplife", &["libbpf-tools"]),
+    peer("tcpstates", &["libbpf-tools"]),
 ];
 
 /// How to tell whether something is there.
@@ -98,6 +106,12 @@ enum Check {
     Program(&'static str),
     /// Something else holds.
     Holds(fn() -> bool),
+}
+
+/// A program that is measured beside headroom.
+const fn peer(what: &'static str, packages: &'static [&'static str]) -> Need {
+    let (why, hint) = ("its cost is measured beside headroom's", "install it");
+    Need { what, why, purpose: Purpose::Bench, hint, packages, check: Check::Program(what) }
 }
 
 /// A program that tests run.

@@ -255,7 +255,7 @@ fn fact(sandbox: PodSandbox, details: Details) -> Sandbox {
 }
 
 /// The addresses a status tells; absent if there are none (yet, or no longer).
-fn addresses(status: &PodSandboxStatus) -> Known<Vec<IpAddr>> {
+pub fn addresses(status: &PodSandboxStatus) -> Known<Vec<IpAddr>> {
     let Some(network) = &status.network else { return Known::Absent };
     let texts = std::iter::once(&network.ip).chain(network.additional_ips.iter().map(|more| &more.ip));
     let parsed: Result<Vec<IpAddr>, String> = texts

@@ -5,7 +5,7 @@
 //! second. Stores are the directories below `cni_dir` and those that the CNI configuration names elsewhere; a link in the
 //! place of a network's directory is refused, as is any file that is not a regular one.
 
-mod holder;
+pub mod holder;
 mod store;
 
 use std::collections::BTreeSet;
@@ -22,6 +22,7 @@ use crate::root::HostRoot;
 use crate::source::cni::{self, CniConfig};
 use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
 
+pub use store::address;
 use store::{Bounds, Named, Remarks};
 
 /// How long one round may take.

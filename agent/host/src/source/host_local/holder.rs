@@ -10,7 +10,7 @@ use headroom_core::observe::Holder;
 use crate::bounded::shown;
 
 /// The holder named by the content of a reservation file. Absent: nothing was written yet.
-pub(super) fn parse(content: &[u8]) -> Known<Holder> {
+pub fn parse(content: &[u8]) -> Known<Holder> {
     if content.is_empty() {
         return Known::Absent;
     }

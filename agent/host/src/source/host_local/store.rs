@@ -144,7 +144,7 @@ fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> (V
 }
 
 /// The address a file stands for. Only the spelling that host-local uses counts: no other one is looked up by it.
-fn address(name: &[u8]) -> Option<IpAddr> {
+pub fn address(name: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(name).ok()?;
     let address: IpAddr = text.parse().ok()?;
     // Rust writes `::ffff:10.0.0.1` where Go writes `10.0.0.1`.

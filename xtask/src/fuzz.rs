@@ -1,0 +1,124 @@
+//! Fuzzing: `tests/fuzz`, built with the coverage that libFuzzer asks for, by the ordinary compiler.
+//!
+//! cargo-fuzz is not needed, nor a nightly compiler: the instrumentation is a pass of LLVM that any rustc can be told to
+//! run. There is no address sanitizer: what is fuzzed has no unsafe code, so a crash is a panic, a hang or hunger for
+//! memory.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::say;
+use crate::setup::{self, Purpose};
+use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
+
+/// Every target, as `tests/fuzz/Cargo.toml` names it.
+const TARGETS: [&str; 10] = [
+    "btf",
+    "btf_module",
+    "cni_configuration",
+    "conntrack_line",
+    "conntrack_stats",
+    "cri_status",
+    "host_local_reservation",
+    "namespace_addresses",
+    "netlink",
+    "socket_table",
+];
+/// What tells libFuzzer where an input went: edges, their addresses, and the operands of comparisons.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+/// No input may take longer. By the clock on the wall: on a busy machine an honest one has waited for two seconds.
+const TIMEOUT_SECS: u32 = 10;
+/// No parser of a few kilobytes may want more address space (KiB).
+const MEMORY_KIB: u32 = 1 << 20;
+
+/// Builds all targets and runs them one after the other, so many seconds each.
+pub(crate) fn run(secs: u32, targets: &[String]) -> Result<()> {
+    if let Some(unknown) = targets.iter().find(|target| !TARGETS.contains(&target.as_str())) {
+        bail!("there is no fuzz target `{unknown}`; there are {}", TARGETS.join(", "));
+    }
+    setup::require(Purpose::Build)?;
+    if which("c++").is_none() {
+        bail!("libFuzzer is compiled with a C++ compiler, and there is no `c++`; install g++ or clang");
+    }
+    let built = build()?;
+    let mut broken = Vec::new();
+    for target in TARGETS.iter().filter(|target| targets.is_empty() || targets.iter().any(|wanted| wanted == *target)) {
+        if !feed(&built, target, secs)? {
+            broken.push(*target);
+        }
+    }
+    if !broken.is_empty() {
+        bail!("fuzzing broke {}", broken.join(", "));
+    }
+    Ok(())
+}
+
+/// Builds them; gives the folder they are in.
+fn build() -> Result<PathBuf> {
+    let (host, folder) = (host_triple()?, target_dir().join("fuzz"));
+    let mut command =
+        cargo(["build", "--release", "--locked", "--manifest-path", "tests/fuzz/Cargo.toml", "--target", &host]);
+    // Naming the target keeps the flags from build scripts and macros. The eBPF programs are not what is fuzzed.
+    run_command(command.arg("--target-dir").arg(&folder).env("RUSTFLAGS", FLAGS).env("HEADROOM_EBPF", "off"))?;
+    Ok(folder.join(host).join("release"))
+}
+
+/// Runs one; whether it survived. What broke it is kept beside its corpus.
+fn feed(built: &std::path::Path, target: &str, secs: u32) -> Result<bool> {
+    let folder = target_dir().join("fuzz/corpus").join(target);
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let artifacts = target_dir().join("fuzz/broke").join(target);
+    std::fs::create_dir_all(&artifacts).with_context(|| format!("create {}", artifacts.display()))?;
+    let mut fuzzer = Command::new("sh");
+    fuzzer.args(["-c", &format!(r#"ulimit -v {MEMORY_KIB}; exec "$@""#), "sh"]).arg(built.join(target));
+    fuzzer.arg(&folder).arg(format!("-artifact_prefix={}/", artifacts.display()));
+    fuzzer.args([format!("-max_total_time={secs}"), format!("-timeout={TIMEOUT_SECS}")]);
+    // An input of 64 KiB is longer than any file or message a parser is given whole, but for BTF.
+    fuzzer.args(["-max_len=65536", "-rss_limit_mb=512", "-print_final_stats=1", "-verbosity=0"]);
+    let output = fuzzer
+        .env("HEADROOM_FUZZ_CORPUS", &folder)
+        .stdin(Stdio::null())
+        .current_dir(workspace())
+        .output()
+        .with_context(|| format!("run `{}`", shown(&fuzzer)))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let statistic = |name: &str| {
+        said.lines().find_map(|line| line.strip_prefix(&format!("stat::{name}:"))).map_or("?", str::trim).to_owned()
+    };
+    if output.status.success() {
+        let (runs, speed, peak) =
+            (statistic("number_of_executed_units"), statistic("average_exec_per_sec"), statistic("peak_rss_mb"));
+        say::line(format_args!("{target}: {runs} inputs, {speed}/s, {peak} MiB at most: nothing broke"));
+    } else {
+        say::error(format_args!("{target} broke ({}); the input is in {}\n{said}", output.status, artifacts.display()));
+    }
+    Ok(output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises the list. If this fails, a target is never run.
+    #[test]
+    fn every_target_of_the_fuzz_workspace_is_listed() {
+        let folder = workspace().join("tests/fuzz/fuzz_targets");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        files.sort();
+        assert_eq!(files, TARGETS);
+        let manifest = std::fs::read_to_string(workspace().join("tests/fuzz/Cargo.toml")).unwrap();
+        for target in TARGETS {
+            assert!(
+                manifest.contains(&format!("name = \"{target}\"\npath = \"fuzz_targets/{target}.rs\"")),
+                "{target}"
+            );
+        }
+    }
+}
