@@ -11,10 +11,10 @@ use crate::ledger::{Ledger, Spans};
 use crate::model::demand::{Account, Share};
 use crate::model::nat::{NatSettings, NodePorts};
 use crate::model::policy::Policy;
-use crate::observe::{ConntrackStats, Loss, Program, SourceId};
+use crate::observe::{ConntrackStats, Loss, Outcome, Program, Snapshot, SourceId};
 use crate::report::{
     AllocationReport, ConntrackReport, CoverageReport, CoverageState, DemandReport, DemandReports, DestinationReport,
-    IpamReport, NatReport, OmittedDestinations, PodShare, ProgramReport, Report, SCHEMA, WorstDestination,
+    DriftReport, IpamReport, NatReport, OmittedDestinations, PodShare, ProgramReport, Report, SCHEMA, WorstDestination,
 };
 use crate::time::{NodeTime, Now};
 
@@ -105,7 +105,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
             destinations: accounts
                 .iter()
                 .take(policy.max_destinations)
-                .map(|account| destination(account, &holders, counting))
+                .map(|account| destination(account, &holders, counting, no_port_seen(ledger)))
                 .collect(),
             omitted: omitted(&accounts, policy.max_destinations),
         },
@@ -207,7 +207,12 @@ impl<'a> Holders<'a> {
     }
 }
 
-fn destination(account: &Account, holders: &Holders<'_>, counting: bool) -> DestinationReport {
+/// Whether it is known which new connections found no port on this node.
+fn no_port_seen(ledger: &Ledger) -> bool {
+    ledger.bracket(Snapshot::NoPorts).is_some_and(|bracket| bracket.outcome == Outcome::Complete)
+}
+
+fn destination(account: &Account, holders: &Holders<'_>, counting: bool, no_port_seen: bool) -> DestinationReport {
     // The counters know of TCP only, and of nothing where they do not run: that is not zero.
     let counted = |total: u64| (counting && account.destination.protocol == Protocol::TCP).then_some(total);
     let Destination { protocol, endpoint } = account.destination;
@@ -232,6 +237,7 @@ fn destination(account: &Account, holders: &Holders<'_>, counting: bool) -> Dest
         given_up_total: counted(account.tcp.failed_total.given_up),
         no_local_port_total: counted(account.tcp.no_local_port_total),
         syn_unanswered_total: counted(account.tcp.syn_retransmitted_total),
+        no_port_total: no_port_seen.then_some(account.no_port.1),
         source: account.source,
         drift: account.drift,
         pods: shares.into_iter().take(MAX_HOLDERS).map(|(address, share)| holders.share(address, share)).collect(),
@@ -285,6 +291,13 @@ fn conntrack(ledger: &Ledger) -> ConntrackReport {
         return ConntrackReport { why: Some("not read yet".to_owned()), ..ConntrackReport::default() };
     };
     let stats = used.stats.present();
+    let no_ports = || ledger.no_ports().iter(NodeTime::default(), std::time::Duration::ZERO);
+    let no_port_total = no_port_seen(ledger).then(|| no_ports().map(|(.., total)| total).fold(0, u64::saturating_add));
+    let drift = ledger.conntrack().drift().map(|drift| DriftReport {
+        last: drift.last,
+        total: drift.total,
+        comparisons: drift.comparisons,
+    });
     let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
     let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());
     ConntrackReport {
@@ -293,6 +306,8 @@ fn conntrack(ledger: &Ledger) -> ConntrackReport {
         insert_failed: stats.map(|stats| stats.insert_failed),
         drop: stats.map(|stats| stats.drop),
         early_drop: stats.map(|stats| stats.early_drop),
+        no_port_total,
+        drift,
         why: unknown.map(ToString::to_string).or_else(absent),
     }
 }

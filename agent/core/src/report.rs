@@ -57,6 +57,17 @@ pub struct CoverageReport {
     pub why: Option<String>,
 }
 
+/// A comparison of conntrack's counters with its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftReport {
+    /// Entries by which counts had to be corrected last time, beyond what moved meanwhile.
+    pub last: u64,
+    /// In all comparisons.
+    pub total: u64,
+    /// How many comparisons there were.
+    pub comparisons: u64,
+}
+
 /// One eBPF program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramReport {
@@ -198,6 +209,10 @@ pub struct DestinationReport {
     pub no_local_port_total: Option<u64>,
     /// SYNs sent again since start, by the TCP counters; absent where they do not count.
     pub syn_unanswered_total: Option<u64>,
+    /// Packets of new connections to it that this node itself dropped since it found no port to translate their source to;
+    /// absent where that is not seen.
+    #[serde(default)]
+    pub no_port_total: Option<u64>,
     /// Who does the accounting of held ports.
     pub source: SourceId,
     /// Open flows by conntrack less those by the TCP counters, where both see them.
@@ -377,6 +392,12 @@ pub struct ConntrackReport {
     pub drop: Option<u64>,
     /// Entries evicted since boot.
     pub early_drop: Option<u64>,
+    /// Packets of new connections dropped for want of a port since start, all destinations; absent where that is not seen.
+    #[serde(default)]
+    pub no_port_total: Option<u64>,
+    /// How far entries as counted in the kernel and as dumped were apart; absent where they are not counted.
+    #[serde(default)]
+    pub drift: Option<DriftReport>,
     /// Why something is absent.
     pub why: Option<String>,
 }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use headroom_core::findings::{FindingId, Severity, exit_code};
-use headroom_core::flow::{Endpoint, Protocol};
+use headroom_core::flow::{Destination, Endpoint, Protocol};
 use headroom_core::ids::{ContainerId, PodName};
 use headroom_core::known::{Known, Why};
 use headroom_core::ledger::{Ledger, LedgerLimits};
@@ -12,7 +12,7 @@ use headroom_core::model::nat::{Basis, Mode, NatSettings};
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
-    ConntrackEntry, ConntrackTcpState, CoverageDetail, Fact, FlowKey, Observation, Outcome, Sandbox, Snapshot,
+    ConntrackEntry, ConntrackTcpState, CoverageDetail, Fact, FlowKey, NoPort, Observation, Outcome, Sandbox, Snapshot,
     SourceId, TcpCounter,
 };
 use headroom_core::report::{DestinationReport, Report};
@@ -296,6 +296,29 @@ fn a_connect_since_the_last_dump_is_taken_as_answered_until_a_dump_says_otherwis
     // The node forgets it: it never held a port.
     node.put(1003, SourceId::Conntrack, Fact::FlowEnded(begun));
     assert!(node.report(1003).nat.destinations.iter().all(|listed| listed.held + listed.wanting == 0));
+}
+
+/// Exercises a node that is its own NAT and runs out. If this fails, connections that the kernel drops stay a riddle.
+#[test]
+fn a_destination_that_this_node_finds_no_port_for_is_named() {
+    let mut node = Node::new();
+    node.dump(1000, []);
+    let destination = Destination::tcp(outside(443));
+    for (second, dropped) in [(1000, 0), (1010, 20), (1020, 24)] {
+        node.put(second, SourceId::Conntrack, Fact::Begin(Snapshot::NoPorts));
+        node.put(second, SourceId::Conntrack, Fact::NoPort(NoPort { destination, source: POD, dropped }));
+        let end = Fact::End { snapshot: Snapshot::NoPorts, outcome: Outcome::Complete };
+        node.put(second, SourceId::Conntrack, end);
+    }
+    let report = node.report(1021);
+    let finding = report.findings.iter().find(|finding| finding.id == FindingId::ConntrackInsertFailed).unwrap();
+    assert_eq!(finding.severity, Severity::Critical);
+    assert!(finding.title.contains("203.0.113.7:443/tcp"), "{}", finding.title);
+    assert!(finding.evidence.iter().any(|evidence| evidence.said.contains("24 packets")), "{:?}", finding.evidence);
+    assert_eq!(node.destination(1021, 443).no_port_total, Some(24));
+    assert_eq!(report.conntrack.no_port_total, None, "its use was not read");
+    // Over after a minute.
+    assert!(node.report(1090).findings.iter().all(|finding| finding.id != FindingId::ConntrackInsertFailed));
 }
 
 #[test]

@@ -7,7 +7,6 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use headroom_core::observe::Fact;
-use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
@@ -65,11 +64,11 @@ fn measure(node: &Node) {
     let mut flows = 0;
     measured("headroom, whole table", DUMPS, "dump", || {
         for _dump in 0..DUMPS {
-            flows = count(&mut ConntrackSource::start(&HostRoot::live(), options(Duration::ZERO)));
+            flows = count(&mut ConntrackSource::start(&HostRoot::live(), Options::events(Duration::ZERO)));
         }
     });
     println!("{flows} flows in the last dump");
-    let mut source = ConntrackSource::start(&HostRoot::live(), options(Duration::from_secs(3600)));
+    let mut source = ConntrackSource::start(&HostRoot::live(), Options::events(Duration::from_secs(3600)));
     count(&mut source);
     sh("conntrack -F 2>/dev/null");
     let rounds = 20;
@@ -97,9 +96,4 @@ fn measure(node: &Node) {
 
 fn main() {
     on_a_node(measure);
-}
-
-/// Dumps and events, of all protocols; nothing counted in the kernel.
-fn options(dump_interval: Duration) -> Options {
-    Options { dump_interval, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys: 0 }
 }

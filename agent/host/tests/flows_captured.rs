@@ -7,7 +7,6 @@ use std::time::Duration;
 use headroom_core::ids::NetnsInode;
 use headroom_core::known::Known;
 use headroom_core::observe::{Fact, Outcome, Snapshot, SocketState};
-use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
@@ -64,7 +63,7 @@ fn line(slot: u32, source: ([u8; 4], u16), destination: ([u8; 4], u16), state: u
 fn a_captured_conntrack_table_is_a_snapshot_and_says_what_it_lacks() {
     let tree = Tree::new();
     tree.write("proc/net/nf_conntrack", ENTRY);
-    let mut source = ConntrackSource::start(&tree.root(), options(Duration::from_secs(60)));
+    let mut source = ConntrackSource::start(&tree.root(), Options::events(Duration::from_secs(60)));
     let facts_now = facts(&mut source);
     let [Fact::Begin(_), Fact::Flow(entry), Fact::End { outcome: Outcome::Complete, .. }, Fact::Coverage(coverage)] =
         facts_now.as_slice()
@@ -83,7 +82,7 @@ fn a_captured_conntrack_table_is_a_snapshot_and_says_what_it_lacks() {
 fn a_line_that_is_not_understood_makes_the_snapshot_partial() {
     let tree = Tree::new();
     tree.write("proc/net/nf_conntrack", &format!("{ENTRY}ipv4 2 garbage\n"));
-    let facts = facts(&mut ConntrackSource::start(&tree.root(), options(Duration::from_secs(60))));
+    let facts = facts(&mut ConntrackSource::start(&tree.root(), Options::events(Duration::from_secs(60))));
     assert!(facts.iter().any(|fact| matches!(fact, Fact::End { outcome: Outcome::Partial(_), .. })), "{facts:?}");
     assert!(facts.iter().any(|fact| matches!(fact, Fact::Lost { total: 1, .. })), "{facts:?}");
 }
@@ -91,7 +90,7 @@ fn a_line_that_is_not_understood_makes_the_snapshot_partial() {
 #[test]
 fn a_tree_without_conntrack_fails_by_name_and_never_shows_an_empty_table() {
     let tree = Tree::new();
-    let facts = facts(&mut ConntrackSource::start(&tree.root(), options(Duration::from_secs(60))));
+    let facts = facts(&mut ConntrackSource::start(&tree.root(), Options::events(Duration::from_secs(60))));
     let [Fact::Begin(_), Fact::End { outcome: Outcome::Failed(_), .. }, Fact::Coverage(Known::Unknown(why))] =
         facts.as_slice()
     else {
@@ -165,9 +164,4 @@ fn a_tree_without_processes_is_one_namespace() {
         matches!(facts.as_slice(), [_, Fact::Socket(_), Fact::End { outcome: Outcome::Complete, .. }, _]),
         "{facts:?}"
     );
-}
-
-/// Dumps and events, of all protocols; nothing counted in the kernel.
-fn options(dump_interval: Duration) -> Options {
-    Options { dump_interval, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys: 0 }
 }

@@ -9,7 +9,6 @@ use headroom_core::ids::NetnsInode;
 use headroom_core::observe::{
     ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Loss, Observation, Outcome, Snapshot, Socket, SocketState,
 };
-use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source;
 use headroom_host::source::conntrack::{ConntrackSource, Options, table};
@@ -96,7 +95,7 @@ fn without_time(entry: &ConntrackEntry) -> ConntrackEntry {
 }
 
 fn start(interval: Duration) -> ConntrackSource {
-    ConntrackSource::start(&HostRoot::live(), options(interval))
+    ConntrackSource::start(&HostRoot::live(), Options::events(interval))
 }
 
 /// Exercises the decoder on entries of every protocol, translated and not. If this fails, flows are misread.
@@ -292,9 +291,4 @@ fn the_size_of_the_table_is_what_conntrack_counts() {
         assert_eq!(timeouts.tcp_close, 10);
         assert_eq!(coverage.present().unwrap().degraded, None);
     });
-}
-
-/// Dumps and events, of all protocols; nothing counted in the kernel.
-fn options(dump_interval: Duration) -> Options {
-    Options { dump_interval, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys: 0 }
 }

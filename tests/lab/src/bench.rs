@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
-use headroom_host::source::conntrack::ConntrackSource;
+use headroom_host::source::conntrack::{ConntrackSource, Options};
 
 use crate::lab::Lab;
 use meter::Counted;
@@ -47,7 +47,7 @@ impl Dump {
     #[expect(clippy::print_stdout, reason = "its result")]
     pub fn run(&self) -> Result<ExitCode> {
         let mut facts = 0_u64;
-        ConntrackSource::start(&HostRoot::live(), Duration::ZERO).observe(&mut |fact| {
+        ConntrackSource::start(&HostRoot::live(), Options::events(Duration::ZERO)).observe(&mut |fact| {
             std::hint::black_box(fact);
             facts += 1;
         });

@@ -60,10 +60,12 @@ families! {
     CT_INSERT_FAILED = "conntrack_insert_failed", "none: 1 series", "conntrack insertions that failed since boot";
     CT_DROP = "conntrack_drop", "none: 1 series", "Packets conntrack dropped since boot";
     CT_EARLY_DROP = "conntrack_early_drop", "none: 1 series", "conntrack entries evicted since boot";
+    CT_NO_PORT = "conntrack_no_port_packets", "none: 1 series", "Packets of new connections that this node dropped for want of a source port, since start";
+    CT_DRIFT = "conntrack_drift_entries", "none: 1 series", "Entries by which the kernel's counters had to be corrected, since start";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
     SOURCE_UP = "source_up", "source: 8 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
-    LOST = "lost_events", "what: 6 series", "Events lost since start";
-    PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 2 today", "1 if the eBPF program is attached";
+    LOST = "lost_events", "what: 10 series", "Events lost since start";
+    PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 6 at most", "1 if the eBPF program is attached";
     PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
     PROGRAM_SECONDS = "ebpf_program_run_seconds", "program: as above", "Time that these runs took, without the way to the program";
     PROGRAM_MISSED = "ebpf_program_missed_events", "program: as above", "Events that came while the program was running already on that CPU";
@@ -187,6 +189,8 @@ pub fn render(report: &Report) -> String {
     writer.counter(&CT_INSERT_FAILED, report.conntrack.insert_failed);
     writer.counter(&CT_DROP, report.conntrack.drop);
     writer.counter(&CT_EARLY_DROP, report.conntrack.early_drop);
+    writer.counter(&CT_NO_PORT, report.conntrack.no_port_total);
+    writer.counter(&CT_DRIFT, report.conntrack.drift.map(|drift| drift.total));
     about_ourselves(&mut writer, report);
     let mut text = String::new();
     if let Err(error) = encode(&mut text, &writer.0) {

@@ -300,7 +300,10 @@ fn conntrack(out: &mut String, report: &Report, width: Width) {
                 count("drop", table.drop),
                 count("early_drop", table.early_drop),
             ];
-            format!("{entries} of {max} entries ({share} %); since boot {}", counts.join(", "))
+            let drift = table.drift.filter(|drift| drift.comparisons > 0).map_or_else(String::new, |drift| {
+                format!("; counted in the kernel, corrected by {} in {} comparisons", drift.total, drift.comparisons)
+            });
+            format!("{entries} of {max} entries ({share} %); since boot {}{drift}", counts.join(", "))
         }
         _ => format!("unknown: {}", table.why.as_deref().unwrap_or("not read")),
     };

@@ -50,6 +50,8 @@ pub struct Account {
     pub by_source: BTreeMap<IpAddr, Share>,
     /// The TCP counters of the destination, summed over source addresses, as far as there are any.
     pub tcp: TcpTally,
+    /// Packets of new connections dropped for want of a port on this node: lately, and in all.
+    pub no_port: (u64, u64),
     /// Open by the last conntrack dump less open by the TCP counters, where both see the destination and the dump is fresh.
     pub drift: Option<i64>,
 }
@@ -124,6 +126,13 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
         if account.source == SourceId::Sockets {
             account.add(source, Weight::of_tally(&tally));
         }
+    }
+
+    for (destination, _source, lately, total) in ledger.no_ports().iter(now, LATELY) {
+        let account = accounts
+            .entry(destination)
+            .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Conntrack));
+        account.no_port = (account.no_port.0.saturating_add(lately), account.no_port.1.saturating_add(total));
     }
 
     let mut accounts: Vec<Account> = accounts.into_values().collect();
@@ -225,6 +234,7 @@ impl Account {
             active: 0,
             by_source: BTreeMap::new(),
             tcp: TcpTally::default(),
+            no_port: (0, 0),
             drift: None,
         }
     }

@@ -243,6 +243,30 @@ fn conntrack(view: &View<'_>, report: &Report) -> Vec<Finding> {
             ),
         });
     }
+    let no_port: Vec<_> = view.accounts.iter().filter(|account| account.no_port.0 > 0).collect();
+    if let Some(worst) = no_port.iter().max_by_key(|account| account.no_port.0) {
+        findings.push(Finding {
+            id: FindingId::ConntrackInsertFailed,
+            severity: Severity::Critical,
+            title: format!("this node itself finds no port for new connections to {}", worst.destination),
+            subject: worst.destination.to_string(),
+            evidence: no_port
+                .iter()
+                .take(5)
+                .map(|account| {
+                    let said = format!(
+                        "{}: {} packets of new connections dropped in the last minute, since no source port was free",
+                        account.destination, account.no_port.0
+                    );
+                    Evidence::seen(SourceId::Conntrack, said)
+                })
+                .collect(),
+            remedy: "let connections to it be reused, spread them over more addresses of the destination, or widen \
+                     `--to-ports` of the masquerade rule"
+                .to_owned(),
+        });
+        return findings;
+    }
     let now = view.ledger.conntrack_use().and_then(|used| used.stats.present());
     if let (Some(then), Some(now)) = (view.conntrack_at_start, now) {
         let failed = now.insert_failed.saturating_sub(then.insert_failed);

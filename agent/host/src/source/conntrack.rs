@@ -82,6 +82,13 @@ pub struct Options {
     pub max_keys: u32,
 }
 
+impl Options {
+    /// Dumps and events of every protocol, and nothing counted in the kernel.
+    pub fn events(dump_interval: Duration) -> Self {
+        Self { dump_interval, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys: 0 }
+    }
+}
+
 /// Reads conntrack.
 #[derive(Debug)]
 pub struct ConntrackSource {
