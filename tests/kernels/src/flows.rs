@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use headroom_core::flow::Endpoint;
 use headroom_core::observe::{ConntrackEntry, Fact, Outcome, Snapshot};
+use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
-use headroom_host::source::conntrack::ConntrackSource;
+use headroom_host::source::conntrack::{ConntrackSource, Options};
 
 use crate::check::Check;
 use crate::load;
@@ -56,10 +57,10 @@ fn compare(scene: &Scene, made: &[(SocketAddr, BTreeSet<u16>)]) -> Result<String
     Ok(format!("{total} of {total}"))
 }
 
-/// The node's table, read from inside.
+/// The node's table, read from inside, without the programs.
 fn table(scene: &Scene) -> Result<Vec<ConntrackEntry>> {
     scene.node().run(|| {
-        let mut source = ConntrackSource::start(&HostRoot::live(), Duration::ZERO);
+        let mut source = ConntrackSource::start(&HostRoot::live(), options(0));
         let (mut entries, mut complete) = (Vec::new(), false);
         source.observe(&mut |observation| match observation.fact {
             Fact::Flow(entry) => entries.push(entry),
@@ -71,4 +72,9 @@ fn table(scene: &Scene) -> Result<Vec<ConntrackEntry>> {
         }
         Ok(entries)
     })
+}
+
+/// How to look, with that much room for counters in the kernel.
+pub(crate) fn options(max_keys: u32) -> Options {
+    Options { dump_interval: Duration::ZERO, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys }
 }

@@ -17,12 +17,32 @@ pub(crate) struct Inability {
     why: &'static str,
 }
 
-const INABILITIES: [Inability; 1] = [Inability {
-    check: "tcp: SYNs that the own namespace drops are seen when sent again",
-    applies: |kernel| kernel.version < (6, 16),
-    kernels: "before 6.16",
-    why: "tcp_retransmit_skb is silent where the own namespace's netfilter refuses the segment",
-}];
+const INABILITIES: [Inability; 4] = [
+    Inability {
+        check: "program: ct_insert attaches",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "program: ct_delete attaches",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "program: ct_no_port attaches",
+        applies: |kernel| kernel.version < (5, 17),
+        kernels: "before 5.17",
+        why: "kfree_skb does not pass the reason why a packet was dropped",
+    },
+    Inability {
+        check: "tcp: SYNs that the own namespace drops are seen when sent again",
+        applies: |kernel| kernel.version < (6, 16),
+        kernels: "before 6.16",
+        why: "tcp_retransmit_skb is silent where the own namespace's netfilter refuses the segment",
+    },
+];
 
 impl Inability {
     /// Why that check cannot on this kernel; none if it must.
@@ -43,7 +63,8 @@ mod tests {
     fn every_row_names_a_check() {
         let mut checks: BTreeSet<String> =
             crate::SUBJECTS.into_iter().flatten().map(|check| check.name.to_owned()).collect();
-        checks.extend(headroom_host::ebpf::PROGRAMS.iter().map(crate::programs::name));
+        checks.extend(headroom_host::ebpf::TCP.iter().map(crate::programs::name));
+        checks.extend(headroom_host::ebpf::CONNTRACK.iter().map(crate::programs::name));
         for row in &INABILITIES {
             assert!(checks.contains(row.check), "{}", row.check);
         }

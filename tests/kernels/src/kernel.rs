@@ -13,7 +13,7 @@ pub(crate) struct Kernel {
     /// Its first two numbers; distributions put their own behind them.
     pub(crate) version: (u32, u32),
     /// Whether functions can be probed.
-    kprobes: bool,
+    pub(crate) kprobes: bool,
     /// Whether modules show their types (since 5.11).
     module_types: bool,
 }

@@ -57,7 +57,7 @@ fn run(results: &mut Results, connections: u64) -> Result<()> {
     let kernel = kernel::running()?;
     results.kernel(&kernel)?;
     let scene = Scene::build(connections)?;
-    for (name, outcome) in programs::all(&scene) {
+    for (name, outcome) in programs::all(&scene)? {
         results.check(&kernel, &name, outcome, &[], Duration::ZERO)?;
     }
     for check in SUBJECTS.into_iter().flatten() {

@@ -145,7 +145,10 @@ impl Scene {
             opened: 0,
             closed: 0,
             reset: 0,
-            failed: 0,
+            refused: 0,
+            timed_out: 0,
+            unreachable: 0,
+            given_up: 0,
             no_local_port: 0,
             syn_retransmitted: 0,
         }
@@ -231,9 +234,10 @@ fn lacking(expected: &BTreeMap<Endpoint, TcpCounter>, seen: &BTreeMap<Endpoint, 
     expected.iter().try_fold(0, |sum, (destination, expected)| {
         let seen = seen.get(destination).filter(|seen| seen.source == expected.source)?;
         let numbers = |counter: &TcpCounter| {
-            let TcpCounter { attempted, opened, closed, reset, failed, no_local_port, syn_retransmitted, .. } =
-                *counter;
-            [attempted, opened, closed, reset, failed, no_local_port, syn_retransmitted]
+            let TcpCounter { attempted, opened, closed, reset, syn_retransmitted, no_local_port, .. } = *counter;
+            let TcpCounter { refused, timed_out, unreachable, given_up, .. } = *counter;
+            let failed = [refused, timed_out, unreachable, given_up, no_local_port];
+            [&[attempted, opened, closed, reset, syn_retransmitted][..], &failed].concat()
         };
         numbers(expected)
             .iter()

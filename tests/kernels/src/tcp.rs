@@ -7,7 +7,7 @@ use headroom_core::flow::Endpoint;
 use headroom_core::observe::{Fact, Loss, TcpCounter};
 use headroom_core::ports::parse_port_range;
 use headroom_host::btf::Btf;
-use headroom_host::ebpf::PROGRAMS;
+use headroom_host::ebpf::TCP;
 use headroom_host::root::HostRoot;
 use headroom_host::source::tcp::TcpSource;
 
@@ -34,11 +34,11 @@ pub(crate) fn destinations(address: IpAddr) -> Vec<SocketAddr> {
 
 fn arguments(_: &Scene) -> Result<String> {
     let btf = Btf::of_kernel(&HostRoot::live())?;
-    for program in PROGRAMS {
+    for program in TCP {
         let there = btf.tracepoint_arguments(program.hook)?;
         ensure!(there >= program.arguments, "{} has {there} arguments, not {}", program.hook, program.arguments);
     }
-    Ok(format!("{} hooks", PROGRAMS.len()))
+    Ok(format!("{} hooks", TCP.len()))
 }
 
 fn ipv4(scene: &Scene) -> Result<String> {

@@ -79,7 +79,7 @@ fn refused(scene: &Scene) -> Result<String> {
             refused += load::try_all(scene.pod(), to, each, SOON)?.refused;
         }
         ensure!(refused == rounds * each, "{refused} were refused");
-        scene.expect(&[TcpCounter { attempted: refused, failed: refused, ..scene.nothing(to) }])?;
+        scene.expect(&[TcpCounter { attempted: refused, refused, ..scene.nothing(to) }])?;
     }
     Ok(format!("{} of {}", 2 * rounds * each, 2 * rounds * each))
 }
@@ -114,7 +114,7 @@ fn unanswered(scene: &Scene) -> Result<String> {
     let _rule = Rule::insert(scene.gateway(), "filter", &["FORWARD", "-p", "tcp", "--dport", "7403", "-j", "DROP"])?;
     let (tried, again) = without_answer(scene, to, count)?;
     ensure!(tried.unanswered == count, "{} of {count} were unanswered", tried.unanswered);
-    scene.expect(&[TcpCounter { attempted: count, failed: count, syn_retransmitted: again, ..scene.nothing(to) }])?;
+    scene.expect(&[TcpCounter { attempted: count, given_up: count, syn_retransmitted: again, ..scene.nothing(to) }])?;
     Ok(format!("{count} of {count}, {again} of {again} SYNs"))
 }
 
@@ -126,22 +126,28 @@ fn dry_nat(scene: &Scene) -> Result<String> {
     let _listener = load::listen(scene.outside(), to)?;
     let (tried, again) = without_answer(scene, to, count)?;
     let opened = u64::try_from(tried.open.len()).context("count")?;
-    let failed = tried.unanswered;
+    let given_up = tried.unanswered;
     ensure!(
-        (opened, failed) == (ports, count - ports),
-        "a NAT with {ports} ports let {opened} through, and {failed} of {count} were unanswered"
+        (opened, given_up) == (ports, count - ports),
+        "a NAT with {ports} ports let {opened} through, and {given_up} of {count} were unanswered"
     );
-    scene.expect(&[TcpCounter { attempted: count, opened, failed, syn_retransmitted: again, ..scene.nothing(to) }])?;
+    scene.expect(&[TcpCounter {
+        attempted: count,
+        opened,
+        given_up,
+        syn_retransmitted: again,
+        ..scene.nothing(to)
+    }])?;
     drop(tried);
     scene.expect(&[TcpCounter {
         attempted: count,
         opened,
-        failed,
+        given_up,
         closed: opened,
         syn_retransmitted: again,
         ..scene.nothing(to)
     }])?;
-    Ok(format!("{opened} opened and {failed} failed of {count}, {again} of {again} SYNs"))
+    Ok(format!("{opened} opened and {given_up} failed of {count}, {again} of {again} SYNs"))
 }
 
 fn dropped_at_home(scene: &Scene) -> Result<String> {
@@ -149,7 +155,7 @@ fn dropped_at_home(scene: &Scene) -> Result<String> {
     let _rule = Rule::insert(scene.pod(), "filter", &["OUTPUT", "-p", "tcp", "--dport", "7405", "-j", "DROP"])?;
     let (tried, again) = without_answer(scene, to, count)?;
     ensure!(tried.unanswered == count, "{} of {count} were unanswered", tried.unanswered);
-    let silent = TcpCounter { attempted: count, failed: count, ..scene.nothing(to) };
+    let silent = TcpCounter { attempted: count, given_up: count, ..scene.nothing(to) };
     match scene.expect_one_of(&[&[TcpCounter { syn_retransmitted: again, ..silent }], &[silent]])? {
         0 => Ok(format!("{again} of {again} SYNs")),
         _ => Err(Cannot(format!("none of {again} SYNs was seen")).into()),
