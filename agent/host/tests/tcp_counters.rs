@@ -377,7 +377,7 @@ impl Clocked {
         let now = self.start.after(Duration::from_secs(second));
         self.tcp
             .entries
-            .read(now, table, |key, counts| {
+            .read(now, table, true, |key, counts| {
                 let IpAddr::V4(address) = destination.ip() else { return };
                 if key.port == destination.port() && key.destination == address.to_ipv6_mapped().octets() {
                     assert!(found.replace(*counts).is_none(), "shown twice");

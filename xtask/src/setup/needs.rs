@@ -86,6 +86,16 @@ pub(super) const NEEDS: [Need; 15] = [
             ["/usr/lib/cni/host-local", "/opt/cni/bin/host-local"].iter().any(|path| Path::new(path).is_file())
         }),
     },
+    program("qemu-system-x86_64", "tests boot other kernels", &["qemu-system-x86"]),
+    program("modprobe", "tests boot other kernels", &["kmod"]),
+    Need {
+        what: "static busybox",
+        why: "tests boot other kernels",
+        purpose: Purpose::Test,
+        hint: "install a busybox that needs no shared libraries",
+        packages: &["busybox-static"],
+        check: Check::Holds(crate::kernels::has_static_busybox),
+    },
     program("buildah", "tests build the image", &["buildah"]),
     Need {
         what: KUBERNETES_VALIDATE,

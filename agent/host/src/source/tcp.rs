@@ -117,10 +117,10 @@ impl TcpSource {
 
 impl TcpSource {
     /// Reads the counters. `table` is a complete socket table that was read just before: from when on, and which pairs it
-    /// shows; what it does not show can be forgotten after a while.
+    /// shows; what it does not show can be forgotten after a while. Tells of all pairs, or only of those that moved.
     ///
     /// Coverage comes after the counters: it tells whether they could be read.
-    pub fn observe_after(&mut self, table: Option<(NodeTime, &Pairs)>, sink: Sink<'_>) {
+    pub fn observe_after(&mut self, table: Option<(NodeTime, &Pairs)>, all: bool, sink: Sink<'_>) {
         let mut put = |fact| sink(observation(SourceId::Tcp, fact));
         let tcp = match &mut self.state {
             Ok(tcp) => tcp,
@@ -131,14 +131,19 @@ impl TcpSource {
                 return put(unreadable(why.as_str()));
             }
         };
+        let now = clock::node_time();
         put(Fact::Begin(Snapshot::TcpCounters));
         let shows = |key: &Key| table.is_some_and(|(_, pairs)| pairs.contains(&pair(key)));
         let connected = table.map(|(begun, _)| Connected { begun, shows: &shows });
         let read: Result<(), Why> = tcp
             .entries
-            .read(clock::node_time(), connected.as_ref(), |key, counts| put(Fact::TcpCounter(counter(key, counts))))
+            .read(now, connected.as_ref(), all, |key, counts| put(Fact::TcpCounter(counter(key, counts))))
             .map_err(Why::from);
-        let outcome = read.clone().map_or_else(Outcome::Failed, |()| Outcome::Complete);
+        let outcome = match &read {
+            Err(why) => Outcome::Failed(why.clone()),
+            Ok(()) if all => Outcome::Complete,
+            Ok(()) => Outcome::Partial(Why::new("only what moved since the last reading")),
+        };
         put(Fact::End { snapshot: Snapshot::TcpCounters, outcome });
         let losses: Result<Losses, Why> = tcp.losses.get().map_err(Why::from);
         if let Ok(losses) = &losses {
@@ -170,7 +175,7 @@ impl Source for TcpSource {
     }
 
     fn observe(&mut self, sink: Sink<'_>) {
-        self.observe_after(None, sink);
+        self.observe_after(None, true, sink);
     }
 }
 

@@ -154,7 +154,8 @@ impl Entries {
         }
     }
 
-    /// Shows every key and what was counted for it, and retires keys that nothing can be counted for any more.
+    /// Shows every key and what was counted for it, or only those that moved since the last reading, and retires keys that
+    /// nothing can be counted for any more.
     ///
     /// # Errors
     /// The kernel could not read on; what was shown before is true.
@@ -162,6 +163,7 @@ impl Entries {
         &mut self,
         now: NodeTime,
         connected: Option<&Connected<'_>>,
+        all: bool,
         mut see: impl FnMut(&Key, &Counts),
     ) -> Result<(), MapsError> {
         if !self.leaving.is_empty() && now.since(self.left_at) >= GRACE {
@@ -191,16 +193,19 @@ impl Entries {
                     if slots.get(&entry.key)? != Some(index) {
                         return Ok(());
                     }
-                    *state = State { phase: Phase::Used, moved_at: pace.now, sum: sum(&entry.counts), ..*state };
+                    (state.moved_at, state.sum) = (pace.now, sum(&entry.counts));
                 }
                 end.set(end.get().max(index.saturating_add(1)));
                 in_use += 1;
-                match (twice.get_mut(&entry.key), carried.get(&entry.key)) {
-                    (Some(counts), _) => *counts = added(counts, &entry.counts),
-                    (None, Some(before)) => see(&entry.key, &added(&entry.counts, before)),
-                    (None, None) => see(&entry.key, &entry.counts),
+                let moved = state.note(entry, pace, connected);
+                match twice.get_mut(&entry.key) {
+                    Some(counts) => *counts = added(counts, &entry.counts),
+                    None if !all && !moved => {}
+                    None => match carried.get(&entry.key) {
+                        Some(before) => see(&entry.key, &added(&entry.counts, before)),
+                        None => see(&entry.key, &entry.counts),
+                    },
                 }
-                state.note(entry, pace, connected);
                 if retiring && state.may_go(entry, pace) {
                     candidates.push((state.moved_at, index, entry.key, entry.counts));
                 }
@@ -314,8 +319,11 @@ struct Pace {
 }
 
 impl State {
-    fn note(&mut self, entry: &Entry, pace: Pace, connected: Option<&Connected<'_>>) {
+    /// Takes in a reading. Whether it is the first, or another one than the last.
+    fn note(&mut self, entry: &Entry, pace: Pace, connected: Option<&Connected<'_>>) -> bool {
         let sum = sum(&entry.counts);
+        let moved = self.sum != sum || self.phase == Phase::Free;
+        self.phase = Phase::Used;
         if self.sum != sum {
             (self.sum, self.moved_at, self.unconnected) = (sum, pace.now, false);
         }
@@ -324,6 +332,7 @@ impl State {
         {
             self.unconnected = !(table.shows)(&entry.key);
         }
+        moved
     }
 
     /// Whether nothing can be counted for the key any more, and nothing was for a while.
