@@ -44,7 +44,7 @@ impl Need {
 pub(super) const EBPF_TOOLCHAIN: &str = "eBPF toolchain";
 pub(super) const KUBERNETES_VALIDATE: &str = "kubernetes-validate";
 
-pub(super) const NEEDS: [Need; 15] = [
+pub(super) const NEEDS: [Need; 18] = [
     Need {
         what: "C compiler",
         why: "cargo links with it",
