@@ -27,7 +27,7 @@ fn machine(results: &Results) -> String {
         "{}, Linux {}, {cores} cores ({cpu}), {memory}. {} round(s) of {} connections for each tool; medians, and least to \
          greatest in brackets. Ratios are within a round.\n",
         today(),
-        kernel.trim(),
+        kernel.trim().split('-').next().unwrap_or_default(),
         sizes.rounds,
         sizes.connections
     )
