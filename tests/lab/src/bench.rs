@@ -14,9 +14,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
-use headroom_host::source::conntrack::ConntrackSource;
+use headroom_host::source::conntrack::{ConntrackSource, Options};
 
 use crate::lab::Lab;
 use meter::Counted;
@@ -47,7 +48,13 @@ impl Dump {
     #[expect(clippy::print_stdout, reason = "its result")]
     pub fn run(&self) -> Result<ExitCode> {
         let mut facts = 0_u64;
-        ConntrackSource::start(&HostRoot::live(), Duration::ZERO).observe(&mut |fact| {
+        let options = Options {
+            dump_interval: Duration::ZERO,
+            tcp_is_counted: false,
+            node_ports: PortRange::NODE_PORTS,
+            max_keys: 0,
+        };
+        ConntrackSource::start(&HostRoot::live(), options).observe(&mut |fact| {
             std::hint::black_box(fact);
             facts += 1;
         });
