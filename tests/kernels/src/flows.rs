@@ -1,0 +1,80 @@
+//! Subject `conntrack` over netlink: the table that stands in wherever programs cannot count, against flows made here.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use headroom_core::flow::Endpoint;
+use headroom_core::observe::{ConntrackEntry, Fact, Outcome, Snapshot};
+use headroom_core::ports::PortRange;
+use headroom_host::root::HostRoot;
+use headroom_host::source::Source as _;
+use headroom_host::source::conntrack::{ConntrackSource, Options};
+
+use crate::check::Check;
+use crate::load;
+use crate::network::{OUTSIDE, Scene};
+use crate::tcp::{PORTS, destinations};
+
+pub(crate) const CHECKS: [Check; 2] = [
+    Check { name: "flows: NATed TCP connections are in the table", run: tcp },
+    Check { name: "flows: NATed UDP flows are in the table", run: udp },
+];
+
+/// The first source port of UDP flows.
+const FIRST_PORT: u16 = 20_000;
+
+/// The connections of the large IPv4 check of `tcp`, which the node translated and still remembers.
+fn tcp(scene: &Scene) -> Result<String> {
+    let made = destinations(OUTSIDE.into()).into_iter().map(|to| (to, scene.made_to(to)));
+    compare(scene, &made.collect::<Vec<_>>())
+}
+
+fn udp(scene: &Scene) -> Result<String> {
+    let to: Vec<SocketAddr> = (0..PORTS).map(|port| SocketAddr::new(OUTSIDE.into(), 7500 + port)).collect();
+    let count = u16::try_from(scene.connections / u64::from(PORTS)).context("count source ports")?;
+    let ports = FIRST_PORT..FIRST_PORT.saturating_add(count);
+    load::send(scene.pod(), scene.outside(), &to, ports.clone())?;
+    compare(scene, &to.into_iter().map(|to| (to, ports.clone().collect())).collect::<Vec<_>>())
+}
+
+/// One entry per flow: from exactly those source ports, and translated.
+fn compare(scene: &Scene, made: &[(SocketAddr, BTreeSet<u16>)]) -> Result<String> {
+    let entries = table(scene)?;
+    let mut total = 0;
+    for (to, ports) in made {
+        let to_it = |entry: &&ConntrackEntry| entry.destination == Endpoint::new(to.ip(), to.port());
+        let of_this: Vec<_> = entries.iter().filter(to_it).collect();
+        let seen: BTreeSet<u16> = of_this.iter().map(|entry| entry.key.source.port).collect();
+        let (missing, more) = (ports.difference(&seen).count(), seen.difference(ports).count());
+        ensure!((missing, more) == (0, 0), "of {} flows to {to} {missing} are missing, {more} too many", ports.len());
+        ensure!(of_this.len() == ports.len(), "{} entries for {} flows to {to}", of_this.len(), ports.len());
+        ensure!(of_this.iter().all(|entry| entry.translated.address != entry.key.source.address), "not translated");
+        total += ports.len();
+    }
+    ensure!(total > 0, "no flows were made");
+    Ok(format!("{total} of {total}"))
+}
+
+/// The node's table, read from inside, without the programs.
+fn table(scene: &Scene) -> Result<Vec<ConntrackEntry>> {
+    scene.node().run(|| {
+        let mut source = ConntrackSource::start(&HostRoot::live(), options(0));
+        let (mut entries, mut complete) = (Vec::new(), false);
+        source.observe(&mut |observation| match observation.fact {
+            Fact::Flow(entry) => entries.push(entry),
+            Fact::End { snapshot: Snapshot::Conntrack, outcome } => complete = outcome == Outcome::Complete,
+            _ => {}
+        });
+        if !complete {
+            bail!("the table could not be read");
+        }
+        Ok(entries)
+    })
+}
+
+/// How to look, with that much room for counters in the kernel.
+pub(crate) fn options(max_keys: u32) -> Options {
+    Options { dump_interval: Duration::ZERO, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys }
+}

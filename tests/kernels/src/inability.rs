@@ -1,0 +1,72 @@
+//! What headroom cannot do on some kernels, and why: the only reasons for which a check may end without having counted.
+//!
+//! It holds in both directions. A check that cannot, without a row here, has failed; so has one that can, with a row.
+
+use crate::kernel::Kernel;
+
+/// One thing that a kernel does not let headroom do.
+#[derive(Debug)]
+pub(crate) struct Inability {
+    /// The check that cannot.
+    check: &'static str,
+    /// On which kernels.
+    applies: fn(&Kernel) -> bool,
+    /// Those kernels, in words.
+    kernels: &'static str,
+    /// Why.
+    why: &'static str,
+}
+
+const INABILITIES: [Inability; 4] = [
+    Inability {
+        check: "program: ct_insert attaches",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "program: ct_delete attaches",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "program: ct_no_port attaches",
+        applies: |kernel| kernel.version < (5, 17),
+        kernels: "before 5.17",
+        why: "kfree_skb does not pass the reason why a packet was dropped",
+    },
+    Inability {
+        check: "tcp: SYNs that the own namespace drops are seen when sent again",
+        applies: |kernel| kernel.version < (6, 16),
+        kernels: "before 6.16",
+        why: "tcp_retransmit_skb is silent where the own namespace's netfilter refuses the segment",
+    },
+];
+
+impl Inability {
+    /// Why that check cannot on this kernel; none if it must.
+    pub(crate) fn of(kernel: &Kernel, check: &str) -> Option<String> {
+        let row = INABILITIES.iter().find(|row| row.check == check && (row.applies)(kernel))?;
+        Some(format!("{}: {}", row.kernels, row.why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Exercises the names in the table. If this fails, a row excuses nothing, because no check has its name.
+    #[test]
+    fn every_row_names_a_check() {
+        let mut checks: BTreeSet<String> =
+            crate::SUBJECTS.into_iter().flatten().map(|check| check.name.to_owned()).collect();
+        checks.extend(headroom_host::ebpf::TCP.iter().map(crate::programs::name));
+        checks.extend(headroom_host::ebpf::CONNTRACK.iter().map(crate::programs::name));
+        for row in &INABILITIES {
+            assert!(checks.contains(row.check), "{}", row.check);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What runs on each kernel: headroom's own eBPF object, loaded through `headroom-host`, against connections that are made
+//! and counted here. `cargo xtask kernels` boots the kernels and runs it in each, and on the machine's own kernel.
+//!
+//! One file per subject, each with its table of checks; [`inability`] has what a kernel cannot do, and why. Every check
+//! writes one JSON line to a file, because a guest's console can get lost; the last line says that it came to the end.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+
+mod check;
+mod flows;
+mod inability;
+mod kernel;
+mod load;
+mod network;
+mod programs;
+mod results;
+mod tcp;
+mod tcp_failures;
+
+use check::Check;
+use network::Scene;
+use results::Results;
+
+#[derive(Debug, Parser)]
+#[command(about = "headroom's eBPF programs on this kernel, against ground truth")]
+struct Arguments {
+    /// Where to write the results, a JSON object per line
+    results: PathBuf,
+    /// How many TCP connections and how many UDP flows the large checks make
+    #[arg(long, default_value_t = 20_000)]
+    connections: u64,
+    /// When to give up, in seconds
+    #[arg(long, default_value_t = 240)]
+    limit_secs: u64,
+}
+
+/// All checks, by subject. A subject that has programs of its own adds its table here.
+const SUBJECTS: [&[Check]; 3] = [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS];
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut results = Results::create(&arguments.results)?;
+    give_up_after(Duration::from_secs(arguments.limit_secs));
+    let ran = run(&mut results, arguments.connections);
+    if let Err(error) = &ran {
+        results.broken(error)?;
+    }
+    ran
+}
+
+/// Runs every check. An error is not a check's but the scene's, and ends it.
+fn run(results: &mut Results, connections: u64) -> Result<()> {
+    let kernel = kernel::running()?;
+    results.kernel(&kernel)?;
+    let scene = Scene::build(connections)?;
+    for (name, outcome) in programs::all(&scene)? {
+        results.check(&kernel, &name, outcome, &[], Duration::ZERO)?;
+    }
+    for check in SUBJECTS.into_iter().flatten() {
+        let (outcome, took) = check.run(&scene);
+        results.check(&kernel, check.name, outcome, &scene.take_notes(), took)?;
+    }
+    drop(scene);
+    results.end()
+}
+
+/// Ends the process when it hangs: what was written is there, and the missing last line tells.
+fn give_up_after(limit: Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        std::process::exit(124);
+    });
+}

@@ -1,0 +1,288 @@
+//! The scene: the lab's node behind its NAT gateway, made of network namespaces in this very kernel, and the counters that
+//! watch it.
+//!
+//! A pod dials; an outside answers or does not. Every check has a port of its own, and the address is one that no other
+//! lab uses, so that the counters of the machine can be compared exactly.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use headroom_core::flow::Endpoint;
+use headroom_core::known::Known;
+use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, TcpCounter};
+use headroom_host::root::HostRoot;
+use headroom_host::source::Source as _;
+use headroom_host::source::tcp::TcpSource;
+use headroom_lab::{Lab, NatLab, NatOptions, Netns};
+
+/// What the pod dials through both NATs.
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 201);
+/// What it dials over IPv6: the node, directly.
+pub(crate) const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x64, 0, 0, 0, 0, 0, 0x1);
+/// The pod itself, over IPv6.
+const POD_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x64, 0, 0, 0, 0, 0, 0x65);
+/// How long the counters may lag behind: the last state changes happen after our calls return.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After this time what is not counted yet will hardly be.
+const SETTLED: Duration = Duration::from_secs(4);
+
+/// The namespaces and the running counters.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    nat: NatLab,
+    tcp: RefCell<TcpSource>,
+    /// The source ports of the connections that were made, for who looks at their flows later.
+    made: RefCell<BTreeMap<SocketAddr, BTreeSet<u16>>>,
+    /// What a check compared less than exactly, and why.
+    notes: RefCell<Vec<String>>,
+    /// Runs of programs that the kernel had skipped when the check began.
+    skipped_before: Cell<u64>,
+    /// How many connections the large checks make.
+    pub(crate) connections: u64,
+    _lab: Lab,
+}
+
+impl Scene {
+    /// Builds the namespaces, then starts counting.
+    pub(crate) fn build(connections: u64) -> Result<Self> {
+        let lab = Lab::new()?;
+        let nat = NatLab::build(&lab, &NatOptions { pods: 1, ports: 1024..=65535, ..NatOptions::default() })?;
+        nat.add_outside_address(OUTSIDE)?;
+        // Translations must outlive a slow machine: the table is compared when all are made.
+        for name in ["udp_timeout", "udp_timeout_stream", "tcp_timeout_time_wait", "tcp_timeout_close"] {
+            nat.node.set_sysctl(&format!("net.netfilter.nf_conntrack_{name}"), "900")?;
+        }
+        // The default: others on this machine may dial thousands of destinations meanwhile.
+        let tcp = RefCell::new(TcpSource::start(&HostRoot::live(), 65_536));
+        let scene = Self {
+            nat,
+            tcp,
+            made: RefCell::default(),
+            notes: RefCell::default(),
+            skipped_before: Cell::new(0),
+            connections,
+            _lab: lab,
+        };
+        let v6 = |netns: &Netns, address: Ipv6Addr, link: &str| {
+            netns.ip(&["address", "add", &format!("{address}/64"), "dev", link, "nodad"])
+        };
+        v6(scene.pod(), POD_V6, "eth0")?;
+        v6(scene.node(), NODE_V6, "pod0")?;
+        Ok(scene)
+    }
+
+    /// Where connections begin.
+    pub(crate) fn pod(&self) -> &Netns {
+        // The lab was asked for one pod.
+        #[expect(clippy::indexing_slicing, reason = "built with one pod")]
+        &self.nat.pods[0].netns
+    }
+
+    /// The first NAT.
+    pub(crate) fn node(&self) -> &Netns {
+        &self.nat.node
+    }
+
+    /// The second NAT.
+    pub(crate) fn gateway(&self) -> &Netns {
+        &self.nat.gateway
+    }
+
+    /// Where IPv4 connections end.
+    pub(crate) fn outside(&self) -> &Netns {
+        &self.nat.outside
+    }
+
+    /// The namespace that answers at an address.
+    pub(crate) fn server_of(&self, address: IpAddr) -> &Netns {
+        if address.is_ipv4() { self.outside() } else { self.node() }
+    }
+
+    /// The pod's address as its sockets have it.
+    pub(crate) fn pod_address(&self, destination: IpAddr) -> IpAddr {
+        if destination.is_ipv4() {
+            #[expect(clippy::indexing_slicing, reason = "built with one pod")]
+            self.nat.pods[0].address.into()
+        } else {
+            POD_V6.into()
+        }
+    }
+
+    /// The source under test.
+    pub(crate) fn tcp(&self) -> RefMut<'_, TcpSource> {
+        self.tcp.borrow_mut()
+    }
+
+    /// Before each check.
+    pub(crate) fn begin_check(&self) -> Result<()> {
+        self.skipped_before.set(skipped_runs()?);
+        Ok(())
+    }
+
+    /// What the check had to note; each is told once.
+    pub(crate) fn take_notes(&self) -> Vec<String> {
+        self.notes.take()
+    }
+
+    /// Keeps the source ports of connections to a destination.
+    pub(crate) fn remember(&self, destination: SocketAddr, ports: BTreeSet<u16>) {
+        self.made.borrow_mut().insert(destination, ports);
+    }
+
+    /// The source ports of all connections that were made to a destination.
+    pub(crate) fn made_to(&self, destination: SocketAddr) -> BTreeSet<u16> {
+        self.made.borrow().get(&destination).cloned().unwrap_or_default()
+    }
+
+    /// A counter of connections from the pod to a destination, at zero.
+    pub(crate) fn nothing(&self, destination: SocketAddr) -> TcpCounter {
+        TcpCounter {
+            destination: Endpoint::new(destination.ip(), destination.port()),
+            source: self.pod_address(destination.ip()),
+            attempted: 0,
+            opened: 0,
+            closed: 0,
+            reset: 0,
+            refused: 0,
+            timed_out: 0,
+            unreachable: 0,
+            given_up: 0,
+            no_local_port: 0,
+            syn_retransmitted: 0,
+        }
+    }
+
+    /// Waits until headroom counted exactly that, and lost nothing.
+    pub(crate) fn expect(&self, expected: &[TcpCounter]) -> Result<()> {
+        self.expect_one_of(&[expected]).map(drop)
+    }
+
+    /// Waits until headroom counted exactly one of several possibilities, and lost nothing; gives which.
+    ///
+    /// Where the kernel itself says that it skipped runs of the programs, the first possibility may lack as many, and a note
+    /// says so: since 6.1 it does not run a raw tracepoint program on a CPU where a softirq interrupted the same one.
+    pub(crate) fn expect_one_of(&self, possibilities: &[&[TcpCounter]]) -> Result<usize> {
+        let by_destination = |counters: &[TcpCounter]| -> BTreeMap<Endpoint, TcpCounter> {
+            counters.iter().map(|counter| (counter.destination, *counter)).collect()
+        };
+        let possibilities: Vec<_> = possibilities.iter().map(|counters| by_destination(counters)).collect();
+        let began = Instant::now();
+        loop {
+            let mut seen = self.counters()?;
+            seen.retain(|destination, _| possibilities.iter().any(|expected| expected.contains_key(destination)));
+            if let Some(which) = possibilities.iter().position(|expected| *expected == seen) {
+                self.nothing_lost()?;
+                return Ok(which);
+            }
+            let lacking = possibilities.first().and_then(|expected| lacking(expected, &seen));
+            let skipped = skipped_runs()?.saturating_sub(self.skipped_before.get());
+            if let Some(lacking) = lacking.filter(|lacking| *lacking <= skipped)
+                && began.elapsed() > SETTLED
+            {
+                let note =
+                    format!("{lacking} events are not counted; the kernel skipped {skipped} runs of the programs");
+                self.notes.borrow_mut().push(note);
+                return Ok(0);
+            }
+            if began.elapsed() > PATIENCE {
+                let expected = possibilities.into_iter().flat_map(BTreeMap::into_values);
+                let different: Vec<_> =
+                    expected.filter(|counter| seen.get(&counter.destination) != Some(counter)).collect();
+                let instead = different.first().and_then(|counter| seen.get(&counter.destination));
+                bail!(
+                    "{} counters differ, and the kernel skipped {skipped} runs of the programs: expected {:?}, counted {instead:?}",
+                    different.len(),
+                    different.first()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What is counted now, by destination.
+    pub(crate) fn counters(&self) -> Result<BTreeMap<Endpoint, TcpCounter>> {
+        let mut counters = BTreeMap::new();
+        let facts = facts(&mut self.tcp());
+        if !facts.contains(&Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete }) {
+            bail!("the counters could not be read: {:?}", facts.last());
+        }
+        for fact in facts {
+            if let Fact::TcpCounter(counter) = fact {
+                counters.insert(counter.destination, counter);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// Whether every connect found room and every read succeeded.
+    fn nothing_lost(&self) -> Result<()> {
+        for what in [Loss::TcpMapFull, Loss::TcpReadFailed] {
+            let total = lost(&mut self.tcp(), what)?;
+            if total != 0 {
+                bail!("{total} losses of {what:?}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many events were not counted; none if a counter is there that should not be, or is too high.
+fn lacking(expected: &BTreeMap<Endpoint, TcpCounter>, seen: &BTreeMap<Endpoint, TcpCounter>) -> Option<u64> {
+    if expected.len() != seen.len() {
+        return None;
+    }
+    expected.iter().try_fold(0, |sum, (destination, expected)| {
+        let seen = seen.get(destination).filter(|seen| seen.source == expected.source)?;
+        let numbers = |counter: &TcpCounter| {
+            let TcpCounter { attempted, opened, closed, reset, syn_retransmitted, no_local_port, .. } = *counter;
+            let TcpCounter { refused, timed_out, unreachable, given_up, .. } = *counter;
+            let failed = [refused, timed_out, unreachable, given_up, no_local_port];
+            [&[attempted, opened, closed, reset, syn_retransmitted][..], &failed].concat()
+        };
+        numbers(expected)
+            .iter()
+            .zip(numbers(seen))
+            .try_fold(sum, |sum, (expected, seen)| Some(sum + expected.checked_sub(seen)?))
+    })
+}
+
+/// Runs of this process's programs that the kernel skipped, in its own words (`recursion_misses` in `/proc/self/fdinfo`, since
+/// 5.12; kernels before 6.1 skip none of raw tracepoints).
+fn skipped_runs() -> Result<u64> {
+    let mut skipped = 0;
+    for entry in std::fs::read_dir("/proc/self/fdinfo").context("list `/proc/self/fdinfo`")? {
+        // A file that was closed meanwhile has no text.
+        let text = std::fs::read_to_string(entry.context("list `/proc/self/fdinfo`")?.path()).unwrap_or_default();
+        let misses = text.lines().filter_map(|line| line.strip_prefix("recursion_misses:"));
+        skipped += misses.filter_map(|number| number.trim().parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(skipped)
+}
+
+/// One round of a source.
+pub(crate) fn facts(source: &mut TcpSource) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    source.observe(&mut |observation| facts.push(observation.fact));
+    facts
+}
+
+/// What a source says it lost.
+pub(crate) fn lost(source: &mut TcpSource, what: Loss) -> Result<u64> {
+    let total = facts(source).into_iter().find_map(|fact| match fact {
+        Fact::Lost { what: said, total } if said == what => Some(total),
+        _ => None,
+    });
+    total.with_context(|| format!("{what:?} is not told"))
+}
+
+/// The range of source ports of a namespace, as the programs saw it.
+pub(crate) fn port_range(scene: &Scene, netns: &Netns) -> Result<Option<headroom_core::ports::PortRange>> {
+    let inode = netns.inode()?;
+    match scene.tcp().local_ports() {
+        Known::Present(ranges) => Ok(ranges.into_iter().find(|(seen, _)| seen.0 == inode).map(|(_, range)| range)),
+        other => bail!("port ranges are not known: {other:?}"),
+    }
+}

@@ -1,0 +1,163 @@
+//! Subject `tcp`: connections that end badly, and connects that come to nothing.
+
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use headroom_core::observe::TcpCounter;
+
+use crate::check::{Cannot, Check};
+use crate::load::{self, SOON, Tried};
+use crate::network::{NODE_V6, OUTSIDE, Scene};
+
+pub(crate) const CHECKS: [Check; 6] = [
+    Check { name: "tcp: resets are told from orderly ends", run: resets },
+    Check { name: "tcp: refused connects are counted", run: refused },
+    Check { name: "tcp: connects without a local port are counted", run: no_local_port },
+    Check { name: "tcp: unanswered connects and their repeated SYNs are counted", run: unanswered },
+    Check { name: "tcp: connects that get no port of a NAT are counted", run: dry_nat },
+    Check { name: "tcp: SYNs that the own namespace drops are seen when sent again", run: dropped_at_home },
+];
+
+/// Long enough for a SYN to be sent again, after one second; the next would be two seconds later.
+const UNANSWERED: Duration = Duration::from_millis(2200);
+
+fn outside(port: u16) -> SocketAddr {
+    SocketAddr::new(OUTSIDE.into(), port)
+}
+
+/// Rules of a namespace that go when this is dropped.
+struct Rule<'a> {
+    netns: &'a headroom_lab::Netns,
+    rule: Vec<&'a str>,
+}
+
+impl<'a> Rule<'a> {
+    fn insert(netns: &'a headroom_lab::Netns, table: &'a str, rule: &[&'a str]) -> Result<Self> {
+        let rule = Self { netns, rule: [&["-t", table], rule].concat() };
+        rule.iptables("-I")?;
+        Ok(rule)
+    }
+
+    fn iptables(&self, how: &str) -> Result<()> {
+        let (table, chain) = self.rule.split_at(2);
+        self.netns.exec("iptables", &[&["-w"], table, &[how], chain].concat()).map(drop)
+    }
+}
+
+impl Drop for Rule<'_> {
+    fn drop(&mut self) {
+        // The namespace goes soon anyway.
+        drop(self.iptables("-D"));
+    }
+}
+
+fn resets(scene: &Scene) -> Result<String> {
+    let count = 200;
+    for address in [IpAddr::from(OUTSIDE), NODE_V6.into()] {
+        let to = SocketAddr::new(address, 7400);
+        let listener = load::listen(scene.server_of(address), to)?;
+        for _ in 0..count {
+            let client = scene.pod().run(|| TcpStream::connect(to).context("connect"))?;
+            let (mut server, _) = listener.accept().context("accept")?;
+            server.write_all(b"x").context("send")?;
+            // Closing with unread bytes sends a reset.
+            client.peek(&mut [0]).context("wait for a byte")?;
+        }
+        scene.expect(&[TcpCounter { attempted: count, opened: count, reset: count, ..scene.nothing(to) }])?;
+    }
+    Ok(format!("{} of {}", 2 * count, 2 * count))
+}
+
+fn refused(scene: &Scene) -> Result<String> {
+    let (rounds, each) = (20, 25);
+    for address in [IpAddr::from(OUTSIDE), NODE_V6.into()] {
+        let to = SocketAddr::new(address, 7401);
+        let mut refused = 0;
+        for _ in 0..rounds {
+            refused += load::try_all(scene.pod(), to, each, SOON)?.refused;
+        }
+        ensure!(refused == rounds * each, "{refused} were refused");
+        scene.expect(&[TcpCounter { attempted: refused, refused, ..scene.nothing(to) }])?;
+    }
+    Ok(format!("{} of {}", 2 * rounds * each, 2 * rounds * each))
+}
+
+fn no_local_port(scene: &Scene) -> Result<String> {
+    let to = outside(7402);
+    let _listener = load::listen(scene.outside(), to)?;
+    let sysctl = "net.ipv4.ip_local_port_range";
+    let default = scene.pod().sysctl(sysctl)?;
+    scene.pod().set_sysctl(sysctl, "61002 61005")?;
+    let connect = || scene.pod().run(|| TcpStream::connect(to).context("connect"));
+    let open: Vec<_> = (0..4).map(|_| connect()).collect();
+    let without = (0..6).filter(|_| connect().is_err()).count();
+    scene.pod().set_sysctl(sysctl, &default)?;
+    let opened = open.iter().filter(|stream| stream.is_ok()).count();
+    ensure!((opened, without) == (4, 6), "{opened} of 4 opened, {without} of 6 without a port");
+    scene.expect(&[TcpCounter { attempted: 10, opened: 4, no_local_port: 6, ..scene.nothing(to) }])?;
+    Ok("6 of 6".to_owned())
+}
+
+/// Connects while something keeps SYNs or their answers away; gives what became of them and the SYNs sent again.
+fn without_answer(scene: &Scene, to: SocketAddr, count: u64) -> Result<(Tried, u64)> {
+    let before = load::syns_sent_again(scene.pod())?;
+    let tried = load::try_all(scene.pod(), to, count, UNANSWERED)?;
+    let again = load::syns_sent_again(scene.pod())? - before;
+    ensure!(again >= tried.unanswered, "{again} SYNs of {} were sent again", tried.unanswered);
+    Ok((tried, again))
+}
+
+fn unanswered(scene: &Scene) -> Result<String> {
+    let (to, count) = (outside(7403), 50);
+    let _rule = Rule::insert(scene.gateway(), "filter", &["FORWARD", "-p", "tcp", "--dport", "7403", "-j", "DROP"])?;
+    let (tried, again) = without_answer(scene, to, count)?;
+    ensure!(tried.unanswered == count, "{} of {count} were unanswered", tried.unanswered);
+    scene.expect(&[TcpCounter { attempted: count, given_up: count, syn_retransmitted: again, ..scene.nothing(to) }])?;
+    Ok(format!("{count} of {count}, {again} of {again} SYNs"))
+}
+
+fn dry_nat(scene: &Scene) -> Result<String> {
+    let (to, ports, count) = (outside(7404), 8, 20);
+    let rule =
+        ["POSTROUTING", "-o", "outside", "-p", "tcp", "--dport", "7404", "-j", "MASQUERADE", "--to-ports", "1024-1031"];
+    let _rule = Rule::insert(scene.gateway(), "nat", &rule)?;
+    let _listener = load::listen(scene.outside(), to)?;
+    let (tried, again) = without_answer(scene, to, count)?;
+    let opened = u64::try_from(tried.open.len()).context("count")?;
+    let given_up = tried.unanswered;
+    ensure!(
+        (opened, given_up) == (ports, count - ports),
+        "a NAT with {ports} ports let {opened} through, and {given_up} of {count} were unanswered"
+    );
+    scene.expect(&[TcpCounter {
+        attempted: count,
+        opened,
+        given_up,
+        syn_retransmitted: again,
+        ..scene.nothing(to)
+    }])?;
+    drop(tried);
+    scene.expect(&[TcpCounter {
+        attempted: count,
+        opened,
+        given_up,
+        closed: opened,
+        syn_retransmitted: again,
+        ..scene.nothing(to)
+    }])?;
+    Ok(format!("{opened} opened and {given_up} failed of {count}, {again} of {again} SYNs"))
+}
+
+fn dropped_at_home(scene: &Scene) -> Result<String> {
+    let (to, count) = (outside(7405), 20);
+    let _rule = Rule::insert(scene.pod(), "filter", &["OUTPUT", "-p", "tcp", "--dport", "7405", "-j", "DROP"])?;
+    let (tried, again) = without_answer(scene, to, count)?;
+    ensure!(tried.unanswered == count, "{} of {count} were unanswered", tried.unanswered);
+    let silent = TcpCounter { attempted: count, given_up: count, ..scene.nothing(to) };
+    match scene.expect_one_of(&[&[TcpCounter { syn_retransmitted: again, ..silent }], &[silent]])? {
+        0 => Ok(format!("{again} of {again} SYNs")),
+        _ => Err(Cannot(format!("none of {again} SYNs was seen")).into()),
+    }
+}
