@@ -93,7 +93,7 @@ pub(crate) fn lab_command(arguments: &[String]) -> Result<Command> {
 }
 
 /// A command as root, through sudo if we are not.
-fn as_root(command: Command) -> Result<Command> {
+pub(crate) fn as_root(command: Command) -> Result<Command> {
     if is_root() {
         return Ok(command);
     }

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod fuzz;
+mod kernels;
 mod layers;
 mod lint;
 mod say;
@@ -51,6 +52,12 @@ enum Command {
     Image,
     /// Run all tests, as root; the last line is the sum
     Test,
+    /// Run the eBPF programs on other kernels, in VMs, and on this one, against ground truth
+    Kernels {
+        /// Only this one
+        #[arg(long, value_parser = kernels::NAMES)]
+        only: Option<String>,
+    },
     /// Format, clippy, rustdoc, layers: no warnings
     Lint,
     /// Check the rules of the house that no other tool checks
@@ -96,6 +103,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { arguments } => return build::run(&arguments),
         Command::Image => build::image()?,
         Command::Test => test::run()?,
+        Command::Kernels { only } => kernels::run(only.as_deref())?,
         Command::Lint => lint::run()?,
         Command::Layers => layers::run()?,
         Command::Ci => {

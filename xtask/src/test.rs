@@ -7,16 +7,28 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, is_root, shown, which};
-use crate::{build, say};
+use crate::{build, kernels, say};
 
 /// Sums over all suites.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Sum {
-    passed: u32,
-    failed: u32,
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sum {
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
 }
 
-/// Runs the tests of the workspace, then the end-to-end tests with the release binary. The last line is the sum.
+impl Sum {
+    /// Says the sum and ends the process if anything failed: the sum is the last word, and `main` would add a line.
+    pub(crate) fn conclude(self) {
+        let Self { passed, failed } = self;
+        say::line(format_args!("{passed} passed, {failed} failed"));
+        if failed > 0 {
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Runs the tests of the workspace, the end-to-end tests with the release binary, and the programs on other kernels. The last
+/// line is the sum.
 pub(crate) fn run() -> Result<()> {
     setup::require(Purpose::Test)?;
     let (binary, static_binary) = (build::binary(true)?, build::static_binary()?);
@@ -27,12 +39,10 @@ pub(crate) fn run() -> Result<()> {
     let mut lab = cargo(["test", "--no-fail-fast", "--package", "headroom-lab", "--features", "node-tests"]);
     lab.args(["--", "--test-threads=1"]).env("HEADROOM_BIN", binary).env("HEADROOM_STATIC_BIN", static_binary);
     suite(lab.env("HEADROOM_KUBERNETES_VALIDATE", setup::kubernetes_validate()), &mut sum)?;
-    let Sum { passed, failed } = sum;
-    say::line(format_args!("{passed} passed, {failed} failed"));
-    // The sum is the last word: `main` would add a line.
-    if failed > 0 {
-        std::process::exit(1);
-    }
+    let kernels = kernels::check(None)?;
+    sum.passed += kernels.passed;
+    sum.failed += kernels.failed;
+    sum.conclude();
     Ok(())
 }
 

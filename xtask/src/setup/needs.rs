@@ -44,7 +44,7 @@ impl Need {
 pub(super) const EBPF_TOOLCHAIN: &str = "eBPF toolchain";
 pub(super) const KUBERNETES_VALIDATE: &str = "kubernetes-validate";
 
-pub(super) const NEEDS: [Need; 15] = [
+pub(super) const NEEDS: [Need; 18] = [
     Need {
         what: "C compiler",
         why: "cargo links with it",
@@ -85,6 +85,16 @@ pub(super) const NEEDS: [Need; 15] = [
         check: Check::Holds(|| {
             ["/usr/lib/cni/host-local", "/opt/cni/bin/host-local"].iter().any(|path| Path::new(path).is_file())
         }),
+    },
+    program("qemu-system-x86_64", "tests boot other kernels", &["qemu-system-x86"]),
+    program("modprobe", "tests boot other kernels", &["kmod"]),
+    Need {
+        what: "static busybox",
+        why: "tests boot other kernels",
+        purpose: Purpose::Test,
+        hint: "install a busybox that needs no shared libraries",
+        packages: &["busybox-static"],
+        check: Check::Holds(crate::kernels::has_static_busybox),
     },
     program("buildah", "tests build the image", &["buildah"]),
     Need {
