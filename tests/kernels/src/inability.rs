@@ -17,7 +17,7 @@ pub(crate) struct Inability {
     why: &'static str,
 }
 
-const INABILITIES: [Inability; 4] = [
+const INABILITIES: [Inability; 5] = [
     Inability {
         check: "program: ct_insert attaches",
         applies: |kernel| !kernel.kprobes,
@@ -32,6 +32,12 @@ const INABILITIES: [Inability; 4] = [
     },
     Inability {
         check: "program: ct_no_port attaches",
+        applies: |kernel| kernel.version < (5, 17),
+        kernels: "before 5.17",
+        why: "kfree_skb does not pass the reason why a packet was dropped",
+    },
+    Inability {
+        check: "conntrack: new flows that found no port are counted",
         applies: |kernel| kernel.version < (5, 17),
         kernels: "before 5.17",
         why: "kfree_skb does not pass the reason why a packet was dropped",

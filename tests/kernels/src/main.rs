@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::Parser;
 
 mod check;
+mod conntrack;
 mod flows;
 mod inability;
 mod kernel;
@@ -39,7 +40,7 @@ struct Arguments {
 }
 
 /// All checks, by subject. A subject that has programs of its own adds its table here.
-const SUBJECTS: [&[Check]; 3] = [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS];
+const SUBJECTS: [&[Check]; 4] = [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS, &conntrack::CHECKS];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();

@@ -1,6 +1,6 @@
 //! What the conntrack table holds, per destination, source and translated source address.
 //!
-//! Flows are not kept one by one: a row has *cohorts*, flows in the same state since the same second. That is all that NAT
+//! Flows are not kept one by one: a row has *cohorts*, flows in the same state since the same moment. That is all that NAT
 //! demand asks for, and 250,000 entries cost what their destinations cost. A dump says what the cohorts are; between two
 //! dumps they move by what happened, told by one of two sources:
 //!
@@ -491,7 +491,7 @@ impl Hasher for Unchanged {
     }
 }
 
-/// Seconds since the node booted: fine enough, since the kernel tells its timers in seconds.
-fn seconds(at: NodeTime) -> u32 {
-    u32::try_from(at.after(Duration::from_millis(500)).as_nanos() / 1_000_000_000).unwrap_or(u32::MAX)
+/// Tenths of a second since the node booted; 32 bits last for 13 years.
+fn tenths(at: NodeTime) -> u32 {
+    u32::try_from(at.after(Duration::from_millis(50)).as_nanos() / 100_000_000).unwrap_or(u32::MAX)
 }

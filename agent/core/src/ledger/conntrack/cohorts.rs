@@ -1,8 +1,8 @@
-//! Flows of one pair that are in the same state since the same second.
+//! Flows of one pair that are in the same state since the same moment.
 
 use std::time::Duration;
 
-use super::{End, seconds, small};
+use super::{End, small, tenths};
 use crate::flow::Protocol;
 use crate::observe::{ConntrackEntry, ConntrackTcpState, ConntrackTimeouts};
 use crate::time::NodeTime;
@@ -38,7 +38,7 @@ impl CohortState {
 pub struct Cohort {
     /// What they are doing.
     pub state: CohortState,
-    /// Since this second of the node's uptime.
+    /// Since this tenth of a second of the node's uptime.
     since: u32,
     /// How many.
     pub count: u32,
@@ -47,7 +47,7 @@ pub struct Cohort {
 impl Cohort {
     /// Since when.
     pub fn since(&self) -> NodeTime {
-        NodeTime::from_secs(self.since.into())
+        NodeTime::from_nanos(u64::from(self.since).saturating_mul(100_000_000))
     }
 
     /// A flow that has just begun: most connects are answered within milliseconds, so it is taken for open until a dump says
@@ -55,7 +55,7 @@ impl Cohort {
     pub(super) fn begun(protocol: Protocol, at: NodeTime) -> Self {
         match protocol {
             Protocol::TCP => Self { state: CohortState::Busy, since: 0, count: 0 },
-            _ => Self { state: CohortState::Open, since: seconds(at), count: 0 },
+            _ => Self { state: CohortState::Open, since: tenths(at), count: 0 },
         }
     }
 
@@ -74,7 +74,7 @@ impl Cohort {
             None if entry.key.protocol == Protocol::TCP && !entry.replied => (CohortState::Wanting, None),
             None => set.map_or((CohortState::Busy, None), |set| (CohortState::Open, Some(set))),
         };
-        Self { state, since: since.map_or(0, seconds), count: 0 }
+        Self { state, since: since.map_or(0, tenths), count: 0 }
     }
 }
 
@@ -100,9 +100,10 @@ fn timer_set(entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) 
 }
 
 /// Beyond this age the last packet of a silent flow is kept by the minute: nothing asks for more, and a row stays short.
-const FINE_SECS: u32 = 600;
+const FINE_TENTHS: u32 = 6000;
+const MINUTE_TENTHS: u32 = 600;
 
-/// The flows of one pair: at most one cohort per state and second, ordered by both.
+/// The flows of one pair: at most one cohort per state and tenth of a second, ordered by both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cohorts(Vec<Cohort>);
 
@@ -157,7 +158,7 @@ impl Cohorts {
         if count == 0 {
             return;
         }
-        let ago = |secs: u32| seconds(at.before(Duration::from_secs(u64::from(secs))));
+        let ago = |secs: u32| tenths(at.before(Duration::from_secs(u64::from(secs))));
         // From where they are taken, in this order: a flow may have moved on since the last dump.
         let (from, gone, earliest) = match end {
             End::TimeWait => {
@@ -167,7 +168,7 @@ impl Cohorts {
             End::Unanswered => ([State::Wanting, State::Busy, State::Open], None, 0),
             // A TCP connection that vanished while open: nobody told the NAT, so count it as held from now on, rather too long.
             End::Other { .. } if protocol == Protocol::TCP => {
-                ([State::Busy, State::Open, State::Wanting], Some(State::GoneClosed), seconds(at))
+                ([State::Busy, State::Open, State::Wanting], Some(State::GoneClosed), tenths(at))
             }
             // A timer ran out: the last packet passed a whole time-out ago.
             End::Other { assured } => {
@@ -213,12 +214,12 @@ impl Cohorts {
     pub(super) fn succeeded_by(&mut self, next: Self, protocol: Protocol, at: NodeTime, timeouts: ConntrackTimeouts) {
         use CohortState as State;
         let mut vanished = small(self.live()).saturating_sub(small(next.live()));
-        // Closed flows of the same second are the same flows; the second may be read one off.
+        // Closed flows of the same second are the same flows; timers are told in seconds.
         for (state, end) in [(State::Closed, End::TimeWait), (State::Reset, End::Reset)] {
             let closed: Vec<Cohort> = self.0.iter().filter(|cohort| cohort.state == state).copied().collect();
             for cohort in closed {
                 let near =
-                    next.0.iter().filter(|other| other.state == state && other.since.abs_diff(cohort.since) <= 1);
+                    next.0.iter().filter(|other| other.state == state && other.since.abs_diff(cohort.since) <= 10);
                 let shown = near.map(|other| other.count).fold(0, u32::saturating_add);
                 let missing = cohort.count.saturating_sub(shown).min(vanished);
                 vanished -= missing;
@@ -231,15 +232,16 @@ impl Cohorts {
 
     /// Drops what ended before the horizon, and keeps what fell silent long ago less finely.
     pub(super) fn forget(&mut self, horizon: NodeTime, now: NodeTime) {
-        let (horizon, fine) = (seconds(horizon), seconds(now).saturating_sub(FINE_SECS));
+        let (horizon, fine) = (tenths(horizon), tenths(now).saturating_sub(FINE_TENTHS));
         self.0.retain(|cohort| cohort.state.is_live() || cohort.since >= horizon);
         let is_coarse = |cohort: &Cohort| {
-            cohort.state == CohortState::Open && cohort.since < fine && !cohort.since.is_multiple_of(60)
+            cohort.state == CohortState::Open && cohort.since < fine && !cohort.since.is_multiple_of(MINUTE_TENTHS)
         };
         if self.0.iter().any(is_coarse) {
             for cohort in std::mem::take(&mut self.0) {
                 // Later rather than earlier: a flow is not taken for silent before it is.
-                let since = if is_coarse(&cohort) { cohort.since.next_multiple_of(60) } else { cohort.since };
+                let since =
+                    if is_coarse(&cohort) { cohort.since.next_multiple_of(MINUTE_TENTHS) } else { cohort.since };
                 self.add(Cohort { since, ..cohort }, cohort.count);
             }
         }

@@ -1,0 +1,188 @@
+//! Subject `conntrack`: entries as they come and go, told by the kernel's counters where functions can be probed and by
+//! events elsewhere, against flows made here and against the table's own number.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use headroom_core::flow::{Destination, Endpoint, Protocol};
+use headroom_core::ledger::{Ledger, LedgerLimits};
+use headroom_core::ports::PortRange;
+use headroom_host::clock;
+use headroom_host::ebpf::{CT_DELETE, CT_INSERT, CT_NO_PORT};
+use headroom_host::root::HostRoot;
+use headroom_host::source::Source as _;
+use headroom_host::source::conntrack::{ConntrackSource, Options};
+
+use crate::check::{Cannot, Check};
+use crate::load;
+use crate::network::{OUTSIDE, Scene};
+use crate::tcp::PORTS;
+
+pub(crate) const CHECKS: [Check; 4] = [
+    Check { name: "conntrack: NATed UDP flows are counted as they come and go", run: udp },
+    Check { name: "conntrack: NATed TCP connections are counted", run: tcp },
+    Check { name: "conntrack: started anew under load, it ends with the table's number", run: restart },
+    Check { name: "conntrack: new flows that found no port are counted", run: no_port },
+];
+
+/// How long the counts may lag behind: two comparisons with the table.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The source in the node's namespace, and what it told.
+struct Watch<'a> {
+    scene: &'a Scene,
+    source: ConntrackSource,
+    ledger: Ledger,
+}
+
+impl<'a> Watch<'a> {
+    fn start(scene: &'a Scene) -> Result<Self> {
+        let options = Options {
+            // Nothing but counters or events tells what comes later.
+            dump_interval: Duration::from_secs(3600),
+            tcp_is_counted: false,
+            node_ports: PortRange::NODE_PORTS,
+            max_keys: 65_536,
+        };
+        let source = scene.node().run(|| Ok(ConntrackSource::start(&HostRoot::live(), options)))?;
+        let mut watch = Self { scene, source, ledger: Ledger::new(LedgerLimits::default()) };
+        watch.look()?;
+        Ok(watch)
+    }
+
+    /// Who tells what comes and goes.
+    fn how(&self) -> &'static str {
+        let programs = self.source.programs();
+        let attached = |name| programs.iter().any(|program| program.row.name == name && program.attached.is_ok());
+        if attached(CT_INSERT.name) && attached(CT_DELETE.name) { "by the kernel's counters" } else { "by events" }
+    }
+
+    fn look(&mut self) -> Result<()> {
+        let (source, ledger) = (&mut self.source, &mut self.ledger);
+        self.scene.node().run(|| {
+            source.observe(&mut |observation| ledger.apply(observation));
+            Ok(())
+        })
+    }
+
+    fn live(&self, to: &[Destination]) -> u64 {
+        let rows = self.ledger.conntrack().iter().filter(|(pair, _)| to.contains(&pair.destination));
+        rows.map(|(_, cohorts)| cohorts.live()).sum()
+    }
+
+    /// Waits for a number.
+    fn expect(&mut self, expected: u64, number: impl Fn(&Self) -> u64) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let counted = number(self);
+            if counted == expected {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "{counted} counted {}, not {expected}", self.how());
+            std::thread::sleep(Duration::from_millis(100));
+            self.look()?;
+        }
+    }
+}
+
+/// Destinations at the outside, and how many source ports make up the check's flows.
+fn targets(scene: &Scene, first: u16) -> Result<(Vec<SocketAddr>, std::ops::Range<u16>)> {
+    let to = (0..PORTS).map(|port| SocketAddr::new(OUTSIDE.into(), first + port)).collect();
+    let count = u16::try_from(scene.connections / u64::from(PORTS)).context("count source ports")?;
+    Ok((to, 20_000..20_000_u16.saturating_add(count)))
+}
+
+fn destinations(protocol: Protocol, to: &[SocketAddr]) -> Vec<Destination> {
+    to.iter().map(|to| Destination { protocol, endpoint: Endpoint::new(to.ip(), to.port()) }).collect()
+}
+
+/// Removes what was made, by the tool.
+fn flush(scene: &Scene, protocol: &str) -> Result<()> {
+    scene.node().exec("sh", &["-c", &format!("conntrack -D -p {protocol} >/dev/null 2>&1; true")]).map(drop)
+}
+
+fn udp(scene: &Scene) -> Result<String> {
+    flush(scene, "udp")?;
+    let mut watch = Watch::start(scene)?;
+    let (to, ports) = targets(scene, 7600)?;
+    load::send(scene.pod(), scene.outside(), &to, ports)?;
+    let all = destinations(Protocol::UDP, &to);
+    watch.expect(scene.connections, |watch| watch.live(&all))?;
+    for destination in &all {
+        let live = watch.live(std::slice::from_ref(destination));
+        ensure!(live == scene.connections / u64::from(PORTS), "{live} to {destination}");
+    }
+    flush(scene, "udp")?;
+    watch.expect(0, |watch| watch.live(&all))?;
+    Ok(format!("{} of {} {}", scene.connections, scene.connections, watch.how()))
+}
+
+fn tcp(scene: &Scene) -> Result<String> {
+    let mut watch = Watch::start(scene)?;
+    let each = scene.connections / u64::from(PORTS);
+    let to = SocketAddr::new(OUTSIDE.into(), 7650);
+    let ports = load::open_and_close(scene.pod(), scene.outside(), to, each)?;
+    let all = destinations(Protocol::TCP, &[to]);
+    // A source port that was used again has its old entry.
+    let entries = u64::try_from(ports.len()).context("count ports")?;
+    watch.expect(entries, |watch| watch.live(&all))?;
+    flush(scene, "tcp")?;
+    watch.expect(0, |watch| watch.live(&all))?;
+    Ok(format!("{entries} entries of {each} connections {}", watch.how()))
+}
+
+fn restart(scene: &Scene) -> Result<String> {
+    flush(scene, "udp")?;
+    let mut before = Watch::start(scene)?;
+    let (to, ports) = targets(scene, 7660)?;
+    let mut after = std::thread::scope(|scope| -> Result<Watch<'_>> {
+        let (pod, outside, to) = (scene.pod(), scene.outside(), &to);
+        let load = scope.spawn(move || load::send(pod, outside, to, ports));
+        std::thread::sleep(Duration::from_secs(1));
+        before.look()?;
+        drop(before);
+        let mut after = Watch::start(scene)?;
+        while !load.is_finished() {
+            std::thread::sleep(Duration::from_millis(100));
+            after.look()?;
+        }
+        match load.join() {
+            Ok(sent) => sent?,
+            Err(_panic) => bail!("the load panicked"),
+        }
+        Ok(after)
+    })?;
+    let all = destinations(Protocol::UDP, &to);
+    after.expect(scene.connections, |watch| watch.live(&all))?;
+    flush(scene, "udp")?;
+    Ok(format!("{} of {} {}", scene.connections, scene.connections, after.how()))
+}
+
+fn no_port(scene: &Scene) -> Result<String> {
+    let mut watch = Watch::start(scene)?;
+    let programs = watch.source.programs();
+    let program = programs.iter().find(|program| program.row.name == CT_NO_PORT.name).context("find the program")?;
+    if let Err(why) = &program.attached {
+        return Err(Cannot(why.to_string()).into());
+    }
+    let rule = "POSTROUTING -p udp --dport 7700 -j MASQUERADE --to-ports 40000-40007";
+    scene.node().exec("sh", &["-c", &format!("iptables -w -t nat -I {rule}")])?;
+    let to = SocketAddr::new(OUTSIDE.into(), 7700);
+    let sent = scene.pod().run(|| {
+        for port in 30_000..30_012 {
+            let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).context("bind")?;
+            socket.send_to(b"x", to).context("send")?;
+        }
+        Ok(())
+    });
+    let all = destinations(Protocol::UDP, &[to]);
+    let dropped = |watch: &Watch<'_>| {
+        let rows = watch.ledger.no_ports().iter(clock::node_time(), PATIENCE);
+        rows.filter(|(destination, ..)| all.contains(destination)).map(|(.., total)| total).sum()
+    };
+    let counted = sent.and_then(|()| watch.expect(4, dropped)).and_then(|()| watch.expect(8, |watch| watch.live(&all)));
+    scene.node().exec("sh", &["-c", &format!("iptables -w -t nat -D {rule}")])?;
+    counted?;
+    Ok("4 of 12 found no port, 8 did".to_owned())
+}
