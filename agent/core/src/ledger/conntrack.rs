@@ -260,13 +260,14 @@ impl Conntrack {
     /// Compares what was counted with what the dump showed, within what moved meanwhile.
     fn correct(&mut self, at: NodeTime) {
         let mut corrected = 0_u64;
+        let first = self.drift.comparisons == 0;
         for (pair, row) in &mut self.rows {
-            corrected = corrected.saturating_add(row.correct(pair.destination.protocol, at));
+            corrected = corrected.saturating_add(row.correct(pair.destination.protocol, at, first));
         }
         self.incoming.clear();
         self.dialled = std::mem::take(&mut self.incoming_dialled);
         // The first dump is where the counting gets what existed before: no drift.
-        if self.drift.comparisons > 0 {
+        if !first {
             self.drift.last = corrected;
             self.drift.total = self.drift.total.saturating_add(corrected);
         }
@@ -359,14 +360,17 @@ impl Row {
     }
 
     /// Takes over the states that the dump showed, and its number where counting is proved wrong by it. Says by how much.
-    fn correct(&mut self, protocol: Protocol, at: NodeTime) -> u64 {
+    fn correct(&mut self, protocol: Protocol, at: NodeTime, first: bool) -> u64 {
         let mut incoming = std::mem::take(&mut self.incoming);
         let (came, went) = self.counted.as_ref().map_or((0, 0), |counted| {
             let grown = |of: fn(&ConntrackCounter) -> u64| of(&counted.last).saturating_sub(of(&counted.at_dump));
             (grown(|counter| counter.inserted), grown(ConntrackCounter::ended))
         });
         let (shown, counted) = (incoming.live(), self.cohorts.live());
-        let truth = counted.clamp(shown.saturating_sub(went), shown.saturating_add(came));
+        let bounds = shown.saturating_sub(went)..=shown.saturating_add(came);
+        // Counting that has only begun knows nothing of what existed before: the middle is the likeliest.
+        let likely = if first && !bounds.contains(&counted) { bounds.start().midpoint(*bounds.end()) } else { counted };
+        let truth = likely.clamp(*bounds.start(), *bounds.end());
         if truth > shown {
             incoming.add(Cohort::begun(protocol, at), small(truth - shown));
         } else {

@@ -6,6 +6,8 @@ use headroom_core::time::NodeTime;
 
 /// A regular dump may take this part of the time: one in two hundred. (Even an empty table of 262,144 buckets takes 12 ms.)
 const IDLE_PER_DUMP: u32 = 200;
+/// The first dumps may take more, ever less: a fifth, a tenth and so on. What moved during the first is mended by the next.
+const IDLE_PER_FIRST_DUMP: u32 = 5;
 /// A dump that repairs a loss comes at once, but after one that was just as slow at most every fifth part of the time
 /// goes into dumps: a node that loses events all the time has no time for an agent that dumps all the time.
 const IDLE_PER_REPAIR: u32 = 5;
@@ -22,12 +24,14 @@ pub(super) struct Schedule {
     repair_from: NodeTime,
     /// Something was lost since the last dump began.
     repair: bool,
+    /// How many dumps ended well.
+    dumps: u32,
 }
 
 impl Schedule {
     /// The first dump is due at once, the next ones after the interval, or later if they take long.
     pub(super) fn new(interval: Duration) -> Self {
-        Self { interval, next: None, repair_from: NodeTime::default(), repair: false }
+        Self { interval, next: None, repair_from: NodeTime::default(), repair: false, dumps: 0 }
     }
 
     /// Whether to dump now.
@@ -47,7 +51,9 @@ impl Schedule {
 
     /// A dump has ended, well or not, and took so much of a CPU.
     pub(super) fn ended(&mut self, took: Duration, now: NodeTime, well: bool) {
-        let pause = if well { self.interval.max(took.saturating_mul(IDLE_PER_DUMP)) } else { AFTER_FAILURE };
+        let idle = IDLE_PER_DUMP.min(IDLE_PER_FIRST_DUMP << self.dumps.min(8));
+        let pause = if well { self.interval.max(took.saturating_mul(idle)) } else { AFTER_FAILURE };
+        self.dumps = self.dumps.saturating_add(u32::from(well));
         self.next = Some(now.after(pause));
         self.repair_from = now.after(if well { took.saturating_mul(IDLE_PER_REPAIR) } else { AFTER_FAILURE });
     }
@@ -74,11 +80,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_dump_is_repeated_two_hundred_times_its_duration_later() {
+    fn a_slow_dump_is_repeated_soon_at_first_and_then_two_hundred_times_its_duration_later() {
         let mut schedule = Schedule::new(INTERVAL);
-        schedule.ended(Duration::from_secs(10), at(110), true);
-        assert!(!schedule.due(at(2109)));
-        assert!(schedule.due(at(2110)));
+        for pause in [60, 100, 200, 400, 800, 1600, 2000, 2000] {
+            schedule.ended(Duration::from_secs(10), at(110), true);
+            assert!(!schedule.due(at(110 + pause - 1)));
+            assert!(schedule.due(at(110 + pause)));
+        }
     }
 
     #[test]
