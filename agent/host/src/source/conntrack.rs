@@ -9,7 +9,8 @@
 //!    before somebody subscribed give no DESTROY event (`nf_conntrack_events = 2`, the default since 6.1): those leave with
 //!    a later dump. Lost events are noticed (`/proc/net/netlink`, column `Drops`), told as [`Fact::Lost`] and repaired by a
 //!    dump. Where the TCP counters work, the kernel is asked to leave out the events of TCP: they are most of all, and
-//!    whoever counts connects and closes does not need them;
+//!    whoever counts connects and closes does not need them. The kernel makes them all the same, some 4 µs a flow: where that
+//!    adds up ([`WORTH_HEARING`]), dumps alone have to do until it is calmer;
 //! 3. `/proc/net/nf_conntrack` (no CAP_NET_ADMIN, no such kernel, a captured tree), which tells nothing of flows that come
 //!    and go between two readings.
 //!
@@ -21,7 +22,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use headroom_core::known::Why;
-use headroom_core::observe::{Fact, Loss, Outcome, Snapshot, SourceId};
+use headroom_core::observe::{ConntrackTcpState, Fact, Loss, Outcome, Snapshot, SourceId};
 use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
 
@@ -63,6 +64,14 @@ const REOPEN_AFTER: Duration = Duration::from_secs(30);
 const TABLE_LIMIT_BYTES: usize = 256 << 20;
 /// `/proc/net/netlink` has 100 bytes per socket.
 const NETLINK_LIMIT_BYTES: usize = 4 << 20;
+
+/// More TCP connections that close in a second than this, and events cost more than half a percent of a CPU, nearly all of it for
+/// TCP that others count.
+const WORTH_HEARING: u64 = 500;
+/// Dumps come at least so far apart where they are all there is.
+const DUMPS_ALONE_EVERY: Duration = Duration::from_secs(5);
+/// How it works then.
+const HOW_DUMPS: &str = "dumps";
 
 /// How often the counters are read, and those of what found no port.
 const COUNTERS_EVERY: Duration = Duration::from_secs(1);
@@ -106,6 +115,8 @@ pub struct ConntrackSource {
     losses: Losses,
     /// Why the last dump failed, if it did.
     dump_failed: Option<String>,
+    /// TCP entries in TIME_WAIT that the last dump showed.
+    time_waits: u64,
 }
 
 /// What there is to read from.
@@ -114,6 +125,8 @@ enum Access {
     Events(Events),
     /// The counters tell what happens; dumps are asked for one by one.
     NotNeeded,
+    /// Events are not worth their price at present.
+    Dumps,
     /// No netlink, because … until the next attempt.
     Closed {
         why: String,
@@ -161,6 +174,7 @@ impl ConntrackSource {
             buffer: vec![0; DATAGRAM_BYTES],
             losses: Losses::default(),
             dump_failed: None,
+            time_waits: 0,
         };
         source.choose();
         source
@@ -209,7 +223,7 @@ impl ConntrackSource {
     }
 
     fn close(&mut self, why: String) {
-        if matches!(self.access, Access::Events(_)) {
+        if matches!(self.access, Access::Events(_) | Access::Dumps) {
             self.start_over();
         }
         self.access = Access::Closed { why, next_attempt: clock::node_time().after(REOPEN_AFTER) };
@@ -324,6 +338,7 @@ impl ConntrackSource {
 
     fn read_dump(&mut self, sink: Sink<'_>) -> DumpEnd {
         self.sequence = self.sequence.wrapping_add(1);
+        self.time_waits = 0;
         let until = clock::node_time().after(DUMP_LIMIT);
         let dump = match Dump::request(self.sequence) {
             Ok(dump) => dump,
@@ -351,7 +366,10 @@ impl ConntrackSource {
             for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
                 interrupted |= message.as_ref().is_ok_and(is_interrupted);
                 match message.and_then(|message| content(&message)) {
-                    Ok(Content::Entry(entry)) => sink(stamped(at, ID, Fact::Flow(entry))),
+                    Ok(Content::Entry(entry)) => {
+                        self.time_waits += u64::from(entry.tcp == Some(ConntrackTcpState::TimeWait));
+                        sink(stamped(at, ID, Fact::Flow(entry)));
+                    }
                     Ok(Content::Done { errno: 0 }) if interrupted => return DumpEnd::Interrupted,
                     Ok(Content::Done { errno: 0 }) if holes > 0 => return DumpEnd::Holes(holes),
                     Ok(Content::Done { errno: 0 }) => return DumpEnd::Complete,
@@ -413,6 +431,30 @@ impl ConntrackSource {
             self.dump(sink);
             self.drain(sink);
             self.account(sink);
+            if self.options.tcp_is_counted
+                && matches!(self.access, Access::Events(_))
+                && self.closes_per_sec() > WORTH_HEARING
+            {
+                tracing::info!("so many connections close that conntrack's events are not listened to at present");
+                self.access = Access::Dumps;
+                self.schedule.slow_down(DUMPS_ALONE_EVERY);
+            }
+        }
+    }
+
+    /// How many TCP connections close in a second, as the table shows: each stays in TIME_WAIT for a known while.
+    fn closes_per_sec(&self) -> u64 {
+        let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait");
+        let secs = bounded::read_line_in(&self.root, path, 64).ok().and_then(|text| text.parse().ok()).unwrap_or(120);
+        self.time_waits / std::cmp::max(secs, 1)
+    }
+
+    fn observe_dumps(&mut self, sink: Sink<'_>) {
+        if self.schedule.due(clock::node_time()) {
+            self.dump(sink);
+            if matches!(self.access, Access::Dumps) && self.closes_per_sec() < WORTH_HEARING / 2 {
+                self.open();
+            }
         }
     }
 
@@ -493,7 +535,15 @@ impl ConntrackSource {
             (Access::Closed { why, .. }, None) => {
                 degraded(HOW_TABLE, format!("flows between two readings are not seen: {why}"))
             }
-            (Access::Events(_), Some(why)) => unreadable(why),
+            (Access::Events(_) | Access::Dumps, Some(why)) => unreadable(why),
+            (Access::Dumps, None) => {
+                let per_sec = self.closes_per_sec();
+                let late = format!(
+                    "UDP and forwarded flows are as of the last dump: with {per_sec} connections closing in a second, hearing of \
+                     each flow would cost the node too much"
+                );
+                degraded(how(HOW_DUMPS), [Some(late), no_port].into_iter().flatten().collect::<Vec<_>>().join("; "))
+            }
             (Access::Events(events), None) => {
                 let missing: Vec<String> =
                     [events.shortcoming.clone(), self.losses.blind.clone(), self.silent(), no_port]
@@ -531,8 +581,10 @@ impl Source for ConntrackSource {
         {
             self.open();
         }
-        if matches!(self.access, Access::Events(_)) {
-            self.observe_events(sink);
+        match self.access {
+            Access::Events(_) => self.observe_events(sink),
+            Access::Dumps => self.observe_dumps(sink),
+            Access::NotNeeded | Access::Closed { .. } => {}
         }
         // Not "else": the socket may have failed just now.
         if matches!(self.access, Access::Closed { .. }) {

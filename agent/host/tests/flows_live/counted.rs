@@ -24,12 +24,18 @@ struct Agent {
     source: ConntrackSource,
     ledger: Ledger,
     lost: BTreeMap<Loss, u64>,
+    coverage: String,
 }
 
 impl Agent {
     fn start(options: Options) -> Self {
         let source = ConntrackSource::start(&HostRoot::live(), options);
-        let mut agent = Self { source, ledger: Ledger::new(LedgerLimits::default()), lost: BTreeMap::new() };
+        let mut agent = Self {
+            source,
+            ledger: Ledger::new(LedgerLimits::default()),
+            lost: BTreeMap::new(),
+            coverage: String::new(),
+        };
         agent.look();
         agent
     }
@@ -44,10 +50,13 @@ impl Agent {
     }
 
     fn look(&mut self) {
-        let (ledger, lost) = (&mut self.ledger, &mut self.lost);
+        let (ledger, lost, coverage) = (&mut self.ledger, &mut self.lost, &mut self.coverage);
         self.source.observe(&mut |observation| {
             if let Fact::Lost { what, total } = observation.fact {
                 lost.insert(what, total);
+            }
+            if let Fact::Coverage(said) = &observation.fact {
+                *coverage = format!("{said:?}");
             }
             ledger.apply(observation);
         });
@@ -202,6 +211,29 @@ fn events_of_tcp_are_left_out_where_tcp_is_counted() {
             python3 -c \"import socket; s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.sendto(b'x', ('fd00::1', 9))\"");
         agent.expect(11);
         assert_eq!(entries(), 21);
+    });
+}
+
+/// Exercises a node with so many connections that hearing of each costs too much. If this fails, the agent slows the node down,
+/// or never listens again.
+#[test]
+fn events_are_left_alone_while_very_many_connections_close() {
+    on_a_node(|node: &Node| {
+        // 600 connections in TIME_WAIT, which the kernel would keep for a second.
+        sh("echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait
+            for port in $(seq 1 600); do
+                conntrack -I -p tcp --src 1.2.3.4 --dst 5.6.7.8 --sport $port --dport 4 --state TIME_WAIT -t 100 \\
+                    -u ASSURED,SEEN_REPLY >/dev/null 2>&1
+            done");
+        let often = Duration::from_millis(200);
+        let mut agent = Agent::start(Options { tcp_is_counted: true, max_keys: 0, dump_interval: often, ..OPTIONS });
+        agent.until("only dumps", |agent| agent.coverage.contains("as of the last dump"));
+        sh("conntrack -F 2>/dev/null");
+        send(&node.pod_socket(), 0..10);
+        agent.expect(10);
+        agent.until("events again", |agent| agent.coverage.contains("NEW/DESTROY"));
+        send(&node.pod_socket(), 20..30);
+        agent.expect(20);
     });
 }
 

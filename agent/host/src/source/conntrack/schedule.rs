@@ -39,6 +39,11 @@ impl Schedule {
         self.next.is_none_or(|next| now >= next) || (self.repair && now >= self.repair_from)
     }
 
+    /// From now on the regular dumps come at least so far apart.
+    pub(super) fn slow_down(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// Something was lost: the table as it was put together from events is not true any more.
     pub(super) fn lost(&mut self) {
         self.repair = true;
