@@ -28,6 +28,11 @@ const TABLES_EVERY_WITHOUT_COUNTERS: Duration = Duration::from_secs(10);
 /// So many rounds read them at the start: a pair that moved during the first may stand still during the next.
 const FIRST_ROUNDS: u32 = 3;
 
+/// Reading the tables may take this part of the time: one in two hundred, and one in twenty for the first rounds. A table of
+/// 100,000 sockets in TIME_WAIT takes most of a second.
+const IDLE_PER_TABLES: u32 = 200;
+const IDLE_PER_FIRST_TABLES: u32 = 20;
+
 /// All pairs are told again this often: what is not among them is counted no longer.
 const ALL_EVERY: Duration = Duration::from_secs(10);
 /// Reading the counters may take this part of the time: one in two hundred.
@@ -39,7 +44,8 @@ pub struct ConnectionsSource {
     tcp: TcpSource,
     sockets: SocketsSource,
     rounds: u32,
-    tables_read: NodeTime,
+    /// No reading of the tables before.
+    tables_next: NodeTime,
     /// When all pairs were told last.
     all_told: Option<NodeTime>,
     /// No reading of the counters before.
@@ -53,7 +59,7 @@ impl ConnectionsSource {
             tcp: TcpSource::start(root, max_destinations),
             sockets: SocketsSource::new(root),
             rounds: 0,
-            tables_read: NodeTime::default(),
+            tables_next: NodeTime::default(),
             all_told: None,
             next: NodeTime::default(),
         }
@@ -83,12 +89,11 @@ impl Source for ConnectionsSource {
         self.all_told = if all { Some(now) } else { self.all_told };
         self.next = now.after(clock::thread_cpu().saturating_sub(began).saturating_mul(IDLE_PER_READING));
         let counting = self.is_counting();
-        let every = if counting { TABLES_EVERY } else { TABLES_EVERY_WITHOUT_COUNTERS };
-        if self.rounds >= FIRST_ROUNDS && now.since(self.tables_read) < every {
+        if now < self.tables_next {
             return;
         }
         self.rounds = self.rounds.saturating_add(1);
-        self.tables_read = now;
+        let began = clock::thread_cpu();
         // Before the namespaces are looked at: one that comes meanwhile must not be taken for gone.
         let dialled_from = self.tcp.namespaces();
         let (mut pairs, mut complete) = (Pairs::new(), false);
@@ -102,6 +107,13 @@ impl Source for ConnectionsSource {
             }
             sink(observation);
         });
+        let took = clock::thread_cpu().saturating_sub(began);
+        let pause = match counting {
+            true if self.rounds < FIRST_ROUNDS => took.saturating_mul(IDLE_PER_FIRST_TABLES),
+            true => TABLES_EVERY.max(took.saturating_mul(IDLE_PER_TABLES)),
+            false => TABLES_EVERY_WITHOUT_COUNTERS.max(took.saturating_mul(IDLE_PER_FIRST_TABLES)),
+        };
+        self.tables_next = now.after(pause);
         if counting {
             if let Some(live) = self.sockets.namespaces() {
                 self.tcp.forget_namespaces(dialled_from.difference(live));
