@@ -3,14 +3,14 @@
 //! What comes and goes is told by the first of these that works here (chosen at start, and again when a module of netfilter is
 //! loaded or unloaded):
 //!
-//! 1. counters in the kernel (kprobes on conntrack, [`counters`]), read before and after every dump, which they bracket;
+//! 1. counters in the kernel (kprobes on conntrack), read before and after every dump, which they bracket;
 //! 2. NEW and DESTROY events over netlink. The groups are joined before the first dump is asked for, and events are drained
 //!    after a dump has ended, so that whatever happens during a dump arrives behind its [`Fact::End`]. Flows that existed
 //!    before somebody subscribed give no DESTROY event (`nf_conntrack_events = 2`, the default since 6.1): those leave with
 //!    a later dump. Lost events are noticed (`/proc/net/netlink`, column `Drops`), told as [`Fact::Lost`] and repaired by a
 //!    dump. Where the TCP counters work, the kernel is asked to leave out the events of TCP: they are most of all, and
 //!    whoever counts connects and closes does not need them. The kernel makes them all the same, some 4 µs a flow: where that
-//!    adds up ([`WORTH_HEARING`]), dumps alone have to do until it is calmer;
+//!    adds up, dumps alone have to do until it is calmer;
 //! 3. `/proc/net/nf_conntrack` (no CAP_NET_ADMIN, no such kernel, a captured tree), which tells nothing of flows that come
 //!    and go between two readings.
 //!
