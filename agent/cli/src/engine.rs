@@ -21,7 +21,7 @@ use headroom_host::source::{self, Source};
 /// Facts handed over at once.
 const BATCH: usize = 1024;
 /// Batches in the queue at most.
-const QUEUE: usize = 64;
+const QUEUE: usize = 8;
 
 /// Sources that run in order, again and again.
 pub struct Lane {

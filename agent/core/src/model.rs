@@ -216,8 +216,8 @@ fn destination(account: &Account, holders: &Holders<'_>, counting: bool, no_port
     // The counters know of TCP only, and of nothing where they do not run: that is not zero.
     let counted = |total: u64| (counting && account.destination.protocol == Protocol::TCP).then_some(total);
     let Destination { protocol, endpoint } = account.destination;
-    let mut shares: Vec<(IpAddr, Share)> =
-        account.by_source.iter().map(|(address, share)| (*address, *share)).collect();
+    let tcp = account.tcp();
+    let mut shares: Vec<(IpAddr, Share)> = account.by_source.iter().collect();
     shares.sort_by_key(|(address, share)| (std::cmp::Reverse((share.held, share.wanting)), *address));
     let pods_omitted = u32::try_from(shares.len().saturating_sub(MAX_HOLDERS)).unwrap_or(u32::MAX);
     DestinationReport {
@@ -228,15 +228,15 @@ fn destination(account: &Account, holders: &Holders<'_>, counting: bool, no_port
         held: account.held,
         wanting: account.wanting,
         active: account.active,
-        opened_total: counted(account.tcp.opened_total),
-        closed_total: counted(account.tcp.closed_total),
-        failed_total: counted(account.tcp.failed_total.sum().saturating_add(account.tcp.no_local_port_total)),
-        refused_total: counted(account.tcp.failed_total.refused),
-        timed_out_total: counted(account.tcp.failed_total.timed_out),
-        unreachable_total: counted(account.tcp.failed_total.unreachable),
-        given_up_total: counted(account.tcp.failed_total.given_up),
-        no_local_port_total: counted(account.tcp.no_local_port_total),
-        syn_unanswered_total: counted(account.tcp.syn_retransmitted_total),
+        opened_total: counted(tcp.opened_total),
+        closed_total: counted(tcp.closed_total),
+        failed_total: counted(tcp.failed_total.sum().saturating_add(tcp.no_local_port_total)),
+        refused_total: counted(tcp.failed_total.refused),
+        timed_out_total: counted(tcp.failed_total.timed_out),
+        unreachable_total: counted(tcp.failed_total.unreachable),
+        given_up_total: counted(tcp.failed_total.given_up),
+        no_local_port_total: counted(tcp.no_local_port_total),
+        syn_unanswered_total: counted(tcp.syn_retransmitted_total),
         no_port_total: no_port_seen.then_some(account.no_port.1),
         source: account.source,
         drift: account.drift,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use headroom_core::ledger::Ledger;
+use headroom_host::clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -19,8 +20,10 @@ use crate::settings::Settings;
 
 /// Requests under way when it is time to stop get this long.
 const DRAIN: Duration = Duration::from_secs(3);
-/// Demand is sampled at least this often, whatever the tick.
+/// Demand is sampled this often, whatever the tick …
 const SAMPLE: Duration = Duration::from_secs(1);
+/// … less often where there is so much to evaluate that it would take more than this part of the time: one in two hundred.
+const IDLE_PER_SAMPLE: u32 = 200;
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -97,13 +100,15 @@ fn own(settings: &Settings, publish: &watch::Sender<Option<Published>>, stop: &A
     engine.settle(DEADLINE);
     let mut since_report = settings.tick;
     while !stop.load(Ordering::Relaxed) {
+        let began = clock::thread_cpu();
         let report = engine.report();
+        let pause = SAMPLE.max(clock::thread_cpu().saturating_sub(began).saturating_mul(IDLE_PER_SAMPLE));
         if since_report >= settings.tick {
             since_report = Duration::ZERO;
             publish.send_replace(Some(Published::new(report)));
         }
-        engine.watch(SAMPLE);
-        since_report += SAMPLE;
+        engine.watch(pause);
+        since_report += pause;
     }
     Ok(())
 }

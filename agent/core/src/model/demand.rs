@@ -6,7 +6,7 @@
 //! What conntrack tells of a pair that TCP accounts for still counts: what closed before the counting began, what the NAT
 //! has forgotten since nothing passes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -29,6 +29,40 @@ pub struct Share {
     pub wanting: u32,
     /// Of those held: ended before the TCP counters began, as socket tables tell.
     ended_before: u32,
+    /// The TCP counters account for it.
+    counted: bool,
+}
+
+/// Who holds what, ordered by source address. A list, because most destinations have one source and there may be very many
+/// destinations.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Shares(Vec<(IpAddr, Share)>);
+
+impl Shares {
+    /// Those who hold or want something.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Share)> + '_ {
+        self.0.iter().copied().filter(|(_, share)| share.held > 0 || share.wanting > 0)
+    }
+
+    fn get(&self, source: IpAddr) -> Option<Share> {
+        let index = self.0.binary_search_by_key(&source, |(address, _)| *address).ok()?;
+        self.0.get(index).map(|(_, share)| *share)
+    }
+
+    /// The share of a source, made if it is not there.
+    fn of(&mut self, source: IpAddr) -> &mut Share {
+        let index = match self.0.binary_search_by_key(&source, |(address, _)| *address) {
+            Ok(index) => index,
+            Err(index) => {
+                if self.0.is_empty() {
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(index, (source, Share::default()));
+                index
+            }
+        };
+        &mut self.0.get_mut(index).expect("it is there, or was put there").1
+    }
 }
 
 /// The account of one destination.
@@ -47,9 +81,9 @@ pub struct Account {
     /// Flows open now, without those that ended and are held.
     pub active: u32,
     /// By source address, before any translation.
-    pub by_source: BTreeMap<IpAddr, Share>,
+    pub by_source: Shares,
     /// The TCP counters of the destination, summed over source addresses, as far as there are any.
-    pub tcp: TcpTally,
+    tcp: Option<Box<TcpTally>>,
     /// Packets of new connections dropped for want of a port on this node: lately, and in all.
     pub no_port: (u64, u64),
     /// Open by the last conntrack dump less open by the TCP counters, where both see the destination and the dump is fresh.
@@ -57,6 +91,11 @@ pub struct Account {
 }
 
 impl Account {
+    /// The TCP counters of the destination, summed over source addresses; zeros if there are none.
+    pub fn tcp(&self) -> TcpTally {
+        self.tcp.as_deref().copied().unwrap_or_default()
+    }
+
     /// held + wanting.
     pub fn demand(&self) -> u32 {
         self.held.saturating_add(self.wanting)
@@ -77,7 +116,6 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
 
     // Socket tables are only as fresh as they were read: where nothing is counted, conntrack knows better.
     let counting = ledger.works(SourceId::Tcp);
-    let mut counted: BTreeSet<(Destination, IpAddr)> = BTreeSet::new();
     let spans = Spans { closed: hold.tcp_time_wait, reset: hold.tcp_reset, lately: LATELY };
     let mut from_tables = Vec::new();
     for (endpoint, source, tally) in ledger.tcp().iter(now, spans) {
@@ -94,8 +132,8 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             .entry(destination)
             .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Tcp));
         account.count(&tally);
-        counted.insert((destination, source));
         account.add(source, Weight::of_tally(&tally));
+        account.by_source.of(source).counted = true;
     }
 
     if let Some(conntrack) = conntrack {
@@ -108,7 +146,7 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             let account = accounts
                 .entry(destination)
                 .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Conntrack));
-            if counted.contains(&(destination, pair.source)) {
+            if account.by_source.get(pair.source).is_some_and(|share| share.counted) {
                 let seen = Weight::of_cohorts(cohorts, destination.protocol, hold, clock);
                 account.correct(pair.source, seen);
                 if fresh {
@@ -138,10 +176,12 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
     let mut accounts: Vec<Account> = accounts.into_values().collect();
     for account in &mut accounts {
         account.drift =
-            account.drift.map(|open| open.saturating_sub(i64::try_from(account.tcp.open).unwrap_or(i64::MAX)));
+            account.drift.map(|open| open.saturating_sub(i64::try_from(account.tcp().open).unwrap_or(i64::MAX)));
     }
     accounts.sort_by(|a, b| {
-        let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total.sum());
+        let rank = |account: &Account| {
+            (account.in_scope, account.demand(), account.tcp.as_ref().map_or(0, |tcp| tcp.failed_total.sum()))
+        };
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
     accounts
@@ -232,8 +272,8 @@ impl Account {
             held: 0,
             wanting: 0,
             active: 0,
-            by_source: BTreeMap::new(),
-            tcp: TcpTally::default(),
+            by_source: Shares::default(),
+            tcp: None,
             no_port: (0, 0),
             drift: None,
         }
@@ -244,7 +284,7 @@ impl Account {
         self.wanting = self.wanting.saturating_add(weight.wanting);
         self.active = self.active.saturating_add(weight.active);
         if weight.held > 0 || weight.wanting > 0 || weight.ended_before_in_tables > 0 {
-            let share = self.by_source.entry(source).or_default();
+            let share = self.by_source.of(source);
             share.held = share.held.saturating_add(weight.held);
             share.wanting = share.wanting.saturating_add(weight.wanting);
             share.ended_before = share.ended_before.saturating_add(weight.ended_before_in_tables);
@@ -254,20 +294,20 @@ impl Account {
     /// What conntrack knows of flows that the TCP counters account for: those that ended before the counting began, of
     /// which socket tables remember only the last minute, and those that the NAT has forgotten.
     fn correct(&mut self, source: IpAddr, seen: Weight) {
-        let known = self.by_source.get(&source).copied().unwrap_or_default();
+        let known = self.by_source.get(source).unwrap_or_default();
         let ended_before = seen.ended_before.saturating_sub(known.ended_before);
         let forgotten = seen.forgotten.min(known.held);
         if ended_before == 0 && forgotten == 0 {
             return;
         }
-        let share = self.by_source.entry(source).or_default();
+        let share = self.by_source.of(source);
         share.held = share.held.saturating_add(ended_before).saturating_sub(forgotten);
         self.held = self.held.saturating_add(ended_before).saturating_sub(forgotten);
         self.active = self.active.saturating_sub(forgotten);
     }
 
     fn count(&mut self, tally: &TcpTally) {
-        let sum = &mut self.tcp;
+        let sum = self.tcp.get_or_insert_default();
         sum.open = sum.open.saturating_add(tally.open);
         sum.wanting = sum.wanting.saturating_add(tally.wanting);
         sum.closed_held = sum.closed_held.saturating_add(tally.closed_held);

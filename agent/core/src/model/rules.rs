@@ -53,8 +53,8 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         ),
         Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
     ];
-    if account.tcp.failed_lately.sum() > 0 || account.tcp.syn_retransmitted_lately > 0 {
-        evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp)));
+    if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
+        evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp())));
     }
     for pod in who.map(|listed| listed.pods.as_slice()).unwrap_or_default().iter().take(5) {
         evidence.push(Evidence::seen(
@@ -159,7 +159,7 @@ fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
 fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
     let mut findings = Vec::new();
     for account in view.accounts {
-        let tcp = &account.tcp;
+        let tcp = account.tcp();
         let destination = account.destination;
         if tcp.no_local_port_lately > 0 {
             findings.push(Finding {
@@ -188,7 +188,7 @@ fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
                 ),
                 subject: destination.to_string(),
                 evidence: vec![
-                    Evidence::seen(SourceId::Tcp, failed_lately(tcp)),
+                    Evidence::seen(SourceId::Tcp, failed_lately(&tcp)),
                     Evidence::seen(account.source, format!("{} held, {} wanting", account.held, account.wanting)),
                 ],
                 remedy: "check the destination; then compare held ports with what the gateway allocated to this node"

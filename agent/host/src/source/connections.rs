@@ -28,10 +28,10 @@ const TABLES_EVERY_WITHOUT_COUNTERS: Duration = Duration::from_secs(10);
 /// So many rounds read them at the start: a pair that moved during the first may stand still during the next.
 const FIRST_ROUNDS: u32 = 3;
 
-/// Reading the tables may take this part of the time: one in two hundred, and one in twenty for the first rounds. A table of
+/// Reading the tables may take this part of the time: one in four hundred, and one in fifty for the first rounds. A table of
 /// 100,000 sockets in TIME_WAIT takes most of a second.
-const IDLE_PER_TABLES: u32 = 200;
-const IDLE_PER_FIRST_TABLES: u32 = 20;
+const IDLE_PER_TABLES: u32 = 400;
+const IDLE_PER_FIRST_TABLES: u32 = 50;
 
 /// All pairs are told again this often: what is not among them is counted no longer.
 const ALL_EVERY: Duration = Duration::from_secs(10);

@@ -73,6 +73,8 @@ const DUMPS_ALONE_EVERY: Duration = Duration::from_secs(5);
 /// How it works then.
 const HOW_DUMPS: &str = "dumps";
 
+/// Losses are looked for this often where nothing is heard.
+const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often the counters are read, and those of what found no port.
 const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 /// How often dumps are compared with the counters, which need none to stay true.
@@ -115,6 +117,8 @@ pub struct ConntrackSource {
     losses: Losses,
     /// Why the last dump failed, if it did.
     dump_failed: Option<String>,
+    /// When losses were counted last.
+    accounted: NodeTime,
     /// TCP entries in TIME_WAIT that the last dump showed.
     time_waits: u64,
 }
@@ -174,6 +178,7 @@ impl ConntrackSource {
             buffer: vec![0; DATAGRAM_BYTES],
             losses: Losses::default(),
             dump_failed: None,
+            accounted: NodeTime::default(),
             time_waits: 0,
         };
         source.choose();
@@ -229,13 +234,13 @@ impl ConntrackSource {
         self.access = Access::Closed { why, next_attempt: clock::node_time().after(REOPEN_AFTER) };
     }
 
-    /// Takes every event from the queue that waits now.
-    fn drain(&mut self, sink: Sink<'_>) {
-        let Access::Events(events) = &self.access else { return };
+    /// Takes every event from the queue that waits now; says how many.
+    fn drain(&mut self, sink: Sink<'_>) -> usize {
+        let Access::Events(events) = &self.access else { return 0 };
         let mut taken = 0;
         let failed = loop {
             if taken >= DRAIN_EVENTS {
-                return;
+                return taken;
             }
             let at = clock::node_time();
             let malformed = &mut self.losses.malformed;
@@ -261,11 +266,12 @@ impl ConntrackSource {
                     // How many it were, the drops say, if they can be read.
                     self.losses.overruns += u64::from(self.losses.blind.is_some());
                 }
-                Ok(Received::Nothing) => return,
+                Ok(Received::Nothing) => return taken,
                 Err(error) => break error.sentence(),
             }
         };
         self.close(failed);
+        taken
     }
 
     /// Counts what the kernel could not deliver, and tells of it.
@@ -425,8 +431,12 @@ impl ConntrackSource {
 
     fn observe_events(&mut self, sink: Sink<'_>) {
         // What waits is older than the dump that may follow: told first, it keeps its place in time.
-        self.drain(sink);
-        self.account(sink);
+        let now = clock::node_time();
+        // Whoever hears nothing may have lost everything, which shows a second later.
+        if self.drain(sink) > 0 || now.since(self.accounted) >= ACCOUNT_EVERY {
+            self.accounted = now;
+            self.account(sink);
+        }
         if matches!(self.access, Access::Events(_)) && self.schedule.due(clock::node_time()) {
             self.dump(sink);
             self.drain(sink);

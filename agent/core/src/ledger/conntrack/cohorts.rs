@@ -205,9 +205,12 @@ impl Cohorts {
     /// The same flows in their present states; what is gone stays.
     pub(super) fn replace_live(&mut self, live: Self) {
         self.0.retain(|cohort| !cohort.state.is_live());
+        // There are very many of these lists, and most are short.
+        self.0.reserve_exact(live.0.len());
         for cohort in live.0 {
             self.add(cohort, cohort.count);
         }
+        self.0.shrink_to_fit();
     }
 
     /// A later dump takes over. What it does not show any more left the table unseen (it existed before anybody listened).
