@@ -135,6 +135,7 @@ impl Conntrack {
         note_translation(&mut self.incoming_dialled, entry, self.limits.max_flows);
         let in_node_ports = self.in_node_ports(entry);
         let row = self.rows.entry(pair(entry)).or_default();
+        row.incoming.make_room_like(&row.cohorts);
         row.incoming.add(Cohort::of(entry, at, timeouts), 1);
         row.incoming_in_node_ports = row.incoming_in_node_ports.saturating_add(u32::from(in_node_ports));
         row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(fresh));
@@ -297,6 +298,11 @@ impl Conntrack {
             let live = if counts { row.cohorts.live() } else { u64::from(row.in_node_ports) };
             (translated.saturating_add(live), inside.saturating_add(u64::from(row.in_node_ports)))
         })
+    }
+
+    /// How many pairs there are.
+    pub fn pairs(&self) -> usize {
+        self.rows.len()
     }
 
     /// Whether a destination is one that the node translates into another.

@@ -6,12 +6,11 @@
 //! What conntrack tells of a pair that TCP accounts for still counts: what closed before the counting began, what the NAT
 //! has forgotten since nothing passes.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Protocol};
-use crate::ledger::{Cohort, CohortState, Cohorts, Ledger, Spans, TcpTally};
+use crate::ledger::{Cohort, CohortState, Cohorts, Conntrack, Ledger, Spans, TcpTally};
 use crate::model::nat::HoldTimes;
 use crate::model::policy::Scope;
 use crate::observe::SourceId;
@@ -112,7 +111,7 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
         scope.contains(destination.endpoint.address) && !own.contains(&destination.endpoint.address)
     };
     let conntrack = ledger.conntrack_doubt().is_none().then(|| ledger.conntrack());
-    let mut accounts: BTreeMap<Destination, Account> = BTreeMap::new();
+    let mut accounts = Accounts::new(in_scope);
 
     // Socket tables are only as fresh as they were read: where nothing is counted, conntrack knows better.
     let counting = ledger.works(SourceId::Tcp);
@@ -128,14 +127,13 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             from_tables.push((destination, source, tally));
             continue;
         }
-        let account = accounts
-            .entry(destination)
-            .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Tcp));
+        let account = accounts.of(destination, SourceId::Tcp);
         account.count(&tally);
         account.add(source, Weight::of_tally(&tally));
         account.by_source.of(source).counted = true;
     }
 
+    accounts.next_pass(conntrack.map_or(0, Conntrack::pairs));
     if let Some(conntrack) = conntrack {
         let since = ledger.tcp().counting_since().unwrap_or_default();
         let read = conntrack.dumped_at().unwrap_or(now);
@@ -143,9 +141,7 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
         let fresh = now.since(read) <= FRESH;
         for (pair, cohorts) in conntrack.iter() {
             let destination = pair.destination;
-            let account = accounts
-                .entry(destination)
-                .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Conntrack));
+            let account = accounts.of(destination, SourceId::Conntrack);
             if account.by_source.get(pair.source).is_some_and(|share| share.counted) {
                 let seen = Weight::of_cohorts(cohorts, destination.protocol, hold, clock);
                 account.correct(pair.source, seen);
@@ -157,34 +153,80 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
             }
         }
     }
+    accounts.next_pass(from_tables.len());
     for (destination, source, tally) in from_tables {
-        let account = accounts
-            .entry(destination)
-            .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Sockets));
+        let account = accounts.of(destination, SourceId::Sockets);
         if account.source == SourceId::Sockets {
             account.add(source, Weight::of_tally(&tally));
         }
     }
 
+    accounts.next_pass(0);
     for (destination, _source, lately, total) in ledger.no_ports().iter(now, LATELY) {
-        let account = accounts
-            .entry(destination)
-            .or_insert_with(|| Account::new(destination, in_scope(&destination), SourceId::Conntrack));
+        let account = accounts.of(destination, SourceId::Conntrack);
         account.no_port = (account.no_port.0.saturating_add(lately), account.no_port.1.saturating_add(total));
     }
 
-    let mut accounts: Vec<Account> = accounts.into_values().collect();
+    let mut accounts = accounts.into_list();
     for account in &mut accounts {
         account.drift =
             account.drift.map(|open| open.saturating_sub(i64::try_from(account.tcp().open).unwrap_or(i64::MAX)));
     }
-    accounts.sort_by(|a, b| {
+    accounts.sort_unstable_by(|a, b| {
         let rank = |account: &Account| {
             (account.in_scope, account.demand(), account.tcp.as_ref().map_or(0, |tcp| tcp.failed_total.sum()))
         };
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
     accounts
+}
+
+/// Accounts while they are put together, in passes that each go through the destinations in order. There may be very many
+/// of them, and lists that stay in order take half of what a tree does.
+struct Accounts<F> {
+    in_scope: F,
+    /// What each pass found that none before it had, in order.
+    done: Vec<Vec<Account>>,
+    /// Likewise, of the pass under way.
+    present: Vec<Account>,
+}
+
+impl<F: Fn(&Destination) -> bool> Accounts<F> {
+    fn new(in_scope: F) -> Self {
+        Self { in_scope, done: Vec::new(), present: Vec::new() }
+    }
+
+    /// A pass begins, of so many pairs at most.
+    fn next_pass(&mut self, pairs: usize) {
+        self.done.push(std::mem::replace(&mut self.present, Vec::with_capacity(pairs)));
+    }
+
+    /// The account of a destination, made if there is none. Within a pass destinations come in order, so that a new one is
+    /// put at the end.
+    fn of(&mut self, destination: Destination, source: SourceId) -> &mut Account {
+        let place = |list: &Vec<Account>| list.binary_search_by_key(&destination, |account| account.destination);
+        let found = self.done.iter_mut().find_map(|list| {
+            let index = place(list).ok()?;
+            list.get_mut(index)
+        });
+        if let Some(account) = found {
+            return account;
+        }
+        let index = place(&self.present).unwrap_or_else(|index| {
+            self.present.insert(index, Account::new(destination, (self.in_scope)(&destination), source));
+            index
+        });
+        self.present.get_mut(index).expect("it was there, or was put there")
+    }
+
+    fn into_list(self) -> Vec<Account> {
+        let mut passes: Vec<Vec<Account>> = self.done.into_iter().chain([self.present]).collect();
+        // Into the longest, which need not be copied then.
+        passes.sort_unstable_by_key(Vec::len);
+        let mut list = passes.pop().unwrap_or_default();
+        passes.into_iter().for_each(|pass| list.extend(pass));
+        list
+    }
 }
 
 /// The moments that weighing depends on.

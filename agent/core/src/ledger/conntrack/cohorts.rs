@@ -122,6 +122,13 @@ impl Cohorts {
         self.0.is_empty()
     }
 
+    /// There are very many of these lists, and most stay as long as they were.
+    pub(super) fn make_room_like(&mut self, other: &Self) {
+        if self.0.capacity() == 0 {
+            self.0.reserve_exact(other.0.len());
+        }
+    }
+
     /// Adds so many flows like this one.
     pub(super) fn add(&mut self, like: Cohort, count: u32) {
         if count == 0 {
@@ -204,13 +211,14 @@ impl Cohorts {
 
     /// The same flows in their present states; what is gone stays.
     pub(super) fn replace_live(&mut self, live: Self) {
-        self.0.retain(|cohort| !cohort.state.is_live());
-        // There are very many of these lists, and most are short.
-        self.0.reserve_exact(live.0.len());
-        for cohort in live.0 {
+        let gone: Vec<Cohort> = self.0.iter().filter(|cohort| !cohort.state.is_live()).copied().collect();
+        *self = live;
+        for cohort in gone {
             self.add(cohort, cohort.count);
         }
-        self.0.shrink_to_fit();
+        if self.0.capacity() > self.0.len().saturating_mul(2) {
+            self.0.shrink_to_fit();
+        }
     }
 
     /// A later dump takes over. What it does not show any more left the table unseen (it existed before anybody listened).
