@@ -28,10 +28,12 @@ const TABLES_EVERY_WITHOUT_COUNTERS: Duration = Duration::from_secs(10);
 /// So many rounds read them at the start: a pair that moved during the first may stand still during the next.
 const FIRST_ROUNDS: u32 = 3;
 
-/// Reading the tables may take this part of the time: one in four hundred, and one in fifty for the first rounds. A table of
-/// 100,000 sockets in TIME_WAIT takes most of a second.
+/// Reading the tables may take this part of the time: one in four hundred, or one in fifty where they are all there is. A table
+/// of 100,000 sockets in TIME_WAIT takes a second.
 const IDLE_PER_TABLES: u32 = 400;
-const IDLE_PER_FIRST_TABLES: u32 = 50;
+const IDLE_PER_TABLES_ALONE: u32 = 50;
+/// The first rounds follow each other closely, since each tells only of pairs that stand still meanwhile.
+const IDLE_PER_FIRST_TABLES: u32 = 5;
 
 /// All pairs are told again this often: what is not among them is counted no longer.
 const ALL_EVERY: Duration = Duration::from_secs(10);
@@ -111,7 +113,7 @@ impl Source for ConnectionsSource {
         let pause = match counting {
             true if self.rounds < FIRST_ROUNDS => took.saturating_mul(IDLE_PER_FIRST_TABLES),
             true => TABLES_EVERY.max(took.saturating_mul(IDLE_PER_TABLES)),
-            false => TABLES_EVERY_WITHOUT_COUNTERS.max(took.saturating_mul(IDLE_PER_FIRST_TABLES)),
+            false => TABLES_EVERY_WITHOUT_COUNTERS.max(took.saturating_mul(IDLE_PER_TABLES_ALONE)),
         };
         self.tables_next = now.after(pause);
         if counting {
