@@ -30,7 +30,7 @@ pub struct Key {
 
 /// What was counted since [`Counts::born`]; every other field only grows.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Counts {
     /// When the key was entered (`CLOCK_MONOTONIC`, nanoseconds): tells a key that was retired and came back.
     pub born: u64,

@@ -134,7 +134,7 @@ impl Counters {
             if counts.no_port > 0 {
                 no_ports.push(no_port(key, counts));
             }
-            let (key_hash, counts_hash) = (hash(key), hash(counts_words(counts)));
+            let (key_hash, counts_hash) = (hash(key), hash(counts));
             let since = match still.get(&key_hash) {
                 Some((as_before, since)) if *as_before == counts_hash => *since,
                 _ => now,
@@ -220,32 +220,6 @@ fn hash(what: impl std::hash::Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     what.hash(&mut hasher);
     hasher.finish()
-}
-
-/// The counters as something that can be hashed.
-fn counts_words(counts: &Counts) -> [u64; 9] {
-    let Counts {
-        born,
-        inserted,
-        ended_time_wait,
-        ended_reset,
-        ended_unanswered,
-        ended_other,
-        node_port_inserted,
-        node_port_ended,
-        no_port,
-    } = *counts;
-    [
-        born,
-        inserted,
-        ended_time_wait,
-        ended_reset,
-        ended_unanswered,
-        ended_other,
-        node_port_inserted,
-        node_port_ended,
-        no_port,
-    ]
 }
 
 fn address(octets: [u8; 16]) -> IpAddr {
