@@ -1,0 +1,103 @@
+//! Pod addresses.
+
+use std::time::Duration;
+
+use headroom_core::model::leak::{Verdict, whole};
+use headroom_core::report::{CoverageReport, EntryReport, NetworkReport, Report};
+use serde::Serialize;
+
+use super::sources::coverage;
+use super::width::clean;
+use super::{Width, heading};
+
+/// Reservations that are in use are not printed one by one beyond this many.
+const MAX_ENTRIES: usize = 200;
+
+pub(super) fn ipam(out: &mut String, report: &Report, width: Width) {
+    heading(out, "Pod IPs", width);
+    if report.ipam.networks.is_empty() {
+        width.wrap(out, "  ", "  ", &nothing_listed(&report.coverage, "no host-local store on this node"));
+        return;
+    }
+    out.push_str(&networks(&report.ipam.networks, width));
+}
+
+/// What to say where no network is listed: why the store could not be read, or that there is `none`.
+fn nothing_listed(coverage: &[CoverageReport], none: &str) -> String {
+    let host_local = coverage.iter().find(|row| row.source == headroom_core::observe::SourceId::HostLocal);
+    host_local.and_then(|row| row.why.as_ref()).map_or_else(|| none.to_owned(), |why| format!("unknown: {why}"))
+}
+
+fn networks(networks: &[NetworkReport], width: Width) -> String {
+    let rows = networks.iter().map(|network| {
+        let counts = network.counts;
+        // An incomplete reading shows at least, not at most.
+        let name =
+            if network.complete { network.network.clone() } else { format!("{} (read in part)", network.network) };
+        let mut row = vec![name, network.usable.map_or_else(|| "?".to_owned(), |usable| usable.to_string())];
+        row.extend([counts.in_use, counts.settling, counts.leaked, counts.undetermined].map(|count| count.to_string()));
+        row
+    });
+    width.grid(&["NETWORK", "USABLE", "IN USE", "SETTLING", "LEAKED", "UNDETERMINED"], &[1, 2, 3, 4, 5], rows)
+}
+
+/// What `headroom ipam scan` answers.
+#[derive(Debug, Serialize)]
+pub struct Scan<'a> {
+    /// The node.
+    pub node: &'a str,
+    /// When.
+    pub time: &'a str,
+    /// What each source could do.
+    pub coverage: &'a [CoverageReport],
+    /// The networks, complete.
+    pub networks: &'a [NetworkReport],
+}
+
+/// The answer of `headroom ipam scan`.
+pub fn scan(scan: &Scan<'_>, width: Width) -> String {
+    let mut out = String::new();
+    width.wrap(&mut out, "headroom · ", "  ", &format!("{} · {}", scan.node, scan.time));
+    heading(&mut out, "Pod IPs", width);
+    if scan.networks.is_empty() {
+        width.wrap(&mut out, "  ", "  ", &nothing_listed(scan.coverage, "no reservations were found"));
+    } else {
+        out.push_str(&networks(scan.networks, width));
+    }
+    for network in scan.networks {
+        heading(&mut out, &format!("{} ({})", clean(&network.network), clean(&network.store)), width);
+        let (used, others): (Vec<&EntryReport>, Vec<&EntryReport>) =
+            network.entries.iter().partition(|entry| entry.verdict == Verdict::InUse);
+        let rows = others.iter().chain(&used).take(MAX_ENTRIES).map(|entry| {
+            let container =
+                entry.container_id.as_deref().map_or_else(|| "-".to_owned(), |id| id.chars().take(12).collect());
+            let age = entry.age_secs.map_or_else(|| "?".to_owned(), |secs| whole(Duration::from_secs(secs)));
+            let pod = entry.pod.as_ref().map(|pod| format!("{pod}: ")).unwrap_or_default();
+            vec![
+                entry.address.to_string(),
+                entry.verdict.name().to_owned(),
+                age,
+                container,
+                format!("{pod}{}", entry.evidence.join("; ")),
+            ]
+        });
+        out.push_str(&width.grid(&["ADDRESS", "VERDICT", "AGE", "CONTAINER", "EVIDENCE"], &[2], rows));
+        if network.entries.len() > MAX_ENTRIES {
+            width.wrap(
+                &mut out,
+                "  ",
+                "  ",
+                &format!("and {} more (-o json has all)", network.entries.len() - MAX_ENTRIES),
+            );
+        }
+        if let Some(why) = &network.usable_why {
+            width.wrap(&mut out, "  usable addresses are not known: ", "    ", why);
+        }
+        if !network.ignored.is_empty() {
+            width.wrap(&mut out, "  names that are no reservations: ", "    ", &network.ignored.join(", "));
+        }
+    }
+    heading(&mut out, "What was observed", width);
+    coverage(&mut out, scan.coverage, width);
+    out
+}

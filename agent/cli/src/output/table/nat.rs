@@ -1,0 +1,109 @@
+//! NAT ports.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use headroom_core::model::leak::whole;
+use headroom_core::report::{DemandReport, DestinationReport, PodShare, Report};
+
+use super::{Width, heading};
+
+/// Destinations printed at most; the JSON has more.
+const MAX_DESTINATIONS: usize = 12;
+
+pub(super) fn nat(out: &mut String, report: &Report, width: Width) {
+    heading(out, "NAT ports", width);
+    let allocation = &report.nat.allocation;
+    let given = allocation.ports.map_or_else(
+        || allocation.why.clone(),
+        |ports| {
+            let basis = serde_json::to_value(allocation.basis).ok();
+            let basis = basis.as_ref().and_then(serde_json::Value::as_str).unwrap_or("given");
+            format!("{}: {ports} per protocol and destination ({basis}: {})", report.nat.profile, allocation.why)
+        },
+    );
+    width.wrap(out, "  given   ", "          ", &given);
+    demand(out, "tcp", &report.nat.demand.tcp, width);
+    demand(out, "udp", &report.nat.demand.udp, width);
+    let in_scope: Vec<&DestinationReport> =
+        report.nat.destinations.iter().filter(|destination| destination.in_scope).collect();
+    if !in_scope.is_empty() {
+        let rows = in_scope.iter().take(MAX_DESTINATIONS).map(|destination| {
+            vec![
+                format!("{}/{}", endpoint(destination), destination.protocol),
+                destination.held.to_string(),
+                destination.wanting.to_string(),
+                destination.active.to_string(),
+                destination.failed_total.map_or_else(|| "?".to_owned(), |failed| failed.to_string()),
+                holders(destination),
+            ]
+        });
+        out.push('\n');
+        out.push_str(&width.grid(
+            &["DESTINATION", "HELD", "WANT", "OPEN", "FAILED", "WHO (HELD)"],
+            &[1, 2, 3, 4],
+            rows,
+        ));
+    }
+    let unlisted = in_scope.len().saturating_sub(MAX_DESTINATIONS);
+    let outside = report.nat.destinations.len() - in_scope.len();
+    let mut rest = Vec::new();
+    if unlisted > 0 {
+        rest.push(format!("{unlisted} smaller ones"));
+    }
+    if outside > 0 {
+        rest.push(format!("{outside} that do not pass the NAT"));
+    }
+    if report.nat.omitted.destinations > 0 {
+        rest.push(format!("{} more holding {} ports", report.nat.omitted.destinations, report.nat.omitted.held));
+    }
+    if !rest.is_empty() {
+        width.wrap(out, "  not shown: ", "    ", &format!("{} (-o json has up to 100)", rest.join(", ")));
+    }
+}
+
+fn demand(out: &mut String, protocol: &str, demand: &DemandReport, width: Width) {
+    let Some(ports) = demand.ports else {
+        width.wrap(out, &format!("  {protocol}     "), "          ", "unknown: no source tells of connections");
+        return;
+    };
+    let mut text = format!("needs {ports}");
+    if let Some(worst) = &demand.worst {
+        let worst = headroom_core::flow::Endpoint::new(worst.address, worst.port);
+        let _written = write!(text, " for {worst}");
+    }
+    if let Some(peak) = demand.peak_1h.filter(|peak| *peak > ports) {
+        let _written = write!(text, ", peak {peak}");
+    }
+    if let (Some(secs), Some(basis)) = (demand.exhausted_in_secs, &demand.exhausted_basis) {
+        let _written = write!(text, "; full in about {} ({basis})", whole(Duration::from_secs(secs)));
+    }
+    width.wrap(out, &format!("  {protocol}     "), "          ", &text);
+}
+
+fn endpoint(destination: &DestinationReport) -> headroom_core::flow::Endpoint {
+    headroom_core::flow::Endpoint::new(destination.address, destination.port)
+}
+
+fn holders(destination: &DestinationReport) -> String {
+    let named = destination
+        .pods
+        .iter()
+        .take(2)
+        .map(|pod| format!("{} ({})", who(pod), pod.held))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let shown = u32::try_from(destination.pods.len().saturating_sub(2)).unwrap_or(u32::MAX);
+    match shown.saturating_add(destination.pods_omitted) {
+        0 => named,
+        more => format!("{named} +{more}"),
+    }
+}
+
+fn who(pod: &PodShare) -> String {
+    match (&pod.namespace, &pod.name) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        _ if pod.host => "node".to_owned(),
+        _ => pod.address.to_string(),
+    }
+}

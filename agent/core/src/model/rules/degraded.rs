@@ -1,0 +1,109 @@
+//! Rules on what could not be observed, and what that leaves open.
+
+use crate::findings::{Evidence, Finding, FindingId, Severity};
+use crate::known::Known;
+use crate::model::View;
+use crate::observe::{Outcome, Snapshot, SourceId};
+use crate::report::Report;
+
+/// What could not be observed, and what that leaves open.
+pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
+    let works = |source| view.ledger.works(source);
+    let has_flows = report.nat.demand.tcp.ports.is_some();
+    let mut findings: Vec<Finding> = Vec::new();
+    for (source, coverage) in view.ledger.coverage() {
+        let (why, works_partly) = match coverage {
+            Known::Unknown(why) => (why.to_string(), false),
+            Known::Present(detail) => match &detail.degraded {
+                Some(missing) => (missing.to_string(), true),
+                None => continue,
+            },
+            Known::Absent => continue,
+        };
+        let (open, severity) = match source {
+            // What is missing may be just what was asked for.
+            SourceId::HostLocal | SourceId::Cri if works_partly && cut_short(view, *source) => (
+                "what it shows is true, but not all there is: verdicts stay undetermined".to_owned(),
+                Severity::Unknown,
+            ),
+            SourceId::Namespaces
+                if works_partly && cut_short(view, *source) && !view.ledger.reservations().is_empty() =>
+            {
+                ("not every namespace was seen: verdicts stay undetermined".to_owned(), Severity::Unknown)
+            }
+            _ if works_partly => ("what it shows is true, but not all there is".to_owned(), Severity::Info),
+            SourceId::Tcp if works(SourceId::Conntrack) => {
+                ("conntrack stands in: held ports are known, failed connects are not".to_owned(), Severity::Info)
+            }
+            SourceId::Tcp if works(SourceId::Sockets) => {
+                ("socket tables stand in: short connections between two readings are missed".to_owned(), Severity::Info)
+            }
+            SourceId::Conntrack if works(SourceId::Tcp) => {
+                ("TCP counters stand in: UDP and forwarded flows are not seen".to_owned(), Severity::Unknown)
+            }
+            SourceId::Conntrack if works(SourceId::Sockets) => {
+                ("socket tables stand in: UDP and forwarded flows are not seen".to_owned(), Severity::Unknown)
+            }
+            SourceId::Tcp | SourceId::Conntrack | SourceId::Sockets if !has_flows => {
+                ("no source tells of connections: the demand for NAT ports is unknown".to_owned(), Severity::Unknown)
+            }
+            SourceId::Tcp | SourceId::Conntrack | SourceId::Sockets => {
+                ("other sources stand in".to_owned(), Severity::Info)
+            }
+            SourceId::ConntrackUse => ("how full the conntrack table is stays unknown".to_owned(), Severity::Unknown),
+            SourceId::Namespaces => (
+                "port ranges and addresses of network namespaces stay unknown, verdicts undetermined".to_owned(),
+                Severity::Unknown,
+            ),
+            SourceId::HostLocal => ("which pod addresses are reserved stays unknown".to_owned(), Severity::Unknown),
+            SourceId::Cri if view.ledger.reservations().is_empty() => {
+                ("pods have no names here".to_owned(), Severity::Info)
+            }
+            SourceId::Cri => {
+                ("pods have no names here and verdicts on reservations stay undetermined".to_owned(), Severity::Unknown)
+            }
+            SourceId::Platform => ("the cloud is not recognised".to_owned(), Severity::Info),
+        };
+        findings.push(Finding {
+            id: FindingId::SourceDegraded,
+            severity,
+            title: format!("{source}: {why}"),
+            subject: source.to_string(),
+            evidence: vec![Evidence::seen(*source, open)],
+            remedy: "`headroom doctor` says what each source needs".to_owned(),
+        });
+    }
+    if !report.lost.is_empty() {
+        let lost: Vec<String> = report
+            .lost
+            .iter()
+            .filter(|(_, total)| **total > 0)
+            .map(|(what, total)| format!("{what} {total}"))
+            .collect();
+        if !lost.is_empty() {
+            findings.push(Finding {
+                id: FindingId::SourceDegraded,
+                severity: if view.lost_lately { Severity::Warning } else { Severity::Info },
+                title: format!("some events were lost since start: {}", lost.join(", ")),
+                subject: "losses".to_owned(),
+                evidence: vec![Evidence::given("conntrack losses are repaired by the next dump, events that a program missed by the next socket table; destinations that found no room in a map are not counted")],
+                remedy: "if a map was full, raise its size in the configuration".to_owned(),
+            });
+        }
+    }
+    findings
+}
+
+/// Whether the source's last reading was not complete.
+fn cut_short(view: &View<'_>, source: SourceId) -> bool {
+    let snapshot = match source {
+        SourceId::HostLocal => Snapshot::Reservations,
+        SourceId::Cri => Snapshot::Runtime,
+        SourceId::Namespaces => Snapshot::Namespaces,
+        SourceId::Tcp => Snapshot::TcpCounters,
+        SourceId::Conntrack => Snapshot::Conntrack,
+        SourceId::Sockets => Snapshot::Sockets,
+        SourceId::ConntrackUse | SourceId::Platform => return false,
+    };
+    view.ledger.bracket(snapshot).is_some_and(|bracket| bracket.outcome != Outcome::Complete)
+}

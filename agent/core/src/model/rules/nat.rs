@@ -1,0 +1,186 @@
+//! Rules on NAT ports: demand against allocation, the gateway's size, connects without an answer.
+
+use super::{percent, pod_name};
+use crate::findings::{Evidence, Finding, FindingId, Severity};
+use crate::ledger::TcpTally;
+use crate::model::View;
+use crate::model::demand::Account;
+use crate::model::nat::{Mode, NatSettings, NodePorts, PORTS_PER_NAT_IP};
+use crate::observe::SourceId;
+use crate::report::Report;
+
+pub(super) fn nat_ports(view: &View<'_>, report: &Report) -> Vec<Finding> {
+    let Some(ports) = view.node_ports else { return Vec::new() };
+    let in_scope = view.accounts.iter().filter(|account| account.in_scope);
+    let worth = in_scope.filter(|account| percent(account.demand(), ports.ports) >= u64::from(view.policy.low_percent));
+    worth.take(10).map(|account| nat_ports_of(account, ports, view, report)).collect()
+}
+
+fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &Report) -> Finding {
+    let destination = account.destination;
+    let exhausted = account.demand() >= ports.ports;
+    let who = report.nat.destinations.iter().find(|listed| {
+        listed.protocol == destination.protocol
+            && listed.address == destination.endpoint.address
+            && listed.port == destination.endpoint.port
+    });
+    let worst_holder = who.and_then(|listed| listed.pods.first());
+    let because = worst_holder.map(|pod| format!(", {} by {}", pod.held, pod_name(pod))).unwrap_or_default();
+    let wanting = if account.wanting > 0 { format!(", {} more wanted", account.wanting) } else { String::new() };
+    let share = percent(account.held, ports.ports);
+    let title =
+        format!("{destination} holds {} of {} NAT ports ({share} %){because}{wanting}", account.held, ports.ports);
+
+    let mut evidence = vec![
+        Evidence::seen(
+            account.source,
+            format!("{} held ({} open now), {} wanting", account.held, account.active, account.wanting),
+        ),
+        Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
+    ];
+    if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
+        evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp())));
+    }
+    for pod in who.map(|listed| listed.pods.as_slice()).unwrap_or_default().iter().take(5) {
+        evidence.push(Evidence::seen(
+            account.source,
+            format!("{} ({}): {} held, {} wanting", pod_name(pod), pod.address, pod.held, pod.wanting),
+        ));
+    }
+    let demand = if destination.protocol == crate::flow::Protocol::UDP {
+        &report.nat.demand.udp
+    } else {
+        &report.nat.demand.tcp
+    };
+    if let (Some(secs), Some(basis)) = (demand.exhausted_in_secs, &demand.exhausted_basis)
+        && !exhausted
+        && demand.worst.as_ref().is_some_and(|worst| {
+            worst.address == destination.endpoint.address && worst.port == destination.endpoint.port
+        })
+    {
+        evidence.push(Evidence::given(format!("full in about {secs} s: {basis}")));
+    }
+    Finding {
+        id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
+        severity: if exhausted { Severity::Critical } else { Severity::Warning },
+        title,
+        subject: destination.to_string(),
+        evidence,
+        remedy: more_ports(view.nat, ports, account.demand()),
+    }
+}
+
+/// `16 connects timed out, 3 were refused, 48 SYNs were repeated in the last minute`.
+fn failed_lately(tcp: &TcpTally) -> String {
+    format!("{}, {} SYNs were repeated in the last minute", tcp.failed_lately, tcp.syn_retransmitted_lately)
+}
+
+/// What to set so that the demand fits with some air: the next power of two above 1.25 times the demand.
+fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> String {
+    let wanted = demand.saturating_add(demand / 4).max(ports.ports.saturating_add(1)).next_power_of_two();
+    // The largest power of two that Cloud NAT takes: no setting helps beyond it.
+    let largest = match nat.mode {
+        Mode::Static => 32_768,
+        Mode::Dynamic => 65_536,
+    };
+    if wanted > largest {
+        return "reuse connections in the pods named above, or spread them over more destination addresses or nodes: Cloud \
+                NAT gives no node more ports"
+            .to_owned();
+    }
+    let setting = match nat.mode {
+        Mode::Static => format!("min_ports_per_vm = {wanted}"),
+        Mode::Dynamic => format!("max_ports_per_vm = {wanted}"),
+    };
+    let room = match (nat.mode, nat.nat_ips, nat.nodes) {
+        (Mode::Static, Some(ips), Some(nodes)) => {
+            let needed = (u64::from(wanted) * u64::from(nodes)).div_ceil(u64::from(PORTS_PER_NAT_IP));
+            if needed > u64::from(ips) {
+                format!(" and {needed} NAT IPs (there are {ips}) for {nodes} nodes")
+            } else {
+                String::new()
+            }
+        }
+        _ => String::new(),
+    };
+    format!("reuse connections in the pods named above, or set {setting}{room} on the Cloud NAT gateway")
+}
+
+pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
+    let Some(ports) = view.node_ports else { return Vec::new() };
+    let (Some(nodes), Some(ips), Some(capacity)) = (view.nat.nodes, view.nat.nat_ips, ports.capacity_nodes) else {
+        return Vec::new();
+    };
+    if nodes <= capacity {
+        return Vec::new();
+    }
+    let needed = (u64::from(nodes) * u64::from(ports.reserved)).div_ceil(u64::from(PORTS_PER_NAT_IP));
+    let remedy = match view.nat.mode {
+        Mode::Static => {
+            let fit = u64::from(ips) * u64::from(PORTS_PER_NAT_IP) / 64;
+            format!(
+                "use {needed} NAT IPs, or switch to dynamic allocation with min_ports_per_vm = 64 and max_ports_per_vm = 1024 \
+                 (endpoint-independent mapping off): {fit} nodes fit"
+            )
+        }
+        Mode::Dynamic => format!("use {needed} NAT IPs or lower min_ports_per_vm"),
+    };
+    vec![Finding {
+        id: FindingId::NatGatewayTooSmall,
+        severity: Severity::Critical,
+        title: format!(
+            "{capacity} nodes fit behind the NAT gateway, there are {nodes}: {} get no ports",
+            nodes - capacity
+        ),
+        subject: "gateway".to_owned(),
+        evidence: vec![Evidence::given(format!(
+            "{ips} NAT IPs x {PORTS_PER_NAT_IP} ports, {} reserved per node ({})",
+            ports.reserved, ports.why
+        ))],
+        remedy,
+    }]
+}
+
+pub(super) fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for account in view.accounts {
+        let tcp = account.tcp();
+        let destination = account.destination;
+        if tcp.no_local_port_lately > 0 {
+            findings.push(Finding {
+                id: FindingId::EphemeralPortsLow,
+                severity: Severity::Warning,
+                title: format!(
+                    "{} connects to {destination} found no local port in the last minute",
+                    tcp.no_local_port_lately
+                ),
+                subject: destination.to_string(),
+                evidence: vec![Evidence::seen(SourceId::Tcp, "connect failed before a source port was chosen")],
+                remedy: "reuse connections, or widen net.ipv4.ip_local_port_range where the client runs".to_owned(),
+            });
+        }
+        let full = view.node_ports.is_some_and(|ports| account.demand() >= ports.ports);
+        // A refused connect was answered.
+        let lost = tcp.syn_retransmitted_lately.max(tcp.failed_lately.unanswered());
+        if account.in_scope && !full && tcp.syn_retransmitted_lately > 0 && lost >= view.policy.failures_per_minute {
+            findings.push(Finding {
+                id: FindingId::NatSynUnanswered,
+                severity: Severity::Warning,
+                title: format!(
+                    "{destination} does not answer: {} SYNs repeated, {} connects failed in the last minute",
+                    tcp.syn_retransmitted_lately,
+                    tcp.failed_lately.unanswered()
+                ),
+                subject: destination.to_string(),
+                evidence: vec![
+                    Evidence::seen(SourceId::Tcp, failed_lately(&tcp)),
+                    Evidence::seen(account.source, format!("{} held, {} wanting", account.held, account.wanting)),
+                ],
+                remedy: "check the destination; then compare held ports with what the gateway allocated to this node"
+                    .to_owned(),
+            });
+        }
+    }
+    findings.truncate(20);
+    findings
+}

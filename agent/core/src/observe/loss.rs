@@ -1,0 +1,45 @@
+//! What can be lost on the way.
+
+use serde::{Deserialize, Serialize};
+
+/// Things that can be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Connects whose destination found no room in the eBPF map.
+    TcpMapFull,
+    /// Kernel memory reads that failed inside an eBPF program.
+    TcpReadFailed,
+    /// TCP events that came while the program was counting another one on the same CPU (since Linux 6.2): the kernel skips
+    /// them. The next socket table makes up for them.
+    TcpMissed,
+    /// conntrack event overruns (ENOBUFS or dropped messages).
+    ConntrackOverrun,
+    /// Netlink messages that could not be understood.
+    ConntrackMalformed,
+    /// Conntrack entries whose destination found no room in the eBPF map.
+    ConntrackMapFull,
+    /// Kernel memory reads that failed inside an eBPF program on conntrack.
+    ConntrackReadFailed,
+    /// Runs of the eBPF programs on conntrack that the kernel left out; a comparison with the table mends the counts.
+    ConntrackMissed,
+    /// Flows that found no room in the ledger.
+    LedgerFlowsFull,
+}
+
+impl Loss {
+    /// The name in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TcpMapFull => "tcp_map_full",
+            Self::TcpReadFailed => "tcp_read_failed",
+            Self::TcpMissed => "tcp_missed",
+            Self::ConntrackOverrun => "conntrack_overrun",
+            Self::ConntrackMalformed => "conntrack_malformed",
+            Self::ConntrackMapFull => "conntrack_map_full",
+            Self::ConntrackReadFailed => "conntrack_read_failed",
+            Self::ConntrackMissed => "conntrack_missed",
+            Self::LedgerFlowsFull => "ledger_flows_full",
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Where facts come from.
+
+use serde::{Deserialize, Serialize};
+
+/// The sources there are; one name in code, JSON and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceId {
+    /// eBPF counters of TCP connects and closes, all network namespaces.
+    Tcp,
+    /// conntrack entries over netlink, the agent's own network namespace.
+    Conntrack,
+    /// Socket tables of every network namespace (`/proc/<pid>/net/tcp`, `tcp6`).
+    Sockets,
+    /// Size and statistics of the conntrack table.
+    ConntrackUse,
+    /// Network namespaces: addresses and port settings.
+    Namespaces,
+    /// host-local's reservation directories and the CNI configuration.
+    HostLocal,
+    /// The container runtime over its CRI socket.
+    Cri,
+    /// What machine this is: name, kernel, cloud.
+    Platform,
+}
+
+impl SourceId {
+    /// All of them, in the order they are shown.
+    pub const ALL: [Self; 8] = [
+        Self::Platform,
+        Self::Tcp,
+        Self::Conntrack,
+        Self::Sockets,
+        Self::ConntrackUse,
+        Self::Namespaces,
+        Self::HostLocal,
+        Self::Cri,
+    ];
+
+    /// The name in JSON, metrics and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Conntrack => "conntrack",
+            Self::Sockets => "sockets",
+            Self::ConntrackUse => "conntrack-use",
+            Self::Namespaces => "namespaces",
+            Self::HostLocal => "host-local",
+            Self::Cri => "cri",
+            Self::Platform => "platform",
+        }
+    }
+}
+
+impl std::fmt::Display for SourceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,154 @@
+//! What a report says about NAT ports.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::flow::Protocol;
+use crate::model::nat::Basis;
+use crate::observe::SourceId;
+
+/// NAT ports of this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NatReport {
+    /// Which NAT stands in front of the node.
+    pub profile: String,
+    /// What the node was given.
+    pub allocation: AllocationReport,
+    /// What it needs, per protocol.
+    pub demand: DemandReports,
+    /// Destinations, largest demand first.
+    pub destinations: Vec<DestinationReport>,
+    /// Destinations that are not listed.
+    pub omitted: OmittedDestinations,
+}
+
+/// What the node was given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AllocationReport {
+    /// Ports per protocol and destination; absent if it is not known.
+    pub ports: Option<u32>,
+    /// What this rests on.
+    pub basis: Basis,
+    /// In words.
+    pub why: String,
+    /// Nodes that fit behind the gateway, where NAT IPs are known.
+    pub capacity_nodes: Option<u32>,
+}
+
+/// Demand per protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DemandReports {
+    /// TCP.
+    pub tcp: DemandReport,
+    /// UDP.
+    pub udp: DemandReport,
+}
+
+/// Demand of one protocol: the largest over its destinations in scope.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DemandReport {
+    /// held + wanting of the worst destination now; absent if flows could not be observed.
+    pub ports: Option<u32>,
+    /// Peak within the last minute, as far as observed.
+    pub peak_1m: Option<u32>,
+    /// Peak within the last ten minutes, as far as observed.
+    pub peak_10m: Option<u32>,
+    /// Peak within the last hour, as far as observed.
+    pub peak_1h: Option<u32>,
+    /// The destination it is for.
+    pub worst: Option<WorstDestination>,
+    /// Seconds until the allocation is reached, at the present trend; absent without an upward trend.
+    pub exhausted_in_secs: Option<u64>,
+    /// What that prediction rests on.
+    pub exhausted_basis: Option<String>,
+}
+
+/// Address and port of a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorstDestination {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+}
+
+/// One destination.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DestinationReport {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Address, after the node's DNAT.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Whether the NAT translates traffic to it.
+    pub in_scope: bool,
+    /// Ports held now.
+    pub held: u32,
+    /// Connects unanswered now.
+    pub wanting: u32,
+    /// Flows open now.
+    pub active: u32,
+    /// Connections opened since start, by the TCP counters; absent where they do not count.
+    pub opened_total: Option<u64>,
+    /// Connections ended since start, by the TCP counters; absent where they do not count.
+    pub closed_total: Option<u64>,
+    /// Connects failed since start, for whatever reason, by the TCP counters; absent where they do not count.
+    pub failed_total: Option<u64>,
+    /// Of these, refused; absent likewise.
+    #[serde(default)]
+    pub refused_total: Option<u64>,
+    /// Of these, timed out.
+    #[serde(default)]
+    pub timed_out_total: Option<u64>,
+    /// Of these, without a route or with another error of the network.
+    #[serde(default)]
+    pub unreachable_total: Option<u64>,
+    /// Of these, ended by the application before there was an answer.
+    #[serde(default)]
+    pub given_up_total: Option<u64>,
+    /// Of these, without a local port.
+    #[serde(default)]
+    pub no_local_port_total: Option<u64>,
+    /// SYNs sent again since start, by the TCP counters; absent where they do not count.
+    pub syn_unanswered_total: Option<u64>,
+    /// Packets of new connections to it that this node itself dropped since it found no port to translate their source to;
+    /// absent where that is not seen.
+    #[serde(default)]
+    pub no_port_total: Option<u64>,
+    /// Who does the accounting of held ports.
+    pub source: SourceId,
+    /// Open flows by conntrack less those by the TCP counters, where both see them.
+    pub drift: Option<i64>,
+    /// Who holds the ports, largest first.
+    pub pods: Vec<PodShare>,
+    /// Further holders that are not listed.
+    pub pods_omitted: u32,
+}
+
+/// A holder of ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodShare {
+    /// Kubernetes namespace; absent if the address belongs to no known pod.
+    pub namespace: Option<String>,
+    /// Pod name; absent likewise.
+    pub name: Option<String>,
+    /// Source address.
+    pub address: IpAddr,
+    /// It is the node itself: a process or a pod in the host's network.
+    pub host: bool,
+    /// Ports held.
+    pub held: u32,
+    /// Connects unanswered.
+    pub wanting: u32,
+}
+
+/// What the list of destinations leaves out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OmittedDestinations {
+    /// How many destinations.
+    pub destinations: u64,
+    /// Ports they hold.
+    pub held: u64,
+}
