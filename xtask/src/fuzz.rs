@@ -14,7 +14,7 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
 
 /// Every target, as `tests/fuzz/Cargo.toml` names it.
-const TARGETS: [&str; 10] = [
+const TARGETS: [&str; 11] = [
     "btf",
     "btf_module",
     "cni_configuration",
@@ -24,6 +24,7 @@ const TARGETS: [&str; 10] = [
     "host_local_reservation",
     "namespace_addresses",
     "netlink",
+    "netlink_stats",
     "socket_table",
 ];
 /// What tells libFuzzer where an input went: edges, their addresses, and the operands of comparisons.

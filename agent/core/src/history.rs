@@ -20,8 +20,17 @@ pub struct DemandHistory {
 pub struct Exhaustion {
     /// From now on.
     pub within: Duration,
-    /// Ports per second, over how long.
-    pub basis: String,
+    /// So much more every second …
+    per_sec: f64,
+    /// … over so many seconds.
+    covered_secs: f64,
+}
+
+impl Exhaustion {
+    /// What it rests on, in words: `rising 1.50 ports/s over the last 42 s`.
+    pub fn basis(&self, what: &str) -> String {
+        format!("rising {:.2} {what}/s over the last {:.0} s", self.per_sec, self.covered_secs)
+    }
 }
 
 impl DemandHistory {
@@ -67,8 +76,7 @@ impl DemandHistory {
             return None;
         }
         let secs = ((f64::from(limit) - last.1) / slope).clamp(0.0, 1e7);
-        let basis = format!("rising {slope:.2} ports/s over the last {covered:.0} s");
-        Some(Exhaustion { within: Duration::from_secs_f64(secs), basis })
+        Some(Exhaustion { within: Duration::from_secs_f64(secs), per_sec: slope, covered_secs: covered })
     }
 }
 
@@ -100,7 +108,7 @@ mod tests {
         }
         let exhaustion = history.exhaustion(at(29), 64).unwrap();
         assert_eq!(exhaustion.within.as_secs(), 35);
-        assert!(exhaustion.basis.contains("1.00 ports/s"), "{}", exhaustion.basis);
+        assert_eq!(exhaustion.basis("ports"), "rising 1.00 ports/s over the last 29 s");
     }
 
     #[test]

@@ -12,10 +12,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::history::DemandHistory;
 use crate::known::{Known, Why};
 use crate::observe::{
-    ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform, Program, Snapshot,
-    SourceId,
+    ConntrackStats, ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform,
+    Program, Snapshot, SourceId,
 };
 use crate::ports::PortRange;
 use crate::time::NodeTime;
@@ -26,7 +27,7 @@ mod occupants;
 mod reservations;
 mod tcp;
 
-pub use conntrack::{Cohort, CohortState, Cohorts, Conntrack, Drift, Pair};
+pub use conntrack::{Census, Cohort, CohortState, Cohorts, Conntrack, Drift, EntryState, Most, Pair, SILENCE_SECS};
 pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
@@ -70,6 +71,9 @@ pub struct Ledger {
     occupants: Occupants,
     reservations: Reservations,
     conntrack_use: Option<ConntrackUse>,
+    /// The first statistics there were.
+    conntrack_began: Option<ConntrackStats>,
+    conntrack_filling: DemandHistory,
     timeouts: Option<ConntrackTimeouts>,
     platform: Option<Platform>,
     coverage: BTreeMap<SourceId, Known<CoverageDetail>>,
@@ -89,6 +93,8 @@ impl Ledger {
             occupants: Occupants::default(),
             reservations: Reservations::default(),
             conntrack_use: None,
+            conntrack_began: None,
+            conntrack_filling: DemandHistory::default(),
             timeouts: None,
             platform: None,
             coverage: BTreeMap::new(),
@@ -120,7 +126,7 @@ impl Ledger {
             Fact::Container(id) => self.occupants.container(id),
             Fact::Namespace(namespace) => self.occupants.namespace(namespace),
             Fact::DialledRange { inode, ephemeral } => self.occupants.dialled_range(inode, ephemeral),
-            Fact::ConntrackUse(used) => self.conntrack_use = Some(used),
+            Fact::ConntrackUse(used) => self.conntrack_used(used, at),
             Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
             Fact::Platform(platform) => self.platform = Some(platform),
             Fact::Program(program) => {
@@ -135,6 +141,15 @@ impl Ledger {
                 *held = total.max(*held);
             }
         }
+    }
+
+    fn conntrack_used(&mut self, used: ConntrackUse, at: NodeTime) {
+        if let Some(entries) = used.entries.present() {
+            // The kernel's own limit has 31 bits.
+            self.conntrack_filling.record(at, u32::try_from(*entries).unwrap_or(u32::MAX));
+        }
+        self.conntrack_began = self.conntrack_began.or(used.stats.present().copied());
+        self.conntrack_use = Some(used);
     }
 
     fn begin(&mut self, snapshot: Snapshot, at: NodeTime) {
@@ -199,6 +214,22 @@ impl Ledger {
     /// Size of the conntrack table, once read.
     pub fn conntrack_use(&self) -> Option<&ConntrackUse> {
         self.conntrack_use.as_ref()
+    }
+
+    /// What conntrack refused, dropped and evicted since it was first read; unknown if it could not be read.
+    pub fn conntrack_lately(&self) -> Option<ConntrackStats> {
+        let now = self.conntrack_use.as_ref()?.stats.present()?;
+        Some(now.since(self.conntrack_began.as_ref()?))
+    }
+
+    /// How many entries the conntrack table had over the last hour.
+    pub fn conntrack_filling(&self) -> &DemandHistory {
+        &self.conntrack_filling
+    }
+
+    /// The conntrack time-outs in force, once read.
+    pub fn conntrack_timeouts(&self) -> Option<&ConntrackTimeouts> {
+        self.timeouts.as_ref()
     }
 
     /// What machine this is, once read.

@@ -12,6 +12,7 @@
 
 pub mod findings;
 pub mod flow;
+pub mod heaviest;
 pub mod history;
 pub mod ids;
 pub mod known;

@@ -11,10 +11,10 @@ use crate::ledger::{Ledger, Spans};
 use crate::model::demand::{Account, Share};
 use crate::model::nat::{NatSettings, NodePorts};
 use crate::model::policy::Policy;
-use crate::observe::{ConntrackStats, Loss, Outcome, Program, Snapshot, SourceId};
+use crate::observe::{Loss, Outcome, Program, Snapshot, SourceId};
 use crate::report::{
-    AllocationReport, ConntrackReport, CoverageReport, CoverageState, DemandReport, DemandReports, DestinationReport,
-    DriftReport, IpamReport, NatReport, OmittedDestinations, PodShare, ProgramReport, Report, SCHEMA, WorstDestination,
+    AllocationReport, CoverageReport, CoverageState, DemandReport, DemandReports, DestinationReport, IpamReport,
+    NatReport, OmittedDestinations, PodShare, ProgramReport, Report, SCHEMA, WorstDestination,
 };
 use crate::time::{NodeTime, Now};
 
@@ -24,17 +24,17 @@ pub mod leak;
 pub mod nat;
 pub mod overlap;
 pub mod policy;
+mod pressure;
 mod rules;
 
 /// Holders listed per destination at most.
 const MAX_HOLDERS: usize = 20;
 
-/// What earlier evaluations leave for later ones: demand over the last hour, statistics when the watch began.
+/// What earlier evaluations leave for later ones: demand over the last hour, and what was lost when.
 #[derive(Debug, Default)]
 pub struct Memory {
     tcp: DemandHistory,
     udp: DemandHistory,
-    conntrack_at_start: Option<ConntrackStats>,
     losses: BTreeMap<Loss, u64>,
     lost_at: Option<NodeTime>,
 }
@@ -62,7 +62,6 @@ struct View<'a> {
     nat: &'a NatSettings,
     node_ports: Option<&'a NodePorts>,
     accounts: &'a [Account],
-    conntrack_at_start: Option<ConntrackStats>,
     lost_lately: bool,
 }
 
@@ -71,9 +70,6 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
     let nat = policy.nat_on(ledger.platform());
     let node_ports = nat.node_ports();
     let accounts = demand::accounts(ledger, nat.hold, &policy.scope(nat.profile), now.node);
-    if memory.conntrack_at_start.is_none() {
-        memory.conntrack_at_start = ledger.conntrack_use().and_then(|used| used.stats.present()).copied();
-    }
 
     let limit = node_ports.as_ref().map(|ports| ports.ports);
     let tcp = demand_of(Protocol::TCP, &accounts, tcp_observed(ledger), &mut memory.tcp, limit, now);
@@ -86,7 +82,6 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         nat: &nat,
         node_ports: node_ports.as_ref(),
         accounts: &accounts,
-        conntrack_at_start: memory.conntrack_at_start,
         lost_lately: memory.lost_at.is_some_and(|lost| now.node.since(lost) < LOSS_FRESH),
     };
     let holders = Holders::of(ledger);
@@ -111,7 +106,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         },
         overlap: overlap::report(ledger, policy),
         ipam: IpamReport { networks: ipam::networks(ledger, policy, now) },
-        conntrack: conntrack(ledger),
+        conntrack: pressure::report(ledger, &holders, now),
         findings: Vec::new(),
     };
     report.findings = rules::findings(&view, &report);
@@ -163,7 +158,7 @@ fn demand_of(
             WorstDestination { address: endpoint.address, port: endpoint.port }
         }),
         exhausted_in_secs: exhaustion.as_ref().map(|exhaustion| exhaustion.within.as_secs()),
-        exhausted_basis: exhaustion.map(|exhaustion| exhaustion.basis),
+        exhausted_basis: exhaustion.map(|exhaustion| exhaustion.basis("ports")),
     }
 }
 
@@ -192,6 +187,15 @@ struct Holders<'a> {
 impl<'a> Holders<'a> {
     fn of(ledger: &'a Ledger) -> Self {
         Self { pods: ledger.occupants().pods(), host: ledger.occupants().host_addresses() }
+    }
+
+    fn pod(&self, address: IpAddr) -> Option<&'a PodName> {
+        self.pods.get(&address).copied()
+    }
+
+    /// It is the node's own, and no pod's.
+    fn is_host(&self, address: IpAddr) -> bool {
+        self.host.contains(&address)
     }
 
     fn share(&self, address: IpAddr, share: Share) -> PodShare {
@@ -284,30 +288,4 @@ fn coverage(ledger: &Ledger) -> Vec<CoverageReport> {
             CoverageReport { source, state, how, why }
         })
         .collect()
-}
-
-fn conntrack(ledger: &Ledger) -> ConntrackReport {
-    let Some(used) = ledger.conntrack_use() else {
-        return ConntrackReport { why: Some("not read yet".to_owned()), ..ConntrackReport::default() };
-    };
-    let stats = used.stats.present();
-    let no_ports = || ledger.no_ports().iter(NodeTime::default(), std::time::Duration::ZERO);
-    let no_port_total = no_port_seen(ledger).then(|| no_ports().map(|(.., total)| total).fold(0, u64::saturating_add));
-    let drift = ledger.conntrack().drift().map(|drift| DriftReport {
-        last: drift.last,
-        total: drift.total,
-        comparisons: drift.comparisons,
-    });
-    let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
-    let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());
-    ConntrackReport {
-        entries: used.entries.present().copied(),
-        max: used.max.present().copied(),
-        insert_failed: stats.map(|stats| stats.insert_failed),
-        drop: stats.map(|stats| stats.drop),
-        early_drop: stats.map(|stats| stats.early_drop),
-        no_port_total,
-        drift,
-        why: unknown.map(ToString::to_string).or_else(absent),
-    }
 }

@@ -12,6 +12,7 @@ use crate::ports::PortRange;
 use crate::time::NodeTime;
 
 mod conntrack;
+mod conntrack_use;
 mod loss;
 mod platform;
 mod pods;
@@ -19,10 +20,8 @@ mod program;
 mod source;
 mod tcp;
 
-pub use conntrack::{
-    ConntrackCounter, ConntrackEntry, ConntrackStats, ConntrackTcpState, ConntrackTimeouts, ConntrackUse, FlowKey,
-    NoPort,
-};
+pub use conntrack::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, FlowKey, NoPort};
+pub use conntrack_use::{ConntrackCpu, ConntrackStats, ConntrackTimeouts, ConntrackUse};
 pub use loss::Loss;
 pub use platform::{Cloud, Platform};
 pub use pods::{AddressRange, Holder, Namespace, Network, Reservation, Sandbox};

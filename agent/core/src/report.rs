@@ -12,7 +12,9 @@ mod ipam;
 mod nat;
 mod overlap;
 
-pub use conntrack::{ConntrackReport, DriftReport};
+pub use conntrack::{
+    CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, ConntrackReport, DriftReport,
+};
 pub use ipam::{EntryReport, IpamReport, NetworkReport, VerdictCounts};
 pub use nat::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, NatReport, OmittedDestinations, PodShare,

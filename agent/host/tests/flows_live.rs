@@ -9,10 +9,11 @@ use headroom_core::ids::NetnsInode;
 use headroom_core::observe::{
     ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Loss, Observation, Outcome, Snapshot, Socket, SocketState,
 };
+use headroom_host::netlink::conntrack_stats;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source;
 use headroom_host::source::conntrack::{ConntrackSource, Options, table};
-use headroom_host::source::conntrack_use::ConntrackUseSource;
+use headroom_host::source::conntrack_use::{ConntrackUseSource, parse_stats};
 use headroom_host::source::sockets::SocketsSource;
 
 #[path = "flows_live/counted.rs"]
@@ -287,8 +288,16 @@ fn the_size_of_the_table_is_what_conntrack_counts() {
         };
         assert_eq!(usage.entries.present(), Some(&7));
         assert!(*usage.max.present().unwrap() > 1000);
-        assert!(usage.stats.present().is_some());
         assert_eq!(timeouts.tcp_close, 10);
-        assert_eq!(coverage.present().unwrap().degraded, None);
+        let coverage = coverage.present().unwrap();
+        assert_eq!(coverage.degraded, None);
+        assert!(coverage.how.contains("netlink"), "{}", coverage.how);
+        // What netlink says is what /proc says, CPU by CPU, where the kernel has both.
+        let netlink = conntrack_stats::of_cpus().unwrap();
+        if let Ok(text) = std::fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack") {
+            assert_eq!(netlink, parse_stats(&text).unwrap());
+        }
+        assert_eq!(conntrack_stats::of_table().unwrap().entries, Some(7));
+        assert_eq!(usage.stats.present().map(|stats| stats.drop), Some(netlink.iter().map(|cpu| cpu.stats.drop).sum()));
     });
 }

@@ -60,6 +60,13 @@ families! {
     CT_INSERT_FAILED = "conntrack_insert_failed", "none: 1 series", "conntrack insertions that failed since boot";
     CT_DROP = "conntrack_drop", "none: 1 series", "Packets conntrack dropped since boot";
     CT_EARLY_DROP = "conntrack_early_drop", "none: 1 series", "conntrack entries evicted since boot";
+    CT_TABLE_FULL = "conntrack_table_full_packets", "none: 1 series", "Packets of new connections dropped since boot because the table was full, at least";
+    CT_CHAIN = "conntrack_chain_toolong", "none: 1 series", "conntrack insertions refused since boot because a hash chain was too long";
+    CT_CLASH = "conntrack_clash_resolve", "none: 1 series", "Races of conntrack insertions since boot that were settled without a loss";
+    CT_RESTART = "conntrack_search_restart", "none: 1 series", "conntrack lookups begun again since boot";
+    CT_STATES = "conntrack_state_entries", "state: 16 series", "Entries of the conntrack table by state, as of the last dump";
+    CT_SOURCE = "conntrack_largest_source_entries", "none: 1 series", "Entries of the source that has most, as of the last dump";
+    CT_FULL_IN = "conntrack_full_in_seconds", "none: 1 series", "Time until the conntrack table is full at the present trend; absent without an upward trend";
     CT_NO_PORT = "conntrack_no_port_packets", "none: 1 series", "Packets of new connections that this node dropped for want of a source port, since start";
     CT_DRIFT = "conntrack_drift_entries", "none: 1 series", "Entries by which the kernel's counters had to be corrected, since start";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
@@ -74,6 +81,11 @@ families! {
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ProtocolLabel {
     protocol: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabel {
+    state: String,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -189,6 +201,7 @@ pub fn render(report: &Report) -> String {
     writer.counter(&CT_INSERT_FAILED, report.conntrack.insert_failed);
     writer.counter(&CT_DROP, report.conntrack.drop);
     writer.counter(&CT_EARLY_DROP, report.conntrack.early_drop);
+    conntrack(&mut writer, report);
     writer.counter(&CT_NO_PORT, report.conntrack.no_port_total);
     writer.counter(&CT_DRIFT, report.conntrack.drift.map(|drift| drift.total));
     about_ourselves(&mut writer, report);
@@ -197,6 +210,19 @@ pub fn render(report: &Report) -> String {
         tracing::error!(%error, "metrics could not be encoded");
     }
     text
+}
+
+fn conntrack(writer: &mut Writer, report: &Report) {
+    let table = &report.conntrack;
+    writer.counter(&CT_TABLE_FULL, table.table_full);
+    writer.counter(&CT_CHAIN, table.chain_toolong);
+    writer.counter(&CT_CLASH, table.clash_resolve);
+    writer.counter(&CT_RESTART, table.search_restart);
+    writer.number(&CT_FULL_IN, table.full_in_secs.map(float));
+    let Some(census) = &table.census else { return };
+    let label = |state: &str| StateLabel { state: state.to_owned() };
+    writer.family(&CT_STATES, census.states.iter().map(|state| (label(&state.state), float(state.entries))));
+    writer.number(&CT_SOURCE, Some(float(census.sources.first().map_or(0, |source| source.entries))));
 }
 
 fn nat(writer: &mut Writer, report: &Report) {

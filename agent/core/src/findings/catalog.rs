@@ -94,15 +94,15 @@ catalog! {
 
     /// The conntrack table fills.
     ConntrackLow = "conntrack-low", "The conntrack table is nearly full", since "0.1.0";
-    means "nf_conntrack_count has come close to nf_conntrack_max (80 % unless configured otherwise).";
-    matters "When the table is full, the kernel evicts unfinished connections and then drops packets of new ones, for every pod of the node.";
-    remedy "Find who fills it (top destinations of this report), raise net.netfilter.nf_conntrack_max (kube-proxy: conntrack.maxPerCore, conntrack.min), shorten nf_conntrack_tcp_timeout_established.";
+    means "nf_conntrack_count has come close to nf_conntrack_max (80 % unless configured otherwise), will reach it within half an hour at the present trend, or the kernel has evicted entries or dropped packets for want of room while headroom watched. The finding names who opened the entries, where they go, what they are doing and for how long no packet has passed.";
+    matters "From 95 % on the kernel's garbage collection evicts entries that are closing or have not seen traffic in both directions (since Linux 4.12); at 100 % it looks for such an entry in a few hash buckets for every new connection (early_drop), and drops the packet if there is none (\"nf_conntrack: table full\", counted in drop but not in insert_failed). All pods of the node share the table.";
+    remedy "Let the pods named reuse connections. To make room: `sysctl -w net.netfilter.nf_conntrack_max=N` and the hash size N/4 in /sys/module/nf_conntrack/parameters/hashsize; kube-proxy sets both when it starts (conntrack.maxPerCore x CPUs, at least conntrack.min), so set them there, or they are gone after its next start. If most are established connections that fell silent, shorten nf_conntrack_tcp_timeout_established (kube-proxy: conntrack.tcpEstablishedTimeout), but keep it longer than the keepalive of long connections.";
 
     /// conntrack entries could not be inserted.
     ConntrackInsertFailed = "conntrack-insert-failed", "conntrack could not insert entries", since "0.1.0";
-    means "While headroom watched, the kernel failed to insert conntrack entries and dropped their packets: mostly because masquerading found no free source port towards a destination, or because of racing packets.";
+    means "While headroom watched, the kernel failed to insert conntrack entries and dropped their packets: because masquerading found no free source port towards a destination, because of two packets of one flow that raced (UDP, mostly DNS), or because a hash chain was too long (chain_toolong, since Linux 5.15). Races that were settled without a loss are in clash_resolve and are harmless.";
     matters "Each is a lost first packet: a connect that hangs for a second or more, a DNS query that times out after five.";
-    remedy "Look at the destinations with the most held ports: the node's own masquerading may have run out towards one of them. For DNS use a node-local cache or TCP.";
+    remedy "Look at the destinations with the most held ports: the node's own masquerading may have run out towards one of them. For DNS use a node-local cache or TCP. If chain_toolong grows, the hash table is too small: raise /sys/module/nf_conntrack/parameters/hashsize.";
 
     /// A pod address is reserved for nobody.
     IpamLeaked = "ipam-leaked", "Pod addresses are reserved for containers that no longer exist", since "0.1.0";

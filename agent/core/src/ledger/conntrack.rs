@@ -20,8 +20,10 @@ use crate::ledger::LedgerLimits;
 use crate::observe::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, ConntrackTimeouts, Outcome};
 use crate::time::NodeTime;
 
+mod census;
 mod cohorts;
 
+pub use census::{Census, EntryState, Most, SILENCE_SECS};
 pub use cohorts::{Cohort, CohortState, Cohorts};
 
 /// From whom to where, and as whom.
@@ -90,6 +92,9 @@ pub struct Conntrack {
     dumped_at: Option<NodeTime>,
     refused: u64,
     drift: Drift,
+    census: Option<Census>,
+    /// Of the dump under way.
+    incoming_census: Census,
 }
 
 impl Conntrack {
@@ -107,11 +112,14 @@ impl Conntrack {
             dumped_at: None,
             refused: 0,
             drift: Drift::default(),
+            census: None,
+            incoming_census: Census::default(),
         }
     }
 
     pub(super) fn begin_dump(&mut self) {
         self.drop_incoming();
+        self.incoming_census = Census::default();
         // The same entries find no room in every dump: count them once.
         self.refused = 0;
         for row in self.rows.values_mut() {
@@ -125,12 +133,14 @@ impl Conntrack {
     pub(super) fn dumped(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) {
         if self.incoming.len() >= self.limits.max_flows {
             self.refused = self.refused.saturating_add(1);
+            self.incoming_census.count(entry, &timeouts);
             return;
         }
         let fingerprint = fingerprint(entry);
         if !self.incoming.insert(fingerprint) {
             return;
         }
+        self.incoming_census.count(entry, &timeouts);
         let fresh = !self.live.contains(&fingerprint);
         note_translation(&mut self.incoming_dialled, entry, self.limits.max_flows);
         let in_node_ports = self.in_node_ports(entry);
@@ -170,6 +180,7 @@ impl Conntrack {
     }
 
     pub(super) fn end_dump(&mut self, at: NodeTime, outcome: &Outcome, timeouts: ConntrackTimeouts) {
+        self.take_census(at, outcome);
         match outcome {
             Outcome::Complete if self.counting => self.compare = true,
             Outcome::Complete => self.replace(at, timeouts),
@@ -181,6 +192,17 @@ impl Conntrack {
             self.dumped_at = Some(at);
         }
         self.forget(at);
+    }
+
+    /// Sums up what the dump has shown.
+    fn take_census(&mut self, at: NodeTime, outcome: &Outcome) {
+        let mut census = std::mem::take(&mut self.incoming_census);
+        if !matches!(outcome, Outcome::Failed(_)) {
+            let rows = self.rows.iter().filter(|(_, row)| !row.incoming.is_empty());
+            let rows = rows.map(|(pair, row)| (pair.source, pair.destination, row.incoming.live()));
+            census.end(at, *outcome == Outcome::Complete, rows);
+            self.census = Some(census);
+        }
     }
 
     /// Events tell exactly what the dump did not: it stands as it is.
@@ -298,6 +320,11 @@ impl Conntrack {
             let live = if counts { row.cohorts.live() } else { u64::from(row.in_node_ports) };
             (translated.saturating_add(live), inside.saturating_add(u64::from(row.in_node_ports)))
         })
+    }
+
+    /// What the last dump showed, summed up.
+    pub fn census(&self) -> Option<&Census> {
+        self.census.as_ref()
     }
 
     /// How many pairs there are.

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::{Destination, Endpoint, Protocol};
-use crate::known::Known;
 
 /// What identifies a conntrack entry, together with [`ConntrackEntry::id`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -124,63 +123,4 @@ pub struct NoPort {
     pub source: IpAddr,
     /// How many since counting began; a TCP connect sends its SYN several times. A smaller number than before: it began anew.
     pub dropped: u64,
-}
-
-/// How full the conntrack table of the agent's network namespace is. Counters are since boot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConntrackUse {
-    /// Entries now (`nf_conntrack_count`).
-    pub entries: Known<u64>,
-    /// Entries at most (`nf_conntrack_max`).
-    pub max: Known<u64>,
-    /// Statistics summed over CPUs.
-    pub stats: Known<ConntrackStats>,
-}
-
-/// `/proc/net/stat/nf_conntrack`, summed over CPUs (each is a 32-bit counter in the kernel and wraps).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct ConntrackStats {
-    /// Entries that could not be inserted (no free tuple, chain too long).
-    pub insert_failed: u64,
-    /// Packets dropped (table full, or insert failed).
-    pub drop: u64,
-    /// Entries evicted to make room.
-    pub early_drop: u64,
-}
-
-/// conntrack time-outs in force (`/proc/sys/net/netfilter/nf_conntrack_*_timeout*`), in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConntrackTimeouts {
-    /// `nf_conntrack_tcp_timeout_established`.
-    pub tcp_established: u32,
-    /// `nf_conntrack_tcp_timeout_unacknowledged`: an established connection with data under way.
-    pub tcp_unacknowledged: u32,
-    /// `nf_conntrack_tcp_timeout_max_retrans`: an established connection that retransmits.
-    pub tcp_max_retrans: u32,
-    /// `nf_conntrack_tcp_timeout_time_wait`.
-    pub tcp_time_wait: u32,
-    /// `nf_conntrack_tcp_timeout_close`.
-    pub tcp_close: u32,
-    /// `nf_conntrack_udp_timeout`.
-    pub udp: u32,
-    /// `nf_conntrack_udp_timeout_stream`.
-    pub udp_stream: u32,
-    /// `nf_conntrack_icmp_timeout`.
-    pub icmp: u32,
-}
-
-impl Default for ConntrackTimeouts {
-    /// The kernel's defaults since 4.18.
-    fn default() -> Self {
-        Self {
-            tcp_established: 432_000,
-            tcp_unacknowledged: 300,
-            tcp_max_retrans: 300,
-            tcp_time_wait: 120,
-            tcp_close: 10,
-            udp: 30,
-            udp_stream: 120,
-            icmp: 30,
-        }
-    }
 }

@@ -1,6 +1,11 @@
 //! What a report says about the conntrack table.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
+
+use crate::flow::Protocol;
+use crate::observe::{ConntrackCpu, ConntrackTimeouts};
 
 /// A comparison of conntrack's counters with its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,12 +25,45 @@ pub struct ConntrackReport {
     pub entries: Option<u64>,
     /// Entries at most.
     pub max: Option<u64>,
+    /// Hash buckets.
+    #[serde(default)]
+    pub buckets: Option<u64>,
     /// Insertions that failed since boot.
     pub insert_failed: Option<u64>,
     /// Packets dropped since boot.
     pub drop: Option<u64>,
     /// Entries evicted since boot.
     pub early_drop: Option<u64>,
+    /// Packets dropped since boot because the table was full, at least (`drop` less `insert_failed`).
+    #[serde(default)]
+    pub table_full: Option<u64>,
+    /// Packets since boot that fit no entry and could not begin one.
+    #[serde(default)]
+    pub invalid: Option<u64>,
+    /// Lookups begun again since boot, since the table changed meanwhile.
+    #[serde(default)]
+    pub search_restart: Option<u64>,
+    /// Races since boot that were settled without a loss.
+    #[serde(default)]
+    pub clash_resolve: Option<u64>,
+    /// Entries refused since boot since their hash chain was too long.
+    #[serde(default)]
+    pub chain_toolong: Option<u64>,
+    /// CPUs on which something was refused, dropped or evicted since boot; at most 64.
+    #[serde(default)]
+    pub cpus: Vec<ConntrackCpu>,
+    /// The time-outs in force, in seconds; absent if they could not be read.
+    #[serde(default)]
+    pub timeouts: Option<ConntrackTimeouts>,
+    /// Seconds until the table is full, at the present trend; absent without an upward trend.
+    #[serde(default)]
+    pub full_in_secs: Option<u64>,
+    /// What that prediction rests on.
+    #[serde(default)]
+    pub full_basis: Option<String>,
+    /// What the last dump showed, summed up; absent if there was none.
+    #[serde(default)]
+    pub census: Option<CensusReport>,
     /// Packets of new connections dropped for want of a port since start, all destinations; absent where that is not seen.
     #[serde(default)]
     pub no_port_total: Option<u64>,
@@ -34,4 +72,89 @@ pub struct ConntrackReport {
     pub drift: Option<DriftReport>,
     /// Why something is absent.
     pub why: Option<String>,
+}
+
+/// Who and what fills the table, as a dump showed it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CensusReport {
+    /// How long ago the dump ended.
+    pub age_secs: u64,
+    /// It showed everything; if not, there may be more of all.
+    pub complete: bool,
+    /// Entries it showed.
+    pub entries: u64,
+    /// Entries too many to be told apart by who and where to.
+    pub not_told_apart: u64,
+    /// Who opened most of them, largest first; at most 20.
+    pub sources: Vec<CensusSource>,
+    /// How many sources there are; absent where they were too many to count (more than 4,096).
+    pub sources_total: Option<u64>,
+    /// Where most of them go, after DNAT, largest first; at most 20.
+    pub destinations: Vec<CensusDestination>,
+    /// How many destinations there are; absent likewise.
+    pub destinations_total: Option<u64>,
+    /// By how much a listed count may be too small; 0 unless there were too many to count.
+    pub undercount: u64,
+    /// By what they are doing.
+    pub states: Vec<CensusState>,
+    /// By how long no packet has passed, as their timers tell.
+    pub silent: Vec<CensusSilence>,
+    /// Entries whose timer does not tell that.
+    pub silent_unknown: u64,
+    /// Entries the kernel evicts first when the table is full: those that are not assured.
+    pub unassured: u64,
+    /// Assured entries that are closing, which it evicts as well from 95 % on.
+    pub closing: u64,
+    /// Entries whose time-out ends within a minute, unless a packet comes.
+    pub ending_within_minute: u64,
+}
+
+/// Entries of one source address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CensusSource {
+    /// Kubernetes namespace; absent if the address belongs to no known pod.
+    pub namespace: Option<String>,
+    /// Pod name; absent likewise.
+    pub name: Option<String>,
+    /// The address.
+    pub address: IpAddr,
+    /// It is the node itself: a process or a pod in the host's network.
+    pub host: bool,
+    /// Its entries.
+    pub entries: u64,
+}
+
+/// Entries towards one destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CensusDestination {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Address, after DNAT.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Entries.
+    pub entries: u64,
+}
+
+/// Entries in one state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CensusState {
+    /// `tcp_established`, `udp_unanswered`, …
+    pub state: String,
+    /// Entries.
+    pub entries: u64,
+    /// The time-out in force for it, where there is one.
+    pub timeout_secs: Option<u32>,
+}
+
+/// Entries that no packet has passed for about so long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CensusSilence {
+    /// At least so long.
+    pub from_secs: u32,
+    /// Less than so long; absent for the last.
+    pub to_secs: Option<u32>,
+    /// Entries.
+    pub entries: u64,
 }

@@ -172,11 +172,16 @@ pub struct Dump {
 impl Dump {
     /// Asks for the whole table.
     pub fn request(sequence: u32) -> Result<Self, SocketError> {
+        Self::send(&dump_request(sequence))
+    }
+
+    /// Asks for something whose answer comes in parts, too.
+    pub(super) fn send(request: &[u8]) -> Result<Self, SocketError> {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(SocketError::Open)?;
         socket.bind_auto().map_err(SocketError::Open)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(DUMP_SILENCE_SECS, 0))
             .map_err(|error| SocketError::Option { option: "SO_RCVTIMEO", source: error.into() })?;
-        socket.send_to(&dump_request(sequence), &SocketAddr::new(0, 0), 0).map_err(SocketError::Request)?;
+        socket.send_to(request, &SocketAddr::new(0, 0), 0).map_err(SocketError::Request)?;
         Ok(Self { socket })
     }
 

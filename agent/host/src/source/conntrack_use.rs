@@ -1,20 +1,26 @@
 //! How full the conntrack table of the agent's network namespace is, what was refused or evicted, and its time-outs.
 //!
-//! From `/proc/sys/net/netfilter/nf_conntrack_*` and `/proc/net/stat/nf_conntrack`. The statistics are 32-bit counters per
-//! CPU and wrap; they are summed here, not corrected.
+//! Size and time-outs from `/proc/sys/net/netfilter/nf_conntrack_*`; statistics of each CPU over netlink, or, where that is not
+//! to be had (no CAP_NET_ADMIN, a captured tree), from `/proc/net/stat/nf_conntrack`. They are 32-bit counters and wrap; they are
+//! summed here, not corrected.
 
 use std::path::{Path, PathBuf};
 
 use headroom_core::known::Known;
-use headroom_core::observe::{ConntrackStats, ConntrackTimeouts, ConntrackUse, Fact, SourceId};
+use headroom_core::observe::{ConntrackCpu, ConntrackStats, ConntrackTimeouts, ConntrackUse, Fact, SourceId};
 
 use crate::bounded::{self, Refusal};
+use crate::netlink::conntrack_stats;
 use crate::root::HostRoot;
 use crate::source::lines::own_table;
 use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
 
 const ID: SourceId = SourceId::ConntrackUse;
 const HOW: &str = "/proc/sys/net/netfilter and /proc/net/stat/nf_conntrack";
+/// How it works with netlink.
+const HOW_NETLINK: &str = "conntrack netlink statistics and /proc/sys/net/netfilter";
+/// CPUs told of singly.
+const MAX_CPUS_TOLD: usize = 64;
 /// One line per CPU, 160 bytes each.
 const STATS_LIMIT_BYTES: usize = 1 << 20;
 
@@ -38,29 +44,51 @@ pub enum StatsError {
     Empty,
 }
 
-/// Sums the statistics over CPUs, columns taken by name: their order has changed between kernels.
+/// The statistics of each CPU, columns taken by name: their order has changed between kernels. The lines are in the order of the
+/// CPUs, without those that are not possible.
 ///
 /// # Errors
 /// If a column or every line is missing, or one is not understood: a sum without one CPU would be too small.
-pub fn parse_stats(text: &str) -> Result<ConntrackStats, StatsError> {
+pub fn parse_stats(text: &str) -> Result<Vec<ConntrackCpu>, StatsError> {
     let mut lines = text.lines();
     let head: Vec<&str> = lines.next().unwrap_or_default().split_ascii_whitespace().collect();
-    let column = |name| head.iter().position(|word| *word == name).ok_or(StatsError::Column(name));
+    let optional = |name| head.iter().position(|word| *word == name);
+    let column = |name| optional(name).ok_or(StatsError::Column(name));
     let (insert_failed, drop, early_drop) = (column("insert_failed")?, column("drop")?, column("early_drop")?);
-    let mut sum = ConntrackStats::default();
-    let mut cpus = 0;
+    // Older kernels have other counters in these two columns, under other names.
+    let (invalid, restart) = (optional("invalid"), optional("search_restart"));
+    let (clash, chain) = (optional("clashres"), optional("chainlength"));
+    let mut cpus = Vec::new();
     for (index, line) in lines.enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let number = |at: usize| {
             let number = words.get(at).and_then(|word| u32::from_str_radix(word, 16).ok());
             number.map(u64::from).ok_or(StatsError::Line(index + 2))
         };
-        sum.insert_failed += number(insert_failed)?;
-        sum.drop += number(drop)?;
-        sum.early_drop += number(early_drop)?;
-        cpus += 1;
+        let maybe = |at: Option<usize>| at.map(number).transpose();
+        let stats = ConntrackStats {
+            insert_failed: number(insert_failed)?,
+            drop: number(drop)?,
+            early_drop: number(early_drop)?,
+            invalid: maybe(invalid)?,
+            search_restart: maybe(restart)?,
+            clash_resolve: maybe(clash)?,
+            chain_toolong: maybe(chain)?,
+        };
+        cpus.push(ConntrackCpu { cpu: u32::try_from(cpus.len()).unwrap_or(u32::MAX), stats });
     }
-    if cpus == 0 { Err(StatsError::Empty) } else { Ok(sum) }
+    if cpus.is_empty() { Err(StatsError::Empty) } else { Ok(cpus) }
+}
+
+fn sum(cpus: &[ConntrackCpu]) -> ConntrackStats {
+    cpus.iter().fold(ConntrackStats::ZERO, |sum, cpu| sum.saturating_add(cpu.stats))
+}
+
+/// Those on which something went wrong.
+fn worth_telling(mut cpus: Vec<ConntrackCpu>) -> Vec<ConntrackCpu> {
+    cpus.retain(|cpu| cpu.stats.insert_failed > 0 || cpu.stats.drop > 0 || cpu.stats.early_drop > 0);
+    cpus.truncate(MAX_CPUS_TOLD);
+    cpus
 }
 
 impl ConntrackUseSource {
@@ -85,16 +113,27 @@ impl ConntrackUseSource {
         }
     }
 
-    fn stats(&self, there: bool) -> Known<ConntrackStats> {
+    fn stats_from_proc(&self, there: bool) -> Known<Vec<ConntrackCpu>> {
         let path = own_table(&self.root, "stat/nf_conntrack");
         match bounded::read_in(&self.root, &path, STATS_LIMIT_BYTES) {
             Ok(text) => match parse_stats(&String::from_utf8_lossy(&text)) {
-                Ok(stats) => Known::Present(stats),
+                Ok(cpus) => Known::Present(cpus),
                 Err(error) => Known::because(format!("`{}`: {error}", path.display())),
             },
             Err(Refusal::Missing) if !there => Known::Absent,
             Err(error) => Known::because(format!("`{}` {error}", path.display())),
         }
+    }
+
+    /// The counters of each CPU, and how they were read.
+    fn stats(&self, there: bool) -> (Known<Vec<ConntrackCpu>>, &'static str) {
+        if self.root.is_live() && there {
+            match conntrack_stats::of_cpus() {
+                Ok(cpus) => return (Known::Present(cpus), HOW_NETLINK),
+                Err(error) => tracing::debug!(%error, "no conntrack statistics over netlink"),
+            }
+        }
+        (self.stats_from_proc(there), HOW)
     }
 
     /// The time-outs, or which of them cannot be read.
@@ -110,6 +149,11 @@ impl ConntrackUseSource {
             tcp_established: secs("tcp_timeout_established")?,
             tcp_unacknowledged: secs("tcp_timeout_unacknowledged")?,
             tcp_max_retrans: secs("tcp_timeout_max_retrans")?,
+            tcp_syn_sent: secs("tcp_timeout_syn_sent")?,
+            tcp_syn_recv: secs("tcp_timeout_syn_recv")?,
+            tcp_fin_wait: secs("tcp_timeout_fin_wait")?,
+            tcp_close_wait: secs("tcp_timeout_close_wait")?,
+            tcp_last_ack: secs("tcp_timeout_last_ack")?,
             tcp_time_wait: secs("tcp_timeout_time_wait")?,
             tcp_close: secs("tcp_timeout_close")?,
             udp: secs("udp_timeout")?,
@@ -125,16 +169,30 @@ impl Source for ConntrackUseSource {
     }
 
     fn observe(&mut self, sink: Sink<'_>) {
-        let (entries, max) = (self.number("count"), self.number("max"));
+        let (mut entries, mut max, buckets) = (self.number("count"), self.number("max"), self.number("buckets"));
+        // A namespace of its own may show neither, and yet have a table.
+        if self.root.is_live()
+            && (entries.present().is_none() || max.present().is_none())
+            && let Ok(size) = conntrack_stats::of_table()
+        {
+            entries = size.entries.map_or(entries, Known::Present);
+            max = size.max.map_or(max, Known::Present);
+        }
         let there = entries != Known::Absent || max != Known::Absent;
-        let stats = self.stats(there);
+        let (cpus, how) = self.stats(there);
+        let stats = match &cpus {
+            Known::Present(cpus) => Known::Present(sum(cpus)),
+            Known::Absent => Known::Absent,
+            Known::Unknown(why) => Known::Unknown(why.clone()),
+        };
+        let cpus = cpus.present().cloned().map(worth_telling).unwrap_or_default();
         let mut missing: Vec<String> = [entries.unknown(), max.unknown(), stats.unknown()]
             .into_iter()
             .flatten()
             .map(|why| why.as_str().to_owned())
             .collect();
         let nothing = entries.present().is_none() && max.present().is_none() && stats.present().is_none();
-        sink(observation(ID, Fact::ConntrackUse(ConntrackUse { entries, max, stats })));
+        sink(observation(ID, Fact::ConntrackUse(ConntrackUse { entries, max, buckets, stats, cpus })));
         if there {
             match self.timeouts() {
                 Ok(timeouts) => sink(observation(ID, Fact::ConntrackTimeouts(timeouts))),
@@ -146,11 +204,11 @@ impl Source for ConntrackUseSource {
             if missing.is_empty() && nothing {
                 absent()
             } else if missing.is_empty() {
-                works(HOW)
+                works(how)
             } else if nothing {
                 unreadable(missing.join("; "))
             } else {
-                degraded(HOW, missing.join("; "))
+                degraded(how, missing.join("; "))
             },
         ));
     }
@@ -188,8 +246,14 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
 
     #[test]
     fn statistics_are_summed_over_cpus_without_wrapping() {
-        let expected = ConntrackStats { insert_failed: 0x1_0000_0000, drop: 11, early_drop: 255 };
-        assert_eq!(parse_stats(STATS), Ok(expected));
+        let expected =
+            ConntrackStats { insert_failed: 0x1_0000_0000, drop: 11, early_drop: 255, ..ConntrackStats::ZERO };
+        let cpus = parse_stats(STATS).unwrap();
+        assert_eq!(sum(&cpus), expected);
+        assert_eq!((cpus.len(), cpus[1].cpu, cpus[1].stats.drop), (2, 1, 1));
+        // What one kernel does not count is not zero.
+        let older = parse_stats(&STATS.replace("clashres", "searched")).unwrap();
+        assert_eq!((sum(&older).clash_resolve, sum(&older).invalid), (None, Some(0)));
         assert_eq!(parse_stats(""), Err(StatsError::Column("insert_failed")));
         assert_eq!(parse_stats(STATS.lines().next().unwrap()), Err(StatsError::Empty));
         assert_eq!(parse_stats(&STATS.replace("0000000a", "what")), Err(StatsError::Line(2)));
@@ -198,7 +262,13 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     #[test]
     fn a_node_without_conntrack_has_none_and_that_is_certain() {
         let (_place, root) = tree(&[]);
-        let nothing = ConntrackUse { entries: Known::Absent, max: Known::Absent, stats: Known::Absent };
+        let nothing = ConntrackUse {
+            entries: Known::Absent,
+            max: Known::Absent,
+            buckets: Known::Absent,
+            stats: Known::Absent,
+            cpus: Vec::new(),
+        };
         assert_eq!(facts(&root), [Fact::ConntrackUse(nothing), Fact::Coverage(Known::Absent)]);
     }
 
@@ -210,6 +280,12 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
             ("tcp_timeout_established", "86400"),
             ("tcp_timeout_unacknowledged", "301"),
             ("tcp_timeout_max_retrans", "302"),
+            ("buckets", "65536"),
+            ("tcp_timeout_syn_sent", "121"),
+            ("tcp_timeout_syn_recv", "61"),
+            ("tcp_timeout_fin_wait", "122"),
+            ("tcp_timeout_close_wait", "3600"),
+            ("tcp_timeout_last_ack", "31"),
             ("tcp_timeout_time_wait", "120"),
             ("tcp_timeout_close", "10"),
             ("udp_timeout", "30"),
@@ -227,11 +303,17 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
             panic!("{facts:?}")
         };
         assert_eq!((&usage.entries, &usage.max), (&Known::Present(17), &Known::Present(262_144)));
-        assert_eq!(usage.stats.present().unwrap().drop, 11);
+        assert_eq!((usage.stats.present().unwrap().drop, &usage.buckets), (11, &Known::Present(65_536)));
+        assert_eq!(usage.cpus.len(), 2);
         let expected = ConntrackTimeouts {
             tcp_established: 86_400,
             tcp_unacknowledged: 301,
             tcp_max_retrans: 302,
+            tcp_syn_sent: 121,
+            tcp_syn_recv: 61,
+            tcp_fin_wait: 122,
+            tcp_close_wait: 3600,
+            tcp_last_ack: 31,
             udp_stream: 180,
             icmp: 31,
             ..Default::default()

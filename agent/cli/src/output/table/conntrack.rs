@@ -1,6 +1,9 @@
 //! The conntrack table.
 
-use headroom_core::report::Report;
+use std::time::Duration;
+
+use headroom_core::model::leak::whole;
+use headroom_core::report::{CensusReport, ConntrackReport, Report};
 
 use super::{Width, heading};
 
@@ -26,4 +29,47 @@ pub(super) fn conntrack(out: &mut String, report: &Report, width: Width) {
         _ => format!("unknown: {}", table.why.as_deref().unwrap_or("not read")),
     };
     width.wrap(out, "  ", "  ", &text);
+    if let Some((secs, basis)) = table.full_in_secs.zip(table.full_basis.as_ref()) {
+        let text = format!("in about {} ({basis})", whole(Duration::from_secs(secs)));
+        width.wrap(out, "  full: ", "    ", &text);
+    }
+    if let Some(census) = table.census.as_ref().filter(|census| census.entries > 0) {
+        who(out, census, width);
+    }
+    lost(out, table, width);
+}
+
+/// Who has most entries, and what they are doing.
+fn who(out: &mut String, census: &CensusReport, width: Width) {
+    let sources = census.sources.iter().take(4).map(|source| {
+        let name = match (&source.namespace, &source.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            _ if source.host => "node".to_owned(),
+            _ => source.address.to_string(),
+        };
+        format!("{name} {}", source.entries)
+    });
+    let mut sources: Vec<String> = sources.collect();
+    let listed: u64 = census.sources.iter().take(4).map(|source| source.entries).sum();
+    if census.entries > listed {
+        sources.push(format!("others {}", census.entries - listed));
+    }
+    width.wrap(out, "  opened by: ", "    ", &sources.join(", "));
+    let mut states: Vec<_> = census.states.iter().collect();
+    states.sort_by_key(|state| std::cmp::Reverse(state.entries));
+    let states: Vec<String> = states.iter().take(5).map(|state| format!("{} {}", state.state, state.entries)).collect();
+    width.wrap(out, "  states: ", "    ", &states.join(", "));
+}
+
+/// What else went wrong since boot.
+fn lost(out: &mut String, table: &ConntrackReport, width: Width) {
+    let counts = [
+        ("packets of new connections dropped because the table was full", table.table_full),
+        ("entries refused because their hash chain was too long", table.chain_toolong),
+    ];
+    for (what, count) in counts {
+        if let Some(count) = count.filter(|count| *count > 0) {
+            width.wrap(out, "  since boot: ", "    ", &format!("{count} {what}"));
+        }
+    }
 }

@@ -1,0 +1,103 @@
+//! How close the conntrack table is to full, and who fills it.
+
+use crate::known::Known;
+use crate::ledger::{Census, Ledger, SILENCE_SECS};
+use crate::model::{Holders, no_port_seen};
+use crate::observe::ConntrackTimeouts;
+use crate::report::{
+    CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, ConntrackReport, DriftReport,
+};
+use crate::time::{NodeTime, Now};
+
+/// The conntrack part of the report.
+pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> ConntrackReport {
+    let Some(used) = ledger.conntrack_use() else {
+        return ConntrackReport { why: Some("not read yet".to_owned()), ..ConntrackReport::default() };
+    };
+    let stats = used.stats.present();
+    let (entries, max) = (used.entries.present().copied(), used.max.present().copied());
+    let limit = max.filter(|max| *max > 0).map(|max| u32::try_from(max).unwrap_or(u32::MAX));
+    let full = limit.and_then(|limit| ledger.conntrack_filling().exhaustion(now.node, limit));
+    let no_ports = || ledger.no_ports().iter(NodeTime::default(), std::time::Duration::ZERO);
+    let no_port_total = no_port_seen(ledger).then(|| no_ports().map(|(.., total)| total).fold(0, u64::saturating_add));
+    let drift = ledger.conntrack().drift().map(|drift| DriftReport {
+        last: drift.last,
+        total: drift.total,
+        comparisons: drift.comparisons,
+    });
+    let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
+    let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());
+    let timeouts = ledger.conntrack_timeouts();
+    ConntrackReport {
+        entries,
+        max,
+        buckets: used.buckets.present().copied(),
+        insert_failed: stats.map(|stats| stats.insert_failed),
+        drop: stats.map(|stats| stats.drop),
+        early_drop: stats.map(|stats| stats.early_drop),
+        table_full: stats.map(|stats| stats.table_full()),
+        invalid: stats.and_then(|stats| stats.invalid),
+        search_restart: stats.and_then(|stats| stats.search_restart),
+        clash_resolve: stats.and_then(|stats| stats.clash_resolve),
+        chain_toolong: stats.and_then(|stats| stats.chain_toolong),
+        cpus: used.cpus.clone(),
+        timeouts: timeouts.copied(),
+        full_in_secs: full.as_ref().map(|full| full.within.as_secs()),
+        full_basis: full.map(|full| full.basis("entries")),
+        census: ledger.conntrack().census().map(|census| summed_up(census, timeouts, holders, now)),
+        no_port_total,
+        drift,
+        why: unknown.map(ToString::to_string).or_else(absent),
+    }
+}
+
+fn summed_up(census: &Census, timeouts: Option<&ConntrackTimeouts>, holders: &Holders<'_>, now: Now) -> CensusReport {
+    let source = |(address, entries): &(std::net::IpAddr, u64)| {
+        let pod = holders.pod(*address);
+        CensusSource {
+            namespace: pod.map(|pod| pod.namespace.clone()),
+            name: pod.map(|pod| pod.name.clone()),
+            address: *address,
+            host: pod.is_none() && holders.is_host(*address),
+            entries: *entries,
+        }
+    };
+    let ends = SILENCE_SECS.into_iter().map(Some).chain([None]);
+    let begins = [0].into_iter().chain(SILENCE_SECS);
+    let silent = begins.zip(ends).zip(census.silent).filter(|(_, entries)| *entries > 0);
+    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    CensusReport {
+        age_secs: now.node.since(census.at).as_secs(),
+        complete: census.complete,
+        entries: census.entries,
+        not_told_apart: census.not_told_apart,
+        sources: census.sources.listed.iter().map(source).collect(),
+        sources_total: census.sources.distinct.map(count),
+        destinations: census
+            .destinations
+            .listed
+            .iter()
+            .map(|(destination, entries)| CensusDestination {
+                protocol: destination.protocol,
+                address: destination.endpoint.address,
+                port: destination.endpoint.port,
+                entries: *entries,
+            })
+            .collect(),
+        destinations_total: census.destinations.distinct.map(count),
+        undercount: census.sources.undercount.max(census.destinations.undercount),
+        states: census
+            .states()
+            .map(|(state, entries)| CensusState {
+                state: state.name().to_owned(),
+                entries,
+                timeout_secs: timeouts.and_then(|timeouts| state.timeout(timeouts)),
+            })
+            .collect(),
+        silent: silent.map(|((from_secs, to_secs), entries)| CensusSilence { from_secs, to_secs, entries }).collect(),
+        silent_unknown: census.silent_unknown,
+        unassured: census.unassured,
+        closing: census.closing,
+        ending_within_minute: census.ending,
+    }
+}
