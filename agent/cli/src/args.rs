@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use headroom_core::ports::PortRange;
-use ipnet::IpNet;
+
+pub mod nat;
+pub mod plan;
+
+pub use nat::NatArgs;
+pub use plan::PlanCommand;
 
 /// How close is this Kubernetes node to running out of NAT ports, NodePorts, conntrack entries and pod IPs?
 ///
@@ -37,6 +42,14 @@ pub enum Command {
         /// What to do with them.
         #[command(subcommand)]
         command: IpamCommand,
+    },
+    /// Arithmetic before you build: what fits, what does not, and what to set. No node is read.
+    ///
+    /// Exit code: 0 it fits, 1 it does not, 64 wrong usage.
+    Plan {
+        /// Of what.
+        #[command(subcommand)]
+        command: PlanCommand,
     },
     /// What a finding means, why it matters and what to do.
     Explain {
@@ -150,68 +163,6 @@ pub struct NodeArgs {
     /// A reservation younger than this is never called leaked [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub leak_grace: Option<Duration>,
-}
-
-/// The NAT in front of the node.
-#[derive(Debug, Args, Default)]
-#[command(next_help_heading = "The NAT in front of the node (by default recognised from the platform)")]
-pub struct NatArgs {
-    /// Which NAT.
-    #[arg(long, value_enum, value_name = "PROFILE")]
-    pub nat_profile: Option<ProfileArg>,
-    /// How the NAT gives ports to nodes [default: static]
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub nat_mode: Option<ModeArg>,
-    /// Minimum ports per node, as configured on the gateway [default: 64 static, 32 dynamic]
-    #[arg(long, value_name = "PORTS")]
-    pub nat_min_ports: Option<u32>,
-    /// Maximum ports per node, dynamic mode [default: 65536]
-    #[arg(long, value_name = "PORTS")]
-    pub nat_max_ports: Option<u32>,
-    /// NAT IPs of the gateway.
-    #[arg(long, value_name = "COUNT", alias = "nat-nat-ips")]
-    pub nat_ips: Option<u32>,
-    /// Nodes behind the gateway.
-    #[arg(long, value_name = "COUNT")]
-    pub nat_nodes: Option<u32>,
-    /// Whether nodes have alias IP ranges, as every VPC-native GKE node [default: true]
-    #[arg(long, value_name = "true|false")]
-    pub nat_alias_ranges: Option<bool>,
-    /// How long the NAT holds a port after a TCP connection closed [default: 2m]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub nat_tcp_time_wait: Option<Duration>,
-    /// How long the NAT holds a port after a TCP connection was reset [default: 30s]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub nat_tcp_reset: Option<Duration>,
-    /// After how much silence the NAT forgets an established TCP connection [default: 20m]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub nat_tcp_established_idle: Option<Duration>,
-    /// After how much silence the NAT forgets a UDP flow [default: 30s]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub nat_udp_idle: Option<Duration>,
-    /// A prefix that is reached without the NAT; may be given more than once.
-    #[arg(long, value_name = "PREFIX")]
-    pub nat_bypass: Vec<IpNet>,
-}
-
-/// NAT profiles on the command line and in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProfileArg {
-    /// Google Cloud NAT.
-    Gcp,
-    /// No NAT: demand is shown, not judged.
-    None,
-}
-
-/// Port allocation modes on the command line and in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ModeArg {
-    /// Every node gets the same number.
-    Static,
-    /// Between a minimum and a maximum, as needed.
-    Dynamic,
 }
 
 /// A time to watch: 1 second to 1 day.

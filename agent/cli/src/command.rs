@@ -6,6 +6,7 @@ mod agent;
 mod check;
 pub mod doctor;
 mod explain;
+mod plan;
 mod scan;
 
 /// Exit code for wrong usage and wrong settings (`EX_USAGE`).
@@ -20,6 +21,7 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Check(args) => check::run(&args),
         Command::Agent(args) => agent::run(&args),
         Command::Ipam { command: IpamCommand::Scan(args) } => scan::run(&args),
+        Command::Plan { command } => plan::run(&command),
         Command::Explain { id } => explain::run(id.as_deref()),
         Command::Doctor(args) => doctor::run(&args),
     }

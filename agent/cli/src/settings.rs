@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use headroom_core::ledger::LedgerLimits;
-use headroom_core::model::nat::{Basis, HoldTimes, Mode, NatSettings, Profile};
 use headroom_core::model::policy::Policy;
 use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
-use ipnet::IpNet;
+use headroom_host::source::platform;
 use serde::Deserialize;
 
-use crate::args::{ModeArg, NatArgs, NodeArgs, ProfileArg};
+use crate::args::{NatArgs, NodeArgs};
+
+mod nat;
+
+use nat::NatFile;
 
 /// Largest configuration file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -61,24 +64,6 @@ struct File {
     nat: NatFile,
 }
 
-/// Its `[nat]` table.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct NatFile {
-    profile: Option<ProfileArg>,
-    mode: Option<ModeArg>,
-    min_ports: Option<u32>,
-    max_ports: Option<u32>,
-    nat_ips: Option<u32>,
-    nodes: Option<u32>,
-    alias_ranges: Option<bool>,
-    tcp_time_wait_secs: Option<u64>,
-    tcp_reset_secs: Option<u64>,
-    tcp_established_idle_secs: Option<u64>,
-    udp_idle_secs: Option<u64>,
-    bypass: Vec<IpNet>,
-}
-
 impl Settings {
     /// Joins file and flags.
     ///
@@ -89,9 +74,12 @@ impl Settings {
             Some(path) => read(path)?,
             None => File::default(),
         };
-        let settings = nat_settings(nat, &file.nat)?;
-        let hold = settings.as_ref().map_or_else(HoldTimes::default, |nat| nat.hold);
+        let settings = nat::settings(nat, &file.nat)?;
         let root = node.root.clone().or(file.root).map_or_else(HostRoot::live, HostRoot::at);
+        // Ended flows are remembered for as long as the NAT that will be assumed holds their ports.
+        let hold = settings
+            .as_ref()
+            .map_or_else(|| Policy::assumed_nat(platform::cloud(&root).present().copied()).hold, |nat| nat.hold);
         let or = |given: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
             given.clone().or(file).unwrap_or_else(|| PathBuf::from(default))
         };
@@ -148,58 +136,6 @@ fn read(path: &Path) -> anyhow::Result<File> {
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("read configuration `{}`", path.display()))?;
     toml::from_str(&text).with_context(|| format!("understand configuration `{}`", path.display()))
-}
-
-/// The NAT as described; `None` if nothing was said about it.
-fn nat_settings(args: &NatArgs, file: &NatFile) -> anyhow::Result<Option<NatSettings>> {
-    let secs = |given: Option<Duration>, file: Option<u64>, default: Duration| {
-        given.or(file.map(Duration::from_secs)).unwrap_or(default)
-    };
-    let default = HoldTimes::default();
-    let hold = HoldTimes {
-        tcp_time_wait: secs(args.nat_tcp_time_wait, file.tcp_time_wait_secs, default.tcp_time_wait),
-        tcp_reset: secs(args.nat_tcp_reset, file.tcp_reset_secs, default.tcp_reset),
-        tcp_established_idle: secs(
-            args.nat_tcp_established_idle,
-            file.tcp_established_idle_secs,
-            default.tcp_established_idle,
-        ),
-        udp_idle: secs(args.nat_udp_idle, file.udp_idle_secs, default.udp_idle),
-        icmp_idle: default.icmp_idle,
-    };
-    if hold.longest_after_end() > Duration::from_secs(3600) {
-        bail!("a NAT hold time of more than an hour is not possible");
-    }
-    let mode = args.nat_mode.or(file.mode);
-    let (min_ports, max_ports) = (args.nat_min_ports.or(file.min_ports), args.nat_max_ports.or(file.max_ports));
-    let (nat_ips, nodes) = (args.nat_ips.or(file.nat_ips), args.nat_nodes.or(file.nodes));
-    let alias_ranges = args.nat_alias_ranges.or(file.alias_ranges);
-    let described = mode.is_some()
-        || [min_ports, max_ports, nat_ips, nodes].iter().any(Option::is_some)
-        || alias_ranges.is_some()
-        || hold != default;
-    let settings = match args.nat_profile.or(file.profile) {
-        Some(ProfileArg::Gcp) => NatSettings {
-            mode: if mode == Some(ModeArg::Dynamic) { Mode::Dynamic } else { Mode::Static },
-            min_ports,
-            max_ports,
-            nat_ips,
-            nodes,
-            alias_ranges: alias_ranges.unwrap_or(true),
-            hold,
-            ..NatSettings::gcp(Basis::Configured)
-        },
-        Some(ProfileArg::None) if !described => {
-            NatSettings { basis: Basis::Configured, profile: Profile::None, ..NatSettings::none() }
-        }
-        Some(ProfileArg::None) => bail!("`--nat-profile none` takes no further NAT settings"),
-        None if described => {
-            bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)")
-        }
-        None => return Ok(None),
-    };
-    settings.check().context("check the NAT settings")?;
-    Ok(Some(settings))
 }
 
 #[cfg(test)]

@@ -21,4 +21,5 @@ pub mod model;
 pub mod observe;
 pub mod ports;
 pub mod report;
+pub mod sizing;
 pub mod time;

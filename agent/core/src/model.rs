@@ -172,7 +172,7 @@ fn allocation(nat: &NatSettings, node_ports: Option<&NodePorts>) -> AllocationRe
     );
     AllocationReport {
         ports: node_ports.map(|ports| ports.ports),
-        basis: nat.basis,
+        basis: node_ports.map_or(nat.basis, |ports| ports.basis),
         why,
         capacity_nodes: node_ports.and_then(|ports| ports.capacity_nodes),
     }

@@ -8,7 +8,7 @@ use headroom_core::flow::{Destination, Endpoint, Protocol};
 use headroom_core::ids::{ContainerId, PodName};
 use headroom_core::known::{Known, Why};
 use headroom_core::ledger::{Ledger, LedgerLimits};
-use headroom_core::model::nat::{Basis, Mode, NatSettings};
+use headroom_core::model::nat::{Basis, Mode, NatSettings, Profile};
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
@@ -33,7 +33,11 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let nat = NatSettings { alias_ranges: false, min_ports: Some(64), ..NatSettings::gcp(Basis::Configured) };
+        let nat = NatSettings {
+            alias_ranges: false,
+            min_ports: Some(64),
+            ..NatSettings::of(Profile::Gcp, Basis::Configured)
+        };
         let policy = Policy { nat: Some(nat), ..Policy::default() };
         Self { ledger: Ledger::new(LedgerLimits::default()), memory: Memory::default(), policy }
     }
@@ -324,7 +328,8 @@ fn a_destination_that_this_node_finds_no_port_for_is_named() {
 #[test]
 fn a_gateway_with_too_few_ips_is_found_with_the_number_that_fits() {
     let mut node = Node::new();
-    node.policy.nat = Some(NatSettings { nat_ips: Some(1), nodes: Some(80), ..NatSettings::gcp(Basis::Configured) });
+    node.policy.nat =
+        Some(NatSettings { nat_ips: Some(1), nodes: Some(80), ..NatSettings::of(Profile::Gcp, Basis::Configured) });
     let report = node.report(1000);
     let finding = report.findings.iter().find(|finding| finding.id == FindingId::NatGatewayTooSmall).unwrap();
     assert!(finding.title.contains("63 nodes fit") && finding.title.contains("17 get no ports"), "{}", finding.title);

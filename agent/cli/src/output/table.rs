@@ -11,6 +11,7 @@ mod explain;
 mod ipam;
 mod nat;
 mod overlap;
+pub mod plan;
 mod sources;
 mod width;
 
@@ -51,7 +52,10 @@ fn finding(out: &mut String, finding: &Finding, width: Width) {
         let source = evidence.source.map_or_else(String::new, |source| format!("{source}: "));
         width.wrap(out, "  · ", "    ", &format!("{source}{}", evidence.said));
     }
-    width.wrap(out, "  → ", "    ", &finding.remedy);
+    // The first line says what to do, the others are to be pasted.
+    let mut lines = finding.remedy.lines();
+    width.wrap(out, "  → ", "    ", lines.next().unwrap_or_default());
+    lines.for_each(|line| width.wrap(out, "    ", "        ", line));
 }
 
 fn verdict(out: &mut String, report: &Report, width: Width) {
@@ -67,5 +71,13 @@ fn verdict(out: &mut String, report: &Report, width: Width) {
     if let Some(finding) = explain {
         out.push_str(&format!(" (headroom explain {})", finding.id));
     }
+    out.push('\n');
+}
+
+/// Whether a plan fits, as the last line.
+fn verdict_of_plan(out: &mut String, fits: bool, width: Width) {
+    let (severity, text) = if fits { (Severity::Info, "it fits") } else { (Severity::Critical, "it does not fit") };
+    out.push('\n');
+    out.push_str(&width.paint(severity, text));
     out.push('\n');
 }

@@ -74,10 +74,19 @@ impl Policy {
         if let Some(nat) = &self.nat {
             return nat.clone();
         }
-        match platform.and_then(|platform| platform.cloud.present()) {
-            Some(Cloud::Gcp) => NatSettings::gcp(Basis::Assumed),
-            Some(Cloud::Aws | Cloud::Azure) | None => NatSettings::none(),
-        }
+        Self::assumed_nat(platform.and_then(|platform| platform.cloud.present()).copied())
+    }
+
+    /// The NAT that nodes of a cloud have in front of them unless somebody has set up another: on Azure the load balancer
+    /// that AKS makes by itself.
+    pub fn assumed_nat(cloud: Option<Cloud>) -> NatSettings {
+        let profile = match cloud {
+            Some(Cloud::Gcp) => Profile::Gcp,
+            Some(Cloud::Aws) => Profile::Aws,
+            Some(Cloud::Azure) => Profile::AzureLb,
+            None => Profile::None,
+        };
+        NatSettings::of(profile, Basis::Assumed)
     }
 
     /// Which addresses pass the NAT.

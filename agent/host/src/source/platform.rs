@@ -58,7 +58,7 @@ impl PlatformSource {
     }
 
     fn line(&self, path: &str) -> Result<String, Refusal> {
-        bounded::read_line_in(&self.root, Path::new(path), LIMIT)
+        line(&self.root, path)
     }
 
     /// The node's name, or why there is none.
@@ -79,34 +79,38 @@ impl PlatformSource {
                 "the node's name is unknown: neither /proc/sys/kernel/hostname nor /etc/hostname tells it".to_owned()
             })
     }
+}
 
-    /// The cloud. A file that is not there is a firmware that does not say; a captured tree without DMI says nothing.
-    fn cloud(&self) -> Known<Cloud> {
-        if !self.root.is_live() && !self.root.path(DMI).exists() {
-            return Known::because(format!("the captured tree has no `{DMI}`"));
-        }
-        let mut unread = None;
-        let mut field = |name: &str| match self.line(&format!("{DMI}/{name}")) {
-            Ok(text) => text,
-            Err(Refusal::Missing) => String::new(),
-            Err(refusal) => {
-                unread.get_or_insert_with(|| format!("`{}` {refusal}", Path::new(DMI).join(name).display()));
-                String::new()
-            }
-        };
-        let dmi = Dmi {
-            product_name: field("product_name"),
-            sys_vendor: field("sys_vendor"),
-            chassis_asset_tag: field("chassis_asset_tag"),
-            bios_vendor: field("bios_vendor"),
-            bios_version: field("bios_version"),
-        };
-        match (dmi.cloud(), unread) {
-            (Some(cloud), _) => Known::Present(cloud),
-            (None, Some(why)) => Known::because(why),
-            (None, None) => Known::Absent,
-        }
+/// The cloud, by the words of the firmware. A file that is not there is a firmware that does not say; a captured tree without DMI says nothing.
+pub fn cloud(root: &HostRoot) -> Known<Cloud> {
+    if !root.is_live() && !root.path(DMI).exists() {
+        return Known::because(format!("the captured tree has no `{DMI}`"));
     }
+    let mut unread = None;
+    let mut field = |name: &str| match line(root, &format!("{DMI}/{name}")) {
+        Ok(text) => text,
+        Err(Refusal::Missing) => String::new(),
+        Err(refusal) => {
+            unread.get_or_insert_with(|| format!("`{}` {refusal}", Path::new(DMI).join(name).display()));
+            String::new()
+        }
+    };
+    let dmi = Dmi {
+        product_name: field("product_name"),
+        sys_vendor: field("sys_vendor"),
+        chassis_asset_tag: field("chassis_asset_tag"),
+        bios_vendor: field("bios_vendor"),
+        bios_version: field("bios_version"),
+    };
+    match (dmi.cloud(), unread) {
+        (Some(cloud), _) => Known::Present(cloud),
+        (None, Some(why)) => Known::because(why),
+        (None, None) => Known::Absent,
+    }
+}
+
+fn line(root: &HostRoot, path: &str) -> Result<String, Refusal> {
+    bounded::read_line_in(root, Path::new(path), LIMIT)
 }
 
 impl Source for PlatformSource {
@@ -120,7 +124,7 @@ impl Source for PlatformSource {
         let kernel = self
             .line("/proc/sys/kernel/osrelease")
             .map_err(|refusal| format!("the kernel's release is unknown: `/proc/sys/kernel/osrelease` {refusal}"));
-        let cloud = self.cloud();
+        let cloud = cloud(&self.root);
         let how = "host name, kernel release and DMI";
         let missing: Vec<String> = [node.as_ref().err().cloned(), kernel.as_ref().err().cloned()]
             .into_iter()

@@ -5,7 +5,7 @@ use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::ledger::TcpTally;
 use crate::model::View;
 use crate::model::demand::Account;
-use crate::model::nat::{Mode, NatSettings, NodePorts, PORTS_PER_NAT_IP};
+use crate::model::nat::{NodePorts, remedy};
 use crate::observe::SourceId;
 use crate::report::Report;
 
@@ -66,7 +66,7 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         title,
         subject: destination.to_string(),
         evidence,
-        remedy: more_ports(view.nat, ports, account.demand()),
+        remedy: remedy::more_ports(view.nat, ports, account.demand()).text(),
     }
 }
 
@@ -75,70 +75,51 @@ fn failed_lately(tcp: &TcpTally) -> String {
     format!("{}, {} SYNs were repeated in the last minute", tcp.failed_lately, tcp.syn_retransmitted_lately)
 }
 
-/// What to set so that the demand fits with some air: the next power of two above 1.25 times the demand.
-fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> String {
-    let wanted = demand.saturating_add(demand / 4).max(ports.ports.saturating_add(1)).next_power_of_two();
-    // The largest power of two that Cloud NAT takes: no setting helps beyond it.
-    let largest = match nat.mode {
-        Mode::Static => 32_768,
-        Mode::Dynamic => 65_536,
-    };
-    if wanted > largest {
-        return "reuse connections in the pods named above, or spread them over more destination addresses or nodes: Cloud \
-                NAT gives no node more ports"
-            .to_owned();
-    }
-    let setting = match nat.mode {
-        Mode::Static => format!("min_ports_per_vm = {wanted}"),
-        Mode::Dynamic => format!("max_ports_per_vm = {wanted}"),
-    };
-    let room = match (nat.mode, nat.nat_ips, nat.nodes) {
-        (Mode::Static, Some(ips), Some(nodes)) => {
-            let needed = (u64::from(wanted) * u64::from(nodes)).div_ceil(u64::from(PORTS_PER_NAT_IP));
-            if needed > u64::from(ips) {
-                format!(" and {needed} NAT IPs (there are {ips}) for {nodes} nodes")
-            } else {
-                String::new()
-            }
-        }
-        _ => String::new(),
-    };
-    format!("reuse connections in the pods named above, or set {setting}{room} on the Cloud NAT gateway")
+/// Nodes without ports where ports are reserved; where they are shared, a demand that all nodes together could not have.
+pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
+    let (Some(ports), Some(nodes)) = (view.node_ports, view.nat.nodes) else { return Vec::new() };
+    if ports.reserved == 0 { all_alike(view, ports, nodes) } else { no_ports_left(view, ports, nodes) }
+        .into_iter()
+        .collect()
 }
 
-pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
-    let Some(ports) = view.node_ports else { return Vec::new() };
-    let (Some(nodes), Some(ips), Some(capacity)) = (view.nat.nodes, view.nat.nat_ips, ports.capacity_nodes) else {
-        return Vec::new();
-    };
-    if nodes <= capacity {
-        return Vec::new();
-    }
-    let needed = (u64::from(nodes) * u64::from(ports.reserved)).div_ceil(u64::from(PORTS_PER_NAT_IP));
-    let remedy = match view.nat.mode {
-        Mode::Static => {
-            let fit = u64::from(ips) * u64::from(PORTS_PER_NAT_IP) / 64;
-            format!(
-                "use {needed} NAT IPs, or switch to dynamic allocation with min_ports_per_vm = 64 and max_ports_per_vm = 1024 \
-                 (endpoint-independent mapping off): {fit} nodes fit"
-            )
-        }
-        Mode::Dynamic => format!("use {needed} NAT IPs or lower min_ports_per_vm"),
-    };
-    vec![Finding {
+fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> {
+    let (ips, capacity) = (view.nat.nat_ips?, ports.capacity_nodes?);
+    let short = nodes.checked_sub(capacity).filter(|short| *short > 0)?;
+    let pool = view.nat.pool()?;
+    Some(Finding {
         id: FindingId::NatGatewayTooSmall,
         severity: Severity::Critical,
-        title: format!(
-            "{capacity} nodes fit behind the NAT gateway, there are {nodes}: {} get no ports",
-            nodes - capacity
-        ),
+        title: format!("{capacity} nodes fit behind the NAT gateway, there are {nodes}: {short} get no ports"),
         subject: "gateway".to_owned(),
         evidence: vec![Evidence::given(format!(
-            "{ips} NAT IPs x {PORTS_PER_NAT_IP} ports, {} reserved per node ({})",
-            ports.reserved, ports.why
+            "{ips} NAT IPs x {} ports, {} reserved per node ({})",
+            pool / u64::from(ips.max(1)),
+            ports.reserved,
+            ports.why
         ))],
-        remedy,
-    }]
+        remedy: remedy::bigger_gateway(view.nat, ports).text(),
+    })
+}
+
+fn all_alike(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> {
+    let in_scope = view.accounts.iter().filter(|account| account.in_scope);
+    let worst = in_scope.max_by_key(|account| account.demand())?;
+    let together = worst.demand().saturating_mul(nodes);
+    (nodes > 1 && together > ports.ports).then(|| Finding {
+        id: FindingId::NatGatewayTooSmall,
+        severity: Severity::Warning,
+        title: format!(
+            "if all {nodes} nodes needed as much as this one, {} would take {together} ports: the gateway has {}",
+            worst.destination, ports.ports
+        ),
+        subject: worst.destination.to_string(),
+        evidence: vec![
+            Evidence::seen(worst.source, format!("{} held, {} wanting here", worst.held, worst.wanting)),
+            Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
+        ],
+        remedy: remedy::more_ports(view.nat, ports, together).text(),
+    })
 }
 
 pub(super) fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {

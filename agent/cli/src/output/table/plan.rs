@@ -1,0 +1,54 @@
+//! Plans.
+
+use headroom_core::model::nat::Mode;
+use headroom_core::sizing::nat::NatPlan;
+
+use super::{Width, heading, verdict_of_plan};
+
+/// The answer of `headroom plan nat`.
+pub fn nat(plan: &NatPlan, width: Width) -> String {
+    let mut out = String::new();
+    let nodes = plan.nodes.map_or_else(String::new, |nodes| format!(" · {nodes} nodes"));
+    let ips = plan.nat_ips.map_or_else(|| "as many NAT IPs as needed".to_owned(), |ips| count(ips, "NAT IP"));
+    width.wrap(&mut out, "headroom plan nat · ", "  ", &format!("{} · {ips}{nodes}", plan.profile));
+
+    heading(&mut out, "What is there", width);
+    let mut row = |name: &str, text: String| width.wrap(&mut out, &format!("  {name:<19} "), &" ".repeat(22), &text);
+    let basis = serde_json::to_value(plan.basis).ok();
+    let basis = basis.as_ref().and_then(serde_json::Value::as_str).unwrap_or("given");
+    let ports = match plan.mode {
+        Some(Mode::Dynamic) => format!("{}, up to {}", plan.ports_per_node, plan.max_ports_per_node),
+        Some(Mode::Static) | None => plan.ports_per_node.to_string(),
+    };
+    row("ports per node", format!("{ports} ({basis}: {})", plan.why));
+    row("nodes that fit", plan.capacity_nodes.map_or_else(|| "any number".to_owned(), |nodes| nodes.to_string()));
+    if let Some(nodes) = plan.nodes_without_ports.filter(|nodes| *nodes > 0) {
+        row("nodes without ports", nodes.to_string());
+    }
+    if let Some(ips) = plan.required_nat_ips {
+        row("NAT IPs required", ips.to_string());
+    }
+    row("rate", format!("{} connections a second to one destination, kept up", plan.connections_per_sec));
+    for note in &plan.notes {
+        width.wrap(&mut out, "  · ", "    ", note);
+    }
+    if !plan.options.is_empty() {
+        heading(&mut out, "What to set", width);
+    }
+    for option in &plan.options {
+        let fit = option.capacity_nodes.map_or_else(String::new, |nodes| format!(": {nodes} nodes fit"));
+        width.wrap(&mut out, "  → ", "    ", &format!("{}{fit}", option.says));
+        for change in &option.changes {
+            let mut lines = change.text.lines();
+            let first = format!("    {:<10} ", format!("{}:", change.tool));
+            width.wrap(&mut out, &first, &" ".repeat(17), lines.next().unwrap_or_default());
+            lines.for_each(|line| width.wrap(&mut out, &" ".repeat(15), &" ".repeat(17), line));
+        }
+    }
+    verdict_of_plan(&mut out, plan.fits, width);
+    out
+}
+
+fn count(number: u32, of: &str) -> String {
+    if number == 1 { format!("1 {of}") } else { format!("{number} {of}s") }
+}

@@ -1,0 +1,110 @@
+//! What the user's words about the NAT mean: flags over file, checked.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use headroom_core::model::nat::{Basis, Described, NatSettings, SetTimes};
+use headroom_core::ports::PortRange;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::args::NatArgs;
+use crate::args::nat::{ModeArg, ProfileArg};
+
+/// Ports that are held for longer after a flow's end are not accounted for: every ended flow is remembered that long.
+const MAX_HOLD: Duration = Duration::from_secs(3600);
+
+/// The `[nat]` table of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NatFile {
+    profile: Option<ProfileArg>,
+    mode: Option<ModeArg>,
+    min_ports: Option<u32>,
+    max_ports: Option<u32>,
+    nat_ips: Option<u32>,
+    nodes: Option<u32>,
+    surge: Option<u32>,
+    alias_ranges: Option<bool>,
+    endpoint_independent: Option<bool>,
+    port_range: Option<PortRange>,
+    tcp_time_wait_secs: Option<u64>,
+    tcp_reset_secs: Option<u64>,
+    tcp_transitory_secs: Option<u64>,
+    tcp_established_idle_secs: Option<u64>,
+    udp_idle_secs: Option<u64>,
+    udp_hold_down_secs: Option<u64>,
+    icmp_idle_secs: Option<u64>,
+    pub(super) bypass: Vec<IpNet>,
+}
+
+impl NatFile {
+    fn described(&self) -> Described {
+        let secs = |secs: Option<u64>| secs.map(Duration::from_secs);
+        Described {
+            profile: self.profile.map(Into::into),
+            mode: self.mode.map(Into::into),
+            min_ports: self.min_ports,
+            max_ports: self.max_ports,
+            nat_ips: self.nat_ips,
+            nodes: self.nodes,
+            surge: self.surge,
+            alias_ranges: self.alias_ranges,
+            endpoint_independent: self.endpoint_independent,
+            port_range: self.port_range,
+            times: SetTimes {
+                tcp_time_wait: secs(self.tcp_time_wait_secs),
+                tcp_reset: secs(self.tcp_reset_secs),
+                tcp_transitory: secs(self.tcp_transitory_secs),
+                tcp_established_idle: secs(self.tcp_established_idle_secs),
+                udp_idle: secs(self.udp_idle_secs),
+                udp_hold_down: secs(self.udp_hold_down_secs),
+                icmp_idle: secs(self.icmp_idle_secs),
+            },
+            ..Described::default()
+        }
+    }
+}
+
+impl NatArgs {
+    fn described(&self) -> Described {
+        Described {
+            profile: self.nat_profile.map(Into::into),
+            mode: self.nat_mode.map(Into::into),
+            min_ports: self.nat_min_ports,
+            max_ports: self.nat_max_ports,
+            nat_ips: self.nat_ips,
+            nodes: self.nat_nodes,
+            surge: self.nat_surge,
+            alias_ranges: self.nat_alias_ranges,
+            endpoint_independent: self.nat_endpoint_independent,
+            port_range: self.nat_port_range,
+            times: SetTimes {
+                tcp_time_wait: self.nat_tcp_time_wait,
+                tcp_reset: self.nat_tcp_reset,
+                tcp_transitory: self.nat_tcp_transitory,
+                tcp_established_idle: self.nat_tcp_established_idle,
+                udp_idle: self.nat_udp_idle,
+                udp_hold_down: self.nat_udp_hold_down,
+                icmp_idle: self.nat_icmp_idle,
+            },
+            ..Described::default()
+        }
+    }
+}
+
+/// The NAT as described; `None` if nothing was said about it.
+pub(super) fn settings(args: &NatArgs, file: &NatFile) -> anyhow::Result<Option<NatSettings>> {
+    let described = args.described().or(file.described());
+    if described.is_empty() {
+        return Ok(None);
+    }
+    let Some(profile) = described.profile else {
+        bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)");
+    };
+    let settings = described.settings(profile, Basis::Configured).context("check the NAT settings")?;
+    if settings.hold.longest_after_end() > MAX_HOLD {
+        bail!("a NAT hold time of more than an hour is not possible");
+    }
+    Ok(Some(settings))
+}

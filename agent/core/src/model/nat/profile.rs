@@ -1,0 +1,123 @@
+//! Which NATs there are, and what each of them can do: numbers as their makers publish them.
+
+use serde::{Deserialize, Serialize};
+
+/// Source ports of one NAT IP: 1024-65535.
+pub const PORTS_PER_NAT_IP: u32 = 64_512;
+
+/// Which NAT stands in front of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Google Cloud NAT.
+    Gcp,
+    /// AWS NAT gateway.
+    Aws,
+    /// Azure NAT gateway.
+    AzureNatgw,
+    /// Outbound rules of an Azure load balancer: what AKS sets up by itself.
+    AzureLb,
+    /// Masquerading by a Linux machine: the node itself, or a box that nodes share.
+    Linux,
+    /// None that we know: demand is shown, not judged.
+    None,
+}
+
+/// How a NAT shares its ports among nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Each node has its own, whether it uses them or not.
+    Reserved,
+    /// Whoever comes first; a port serves any number of destinations at once, each of them once.
+    PerDestination,
+}
+
+/// What a NAT can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Source ports of one NAT IP, TCP and UDP each.
+    pub ports_per_ip: u32,
+    /// Connections of one NAT IP to one destination (address, port and protocol) at the same time.
+    pub per_destination: u32,
+    /// NAT IPs of one gateway, where there is a limit.
+    pub max_ips: Option<u32>,
+    /// Among whom.
+    pub sharing: Sharing,
+}
+
+impl Profile {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Gcp, Self::Aws, Self::AzureNatgw, Self::AzureLb, Self::Linux, Self::None];
+
+    /// The name on the command line and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gcp => "gcp",
+            Self::Aws => "aws",
+            Self::AzureNatgw => "azure-natgw",
+            Self::AzureLb => "azure-lb",
+            Self::Linux => "linux",
+            Self::None => "none",
+        }
+    }
+
+    /// What people call it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Gcp => "Cloud NAT",
+            Self::Aws => "an AWS NAT gateway",
+            Self::AzureNatgw => "an Azure NAT gateway",
+            Self::AzureLb => "an Azure load balancer",
+            Self::Linux => "Linux masquerading",
+            Self::None => "no NAT",
+        }
+    }
+
+    /// What it can do; `None` without a NAT.
+    pub const fn capacity(self) -> Option<Capacity> {
+        Some(match self {
+            // cloud.google.com/nat/docs/ports-and-addresses, cloud.google.com/nat/quota (300 manual or automatic IPs).
+            Self::Gcp => Capacity {
+                ports_per_ip: PORTS_PER_NAT_IP,
+                per_destination: PORTS_PER_NAT_IP,
+                max_ips: Some(300),
+                sharing: Sharing::Reserved,
+            },
+            // Amazon VPC user guide, "NAT gateway basics": 55,000 per IPv4 address, one primary and seven secondary ones.
+            Self::Aws => Capacity {
+                ports_per_ip: PORTS_PER_NAT_IP,
+                per_destination: 55_000,
+                max_ips: Some(8),
+                sharing: Sharing::PerDestination,
+            },
+            // azure-docs `nat-gateway-resource.md`: 64,512 per IP, 50,000 at the same time to one destination, 16 IPs.
+            Self::AzureNatgw => Capacity {
+                ports_per_ip: PORTS_PER_NAT_IP,
+                per_destination: 50_000,
+                max_ips: Some(16),
+                sharing: Sharing::PerDestination,
+            },
+            // azure-docs `load-balancer-outbound-connections.md`: 64,000 per frontend IP; AKS manages up to 100 of them.
+            Self::AzureLb => Capacity {
+                ports_per_ip: 64_000,
+                per_destination: 64_000,
+                max_ips: Some(100),
+                sharing: Sharing::Reserved,
+            },
+            // net/netfilter/nf_nat_core.c: 1024-65535 for source ports from 1024 on.
+            Self::Linux => Capacity {
+                ports_per_ip: PORTS_PER_NAT_IP,
+                per_destination: PORTS_PER_NAT_IP,
+                max_ips: None,
+                sharing: Sharing::PerDestination,
+            },
+            Self::None => return None,
+        })
+    }
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

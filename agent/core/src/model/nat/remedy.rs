@@ -1,0 +1,298 @@
+//! What to change at the NAT: how much, and the lines to type for it. Nothing is run; names that nobody has told are in
+//! capitals.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Mode, NatSettings, NodePorts, Profile};
+
+/// A change in the words of one tool, ready to be pasted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// `terraform`, `gcloud`, `aws`, `az`, `iptables`.
+    pub tool: String,
+    /// What to write or run; may be several lines.
+    pub text: String,
+}
+
+/// Where the NAT is, as far as somebody has said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names {
+    /// The gateway, or for AKS the cluster.
+    pub gateway: Option<String>,
+    /// Its Cloud Router.
+    pub router: Option<String>,
+    /// Its region.
+    pub region: Option<String>,
+    /// Its project (Google) or resource group (Azure).
+    pub group: Option<String>,
+}
+
+impl Names {
+    /// These where they are said, else the others.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            gateway: self.gateway.or(other.gateway),
+            router: self.router.or(other.router),
+            region: self.region.or(other.region),
+            group: self.group.or(other.group),
+        }
+    }
+}
+
+/// What the NAT is to be set to; what is absent stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Target {
+    /// Static or dynamic ports.
+    pub mode: Option<Mode>,
+    /// Minimum ports per node; for an Azure load balancer those allocated by hand.
+    pub min_ports: Option<u32>,
+    /// Maximum ports per node.
+    pub max_ports: Option<u32>,
+    /// NAT IPs.
+    pub nat_ips: Option<u32>,
+}
+
+/// What to do, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remedy {
+    /// In words.
+    pub says: String,
+    /// In the words of tools.
+    pub changes: Vec<Change>,
+}
+
+impl Remedy {
+    /// Words and changes, one below the other.
+    pub fn text(&self) -> String {
+        let changes = self.changes.iter().map(|change| format!("\n{}: {}", change.tool, change.text));
+        format!("{}{}", self.says, changes.collect::<String>())
+    }
+}
+
+/// A quarter on top of the demand, so that there is some air.
+fn with_air(demand: u32) -> u32 {
+    demand.saturating_add(demand / 4)
+}
+
+const REUSE: &str = "reuse connections in the pods named above";
+const SPREAD: &str = "spread them over more destination addresses or nodes";
+
+/// What to set so that a node that needs so many ports to one destination gets them, with some air.
+pub fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> Remedy {
+    let wanted = with_air(demand).max(ports.ports.saturating_add(1));
+    let target = match nat.profile {
+        Profile::Gcp => gcp_for(nat, wanted),
+        Profile::AzureLb => azure_lb_for(nat, wanted),
+        Profile::Aws | Profile::AzureNatgw | Profile::Linux => ips_for(nat, wanted),
+        Profile::None => None,
+    };
+    let Some(target) = target else {
+        let says = format!("{REUSE}, or {SPREAD}: {} gives no node more ports", nat.profile.title());
+        return Remedy { says, changes: Vec::new() };
+    };
+    let says = format!("{REUSE}, or set {} on {}", in_words(nat, target), nat.profile.title());
+    Remedy { says, changes: changes(nat, target) }
+}
+
+/// The next power of two; more NAT IPs where it is known that these nodes do not fit otherwise.
+fn gcp_for(nat: &NatSettings, wanted: u32) -> Option<Target> {
+    let wanted = wanted.checked_next_power_of_two()?;
+    match nat.mode {
+        // The largest power of two that Cloud NAT takes: 57,344 is above it.
+        Mode::Static if wanted <= 32_768 => {
+            let nat_ips = nat.nodes.and_then(|nodes| more_ips(nat, u64::from(nodes) * u64::from(wanted)));
+            Some(Target { min_ports: Some(wanted), nat_ips, ..Target::default() })
+        }
+        Mode::Dynamic if wanted <= 65_536 => Some(Target { max_ports: Some(wanted), ..Target::default() }),
+        Mode::Static | Mode::Dynamic => None,
+    }
+}
+
+/// The next multiple of 8, which Azure asks for.
+fn azure_lb_for(nat: &NatSettings, wanted: u32) -> Option<Target> {
+    let wanted = wanted.checked_next_multiple_of(8).filter(|ports| *ports <= 64_000)?;
+    let nodes = nat.nodes.map(|nodes| nodes.saturating_add(nat.surge.unwrap_or(0)));
+    let nat_ips = nodes.and_then(|nodes| more_ips(nat, u64::from(nodes) * u64::from(wanted)));
+    Some(Target { min_ports: Some(wanted), nat_ips, ..Target::default() })
+}
+
+/// So many IPs that one destination takes them all.
+fn ips_for(nat: &NatSettings, wanted: u32) -> Option<Target> {
+    let capacity = nat.profile.capacity()?;
+    let ips = wanted.div_ceil(nat.ports_of_an_ip(capacity.per_destination).max(1));
+    capacity.max_ips.is_none_or(|most| ips <= most).then_some(Target { nat_ips: Some(ips), ..Target::default() })
+}
+
+/// How many NAT IPs hold so many ports, if that is more than there are (or nobody knows how many there are).
+pub fn more_ips(nat: &NatSettings, ports: u64) -> Option<u32> {
+    let capacity = nat.profile.capacity()?;
+    let needed = ports.div_ceil(u64::from(nat.ports_of_an_ip(capacity.ports_per_ip).max(1)));
+    let needed = u32::try_from(needed).unwrap_or(u32::MAX);
+    (!nat.auto_ips && nat.nat_ips.is_none_or(|ips| needed > ips)).then_some(needed)
+}
+
+fn in_words(nat: &NatSettings, target: Target) -> String {
+    let mut parts = Vec::new();
+    match target.mode {
+        Some(Mode::Dynamic) => parts.push("dynamic allocation".to_owned()),
+        Some(Mode::Static) => parts.push("static allocation".to_owned()),
+        None => {}
+    }
+    let min = if nat.profile == Profile::AzureLb { "allocated outbound ports" } else { "min_ports_per_vm" };
+    parts.extend(target.min_ports.map(|ports| format!("{min} = {ports}")));
+    parts.extend(target.max_ports.map(|ports| format!("max_ports_per_vm = {ports}")));
+    if let Some(ips) = target.nat_ips {
+        let there = nat.nat_ips.map_or_else(String::new, |ips| format!(" (there are {ips})"));
+        let nodes =
+            nat.nodes.filter(|nodes| *nodes > 1).map_or_else(String::new, |nodes| format!(" for {nodes} nodes"));
+        parts.push(format!("{ips} NAT IPs{there}{nodes}"));
+    }
+    parts.join(" and ")
+}
+
+/// The lines to type.
+pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
+    let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
+    match nat.profile {
+        Profile::Gcp => vec![change("terraform", gcp_terraform(target)), change("gcloud", gcloud(nat, target))],
+        Profile::Aws => target.nat_ips.map_or_else(Vec::new, |ips| {
+            vec![
+                change("terraform", format!("secondary_allocation_ids = [{}]", listed("aws_eip.nat", 1, ips, "id"))),
+                change("aws", aws(nat, ips)),
+            ]
+        }),
+        Profile::AzureNatgw => target.nat_ips.map_or_else(Vec::new, |ips| {
+            let group = nat.names.group.as_deref().unwrap_or("GROUP");
+            let gateway = nat.names.gateway.as_deref().unwrap_or("CLUSTER");
+            vec![
+                change("terraform", format!("nat_gateway_profile {{ managed_outbound_ip_count = {ips} }}")),
+                change(
+                    "az",
+                    format!("az aks update -g {group} -n {gateway} --nat-gateway-managed-outbound-ip-count {ips}"),
+                ),
+            ]
+        }),
+        Profile::AzureLb => azure_lb(nat, target),
+        Profile::Linux => target.nat_ips.map_or_else(Vec::new, |ips| {
+            let last = format!("FIRST-ADDRESS-LAST-ADDRESS  # {ips} of them");
+            vec![change(
+                "iptables",
+                format!(
+                    "iptables -t nat -I POSTROUTING -s PODS -o INTERFACE -j SNAT --random-fully --to-source {last}"
+                ),
+            )]
+        }),
+        Profile::None => Vec::new(),
+    }
+}
+
+/// `a[1].id, a[2].id`
+fn listed(resource: &str, first: u32, end: u32, attribute: &str) -> String {
+    const MOST: u32 = 4;
+    let shown = (first..end.min(first.saturating_add(MOST))).map(|index| format!("{resource}[{index}].{attribute}"));
+    let more = if end > first.saturating_add(MOST) { ", …" } else { "" };
+    format!("{}{more}", shown.collect::<Vec<_>>().join(", "))
+}
+
+fn gcp_terraform(target: Target) -> String {
+    let mut lines = Vec::new();
+    if let Some(mode) = target.mode {
+        lines.push(format!("enable_dynamic_port_allocation = {}", mode == Mode::Dynamic));
+        if mode == Mode::Dynamic {
+            lines.push("enable_endpoint_independent_mapping = false".to_owned());
+        }
+    }
+    lines.extend(target.min_ports.map(|ports| format!("min_ports_per_vm = {ports}")));
+    lines.extend(target.max_ports.map(|ports| format!("max_ports_per_vm = {ports}")));
+    lines.extend(
+        target.nat_ips.map(|ips| format!("nat_ips = google_compute_address.nat[*].self_link  # count = {ips}")),
+    );
+    lines.join("\n")
+}
+
+fn gcloud(nat: &NatSettings, target: Target) -> String {
+    let names = &nat.names;
+    let gateway = names.gateway.as_deref().unwrap_or("NAT");
+    let router = names.router.as_deref().unwrap_or("ROUTER");
+    let region = names.region.as_deref().unwrap_or("REGION");
+    let project = names.group.as_deref().map_or_else(String::new, |project| format!(" --project={project}"));
+    let mut command =
+        format!("gcloud compute routers nats update {gateway} --router={router} --region={region}{project}");
+    match target.mode {
+        Some(Mode::Dynamic) => {
+            command.push_str(" --enable-dynamic-port-allocation --no-enable-endpoint-independent-mapping");
+        }
+        Some(Mode::Static) => command.push_str(" --no-enable-dynamic-port-allocation"),
+        None => {}
+    }
+    command.extend(target.min_ports.map(|ports| format!(" --min-ports-per-vm={ports}")));
+    command.extend(target.max_ports.map(|ports| format!(" --max-ports-per-vm={ports}")));
+    if let Some(ips) = target.nat_ips {
+        command.push_str(&format!(" --nat-external-ip-pool=ADDRESS-1,…,ADDRESS-{ips}"));
+    }
+    command
+}
+
+fn aws(nat: &NatSettings, ips: u32) -> String {
+    let gateway = nat.names.gateway.as_deref().unwrap_or("NAT-GATEWAY-ID");
+    let more = ips.saturating_sub(nat.nat_ips.unwrap_or(1)).max(1);
+    format!(
+        "aws ec2 associate-nat-gateway-address --nat-gateway-id {gateway} --allocation-ids {}",
+        (1..=more).map(|index| format!("EIPALLOC-{index}")).collect::<Vec<_>>().join(" ")
+    )
+}
+
+fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
+    let group = nat.names.group.as_deref().unwrap_or("GROUP");
+    let cluster = nat.names.gateway.as_deref().unwrap_or("CLUSTER");
+    let mut block = Vec::new();
+    let mut command = format!("az aks update -g {group} -n {cluster}");
+    if let Some(ips) = target.nat_ips {
+        block.push(format!("managed_outbound_ip_count = {ips}"));
+        command.push_str(&format!(" --load-balancer-managed-outbound-ip-count {ips}"));
+    }
+    if let Some(ports) = target.min_ports {
+        block.push(format!("outbound_ports_allocated = {ports}"));
+        command.push_str(&format!(" --load-balancer-outbound-ports {ports}"));
+    }
+    let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
+    vec![change("terraform", format!("load_balancer_profile {{\n  {}\n}}", block.join("\n  "))), change("az", command)]
+}
+
+/// What to do where nodes get no ports because the gateway is too small for them.
+pub fn bigger_gateway(nat: &NatSettings, ports: &NodePorts) -> Remedy {
+    let nodes = nat.nodes.unwrap_or(1).saturating_add(nat.surge.unwrap_or(0));
+    let wanted = u64::from(nodes) * u64::from(ports.reserved);
+    let ips = more_ips(nat, wanted);
+    let with_ips = |says: String| Remedy {
+        says,
+        changes: ips.map_or_else(Vec::new, |ips| changes(nat, Target { nat_ips: Some(ips), ..Target::default() })),
+    };
+    let needed = ips.unwrap_or(1);
+    match (nat.profile, nat.mode) {
+        (Profile::Gcp, Mode::Static) => {
+            let target = Target {
+                mode: Some(Mode::Dynamic),
+                min_ports: Some(super::STATIC_DEFAULT),
+                max_ports: Some(ports.ports.clamp(super::ALIAS_FLOOR, super::DYNAMIC_MAX_DEFAULT)),
+                nat_ips: None,
+            };
+            let fit = nat.pool().unwrap_or(0) / u64::from(super::STATIC_DEFAULT);
+            let says = format!(
+                "use {needed} NAT IPs, or switch to dynamic allocation with min_ports_per_vm = {} and max_ports_per_vm = {} \
+                 (endpoint-independent mapping off): {fit} nodes fit",
+                super::STATIC_DEFAULT,
+                target.max_ports.unwrap_or_default()
+            );
+            Remedy { says, changes: changes(nat, target) }
+        }
+        (Profile::Gcp, Mode::Dynamic) => with_ips(format!("use {needed} NAT IPs or lower min_ports_per_vm")),
+        (Profile::AzureLb, _) if nat.min_ports.is_some_and(|ports| ports != 0) => {
+            with_ips(format!("use {needed} frontend IPs or allocate fewer ports to each node"))
+        }
+        _ => Remedy {
+            says: "split the nodes over several gateways (one for each subnet)".to_owned(),
+            changes: Vec::new(),
+        },
+    }
+}

@@ -1,0 +1,4 @@
+//! Arithmetic before anything is built: what fits, what does not, and what to set. Pure functions of what is asked; no
+//! ledger, no node.
+
+pub mod nat;

@@ -1,0 +1,168 @@
+//! What to know besides the numbers of a plan.
+
+use super::{Question, Sums, automatic_azure_lb};
+use crate::model::nat::{AZURE_LB_TIERS, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier};
+
+/// The kernel's port search gives up before the range is full (`nf_nat_core.c`: at most 248 tries); measured from 93 % on.
+const LINUX_FULL_PERCENT: u64 = 93;
+
+pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
+    let nat = &question.nat;
+    let mut notes = Vec::new();
+    given(&mut notes, nat, sums);
+    match nat.profile {
+        Profile::Gcp => gcp(&mut notes, nat, sums),
+        Profile::AzureLb => azure_lb(&mut notes, nat, sums),
+        Profile::Aws | Profile::AzureNatgw | Profile::Linux | Profile::None => {}
+    }
+    demand(&mut notes, nat, sums);
+    notes.extend(without_meaning(nat));
+    notes
+}
+
+/// What was assumed, and limits on the number of IPs.
+fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
+    if nat.auto_ips && nat.nat_ips.is_none() {
+        notes.push(format!("the gateway adds NAT IPs by itself, up to {} of them", sums.ips));
+    } else if nat.nat_ips.is_none() {
+        notes.push("1 NAT IP is assumed: say how many there are with --nat-ips".to_owned());
+    }
+    if sums.nodes.is_none() {
+        notes.push("say how many nodes there are with --nodes to know whether they fit".to_owned());
+    }
+    if let (Some(most), Some(required)) = (sums.capacity.max_ips, sums.required_nat_ips)
+        && required > most
+    {
+        let gateways = required.div_ceil(most);
+        notes.push(format!(
+            "{required} NAT IPs are not reachable with one gateway ({most} at most): at least {gateways} gateways"
+        ));
+    }
+}
+
+fn gcp(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
+    match nat.mode {
+        Mode::Static => {
+            let asked = nat.min_ports.filter(|min| *min != 0 && !min.is_power_of_two());
+            if let Some(asked) = asked
+                && sums.ports.basis != Basis::Observed
+            {
+                notes.push(format!(
+                    "{asked} is no power of two: at least {} ports are reserved for each node; what Cloud NAT really gave \
+                     is in `gcloud compute routers get-nat-mapping-info`",
+                    sums.each
+                ));
+            }
+        }
+        Mode::Dynamic => {
+            let at_max = sums.pool / u64::from(sums.ports.ports.max(1));
+            notes.push(format!(
+                "ports double from {} to {} as a node needs them, which takes time: packets may drop meanwhile; {at_max} \
+                 nodes fit when all of them need the maximum",
+                sums.ports.reserved, sums.ports.ports
+            ));
+            if let (Some(needed), Some(total)) = (sums.needed, sums.total)
+                && needed <= sums.pool
+                && total > sums.pool
+            {
+                notes.push(format!(
+                    "the sum of what the nodes need would fit ({needed} of {} ports), but ports are given by doubling: \
+                     together the nodes take {total}",
+                    sums.pool
+                ));
+            }
+        }
+    }
+    let per_ip = u64::from(sums.capacity.ports_per_ip) / u64::from(sums.each.max(1));
+    let one_ip_each = u64::from(sums.ips) * per_ip;
+    if let Some(capacity) = sums.capacity_nodes.filter(|capacity| u64::from(*capacity) > one_ip_each)
+        && sums.ips > 1
+    {
+        notes.push(format!(
+            "{capacity} nodes where a node's ports may lie on two IPs, {one_ip_each} where they may not"
+        ));
+    }
+    if nat.endpoint_independent == Some(true) {
+        notes.push(
+            "with endpoint-independent mapping a port is taken by one source address and port for all destinations: count \
+             those, not connections to one destination"
+                .to_owned(),
+        );
+    }
+}
+
+fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
+    if !automatic_azure_lb(nat) {
+        notes.push("each load-balancing rule and inbound NAT rule takes 8 ports of a frontend IP besides".to_owned());
+        if sums.required_nat_ips.is_some_and(|required| required > sums.ips) {
+            notes.push(
+                "Azure refuses to allocate more than there is: InvalidLoadBalancerProfileAllocatedOutboundPorts"
+                    .to_owned(),
+            );
+        }
+        if sums.surge == 0 && sums.nodes.is_some_and(|nodes| sums.capacity_nodes == Some(nodes)) {
+            notes.push("no room is left for the nodes that an upgrade adds (AKS: 1 for each pool): --surge".to_owned());
+        }
+        return;
+    }
+    let Some(nodes) = sums.nodes else { return };
+    let pool = nodes.saturating_add(sums.surge);
+    let Some(ports) = azure_lb_tier(pool) else {
+        notes.push("Azure's table ends at 1000 nodes: allocate ports by hand".to_owned());
+        return;
+    };
+    if let Some(before) = azure_lb_tier(nodes).filter(|before| *before > ports) {
+        notes.push(format!(
+            "an upgrade that adds {} nodes crosses an edge of Azure's table: every node falls from {before} to {ports} ports \
+             for each frontend IP, and connections are reset",
+            sums.surge
+        ));
+    }
+    let edge = AZURE_LB_TIERS.iter().position(|(most, _)| pool <= *most);
+    let next = edge.and_then(|index| Some((AZURE_LB_TIERS.get(index)?.0, AZURE_LB_TIERS.get(index + 1)?.1)));
+    if let Some((most, then)) = next {
+        notes.push(format!(
+            "from node {} on every node has {then} ports for each frontend IP instead of {ports}; connections are reset when \
+             the pool grows beyond {most}",
+            most + 1
+        ));
+    }
+}
+
+/// Demand against what a node can have at all.
+fn demand(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
+    if sums.largest > sums.ports.ports {
+        notes.push(format!(
+            "a node that needs {} ports to one destination gets {}: connections beyond that fail",
+            sums.largest, sums.ports.ports
+        ));
+    }
+    if sums.capacity.sharing == Sharing::PerDestination {
+        notes.push(format!(
+            "no ports are reserved for a node: all nodes together have {} to each destination at a time{}",
+            sums.pool,
+            if sums.largest == 0 { "; say what a node needs with --demand" } else { "" }
+        ));
+    }
+    if nat.profile == Profile::Linux {
+        notes.push(format!(
+            "the kernel's search for a free port begins to fail when some {LINUX_FULL_PERCENT} % are taken: {} to one \
+             destination",
+            sums.pool * LINUX_FULL_PERCENT / 100
+        ));
+    }
+}
+
+/// Settings that this NAT does not have.
+fn without_meaning(nat: &NatSettings) -> Vec<String> {
+    let gcp = nat.profile == Profile::Gcp;
+    let settings = [
+        ("mode dynamic", !gcp && nat.mode == Mode::Dynamic),
+        ("max-ports", !gcp && nat.max_ports.is_some_and(|max| max != 0)),
+        ("min-ports", !gcp && nat.profile != Profile::AzureLb && nat.min_ports.is_some_and(|min| min != 0)),
+        ("endpoint-independent", !gcp && nat.profile != Profile::Linux && nat.endpoint_independent == Some(true)),
+        ("port-range", nat.profile != Profile::Linux && nat.port_range.is_some()),
+    ];
+    let given = settings.into_iter().filter(|(_, given)| *given);
+    given.map(|(name, _)| format!("`{name}` means nothing to {} and is left out", nat.profile.title())).collect()
+}

@@ -1,0 +1,116 @@
+//! Ways to make a plan fit that does not: each is planned itself before it is offered.
+
+use super::{Demand, PlanOption, Question, Sums};
+use crate::model::nat::remedy::{self, Target};
+use crate::model::nat::{ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, Mode, NatSettings, Profile, STATIC_DEFAULT};
+
+pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
+    let nat = &question.nat;
+    let targets = match (nat.profile, nat.mode) {
+        (Profile::Gcp, Mode::Static) => vec![more_static(nat, sums), dynamic(&question.demand)],
+        (Profile::Gcp, Mode::Dynamic) => vec![more_dynamic(sums), smaller_minimum(nat)],
+        (Profile::AzureLb, _) => vec![by_hand(sums), fewer_by_hand(nat, sums)],
+        (Profile::Aws | Profile::AzureNatgw | Profile::Linux, _) => vec![Some(Target::default())],
+        (Profile::None, _) => Vec::new(),
+    };
+    let mut offered: Vec<PlanOption> = Vec::new();
+    for option in targets.into_iter().flatten().filter_map(|target| offer(question, sums, target)) {
+        if !offered.iter().any(|other| other.changes == option.changes) {
+            offered.push(option);
+        }
+    }
+    offered
+}
+
+/// The option, if it fits with as many IPs as it takes, and a gateway can have so many.
+fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption> {
+    let nat = &question.nat;
+    let mut changed = question.clone();
+    changed.nat.mode = target.mode.unwrap_or(nat.mode);
+    changed.nat.min_ports = target.min_ports.or(nat.min_ports);
+    changed.nat.max_ports = if changed.nat.mode == Mode::Dynamic { target.max_ports.or(nat.max_ports) } else { None };
+    if changed.nat.mode == Mode::Dynamic {
+        changed.nat.endpoint_independent = nat.endpoint_independent.map(|_| false);
+    }
+    // What was observed was so with the settings of before.
+    changed.nat.observed = None;
+    let needed = Sums::of(&changed)?.required_nat_ips.unwrap_or(1).max(sums.ips.min(nat.nat_ips.unwrap_or(1)));
+    changed.nat.nat_ips = (!nat.auto_ips).then_some(needed);
+    changed.nat.check().ok()?;
+    let then = Sums::of(&changed)?;
+    if !then.fits() {
+        return None;
+    }
+    let target = Target { nat_ips: (needed > sums.ips && !nat.auto_ips).then_some(needed), ..target };
+    let mut says = vec![setting(nat, target)];
+    says.extend(target.nat_ips.map(|ips| format!("{ips} NAT IPs")));
+    Some(PlanOption {
+        says: says.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" and "),
+        capacity_nodes: then.capacity_nodes,
+        nat_ips: needed,
+        changes: remedy::changes(nat, target),
+    })
+}
+
+fn setting(nat: &NatSettings, target: Target) -> String {
+    match (nat.profile, target) {
+        (Profile::AzureLb, Target { min_ports: Some(ports), .. }) => format!("{ports} ports allocated by hand"),
+        (_, Target { mode: Some(Mode::Dynamic), min_ports: Some(min), max_ports: Some(max), .. }) => {
+            format!("dynamic allocation with {min} to {max} ports (endpoint-independent mapping off)")
+        }
+        (_, Target { min_ports: Some(min), .. }) => format!("at least {min} ports for each node"),
+        (_, Target { max_ports: Some(max), .. }) => format!("at most {max} ports for each node"),
+        _ => String::new(),
+    }
+}
+
+/// As static as it is, with as many ports as the largest demand.
+fn more_static(nat: &NatSettings, sums: &Sums) -> Option<Target> {
+    if sums.largest <= sums.ports.ports {
+        return Some(Target::default());
+    }
+    let ports = sums.largest.checked_next_power_of_two().filter(|ports| *ports <= 32_768)?;
+    Some(Target { min_ports: Some(ports), mode: None, ..Target::default() }).filter(|_| nat.mode == Mode::Static)
+}
+
+/// From 64 ports on, up to what the largest demand takes; 1,024 at least, which nodes had until then.
+fn dynamic(demand: &Demand) -> Option<Target> {
+    let max = demand.largest().checked_next_power_of_two().filter(|max| *max <= DYNAMIC_MAX_DEFAULT)?;
+    Some(Target {
+        mode: Some(Mode::Dynamic),
+        min_ports: Some(STATIC_DEFAULT),
+        max_ports: Some(max.max(ALIAS_FLOOR)),
+        nat_ips: None,
+    })
+}
+
+/// As dynamic as it is, with a maximum that the largest demand takes.
+fn more_dynamic(sums: &Sums) -> Option<Target> {
+    if sums.largest <= sums.ports.ports {
+        return Some(Target::default());
+    }
+    let max = sums.largest.checked_next_power_of_two().filter(|max| *max <= DYNAMIC_MAX_DEFAULT)?;
+    Some(Target { max_ports: Some(max), ..Target::default() })
+}
+
+/// A minimum that leaves more to others.
+fn smaller_minimum(nat: &NatSettings) -> Option<Target> {
+    (nat.dynamic_min() > 32).then_some(Target { min_ports: Some(nat.dynamic_min() / 2), ..Target::default() })
+}
+
+/// Allocated by hand, as much as the largest demand takes.
+fn by_hand(sums: &Sums) -> Option<Target> {
+    let ports = sums.largest.max(1024).checked_next_multiple_of(8).filter(|ports| *ports <= 64_000)?;
+    if sums.largest <= sums.ports.ports && sums.ports.ports > 0 {
+        return Some(Target::default());
+    }
+    Some(Target { min_ports: Some(ports), ..Target::default() })
+}
+
+/// Allocated by hand, as much as the frontend IPs there are have for each.
+fn fewer_by_hand(nat: &NatSettings, sums: &Sums) -> Option<Target> {
+    let nodes = u64::from(nat.nodes?.saturating_add(sums.surge));
+    let each = u32::try_from(sums.pool.checked_div(nodes)?).ok()? / 8 * 8;
+    (each > 0 && each >= sums.largest && each <= 64_000)
+        .then_some(Target { min_ports: Some(each), ..Target::default() })
+}
