@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use headroom_core::flow::Protocol;
+use headroom_core::observe::ServiceProxy;
 use headroom_core::ports::PortRange;
+use serde::Deserialize;
 
 pub mod nat;
 pub mod plan;
@@ -125,6 +129,60 @@ pub struct DoctorArgs {
     pub node: NodeArgs,
 }
 
+/// A NodePort as the user names it: `30080` or `30053/udp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct GivenNodePort(pub Protocol, pub u16);
+
+impl FromStr for GivenNodePort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shape = || format!("`{text}` is not a NodePort like `30080` or `30053/udp`");
+        let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let port = port.trim().parse().map_err(|_no_port| shape())?;
+        match protocol.trim() {
+            "tcp" => Ok(Self(Protocol::TCP, port)),
+            "udp" => Ok(Self(Protocol::UDP, port)),
+            "sctp" => Ok(Self(Protocol::SCTP, port)),
+            _ => Err(shape()),
+        }
+    }
+}
+
+impl TryFrom<String> for GivenNodePort {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// What makes Services reachable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyArg {
+    /// kube-proxy with iptables.
+    Iptables,
+    /// kube-proxy with nftables.
+    Nftables,
+    /// kube-proxy with IPVS.
+    Ipvs,
+    /// Cilium without kube-proxy; GKE's Dataplane V2.
+    Cilium,
+}
+
+impl From<ProxyArg> for ServiceProxy {
+    fn from(proxy: ProxyArg) -> Self {
+        match proxy {
+            ProxyArg::Iptables => Self::Iptables,
+            ProxyArg::Nftables => Self::Nftables,
+            ProxyArg::Ipvs => Self::Ipvs,
+            ProxyArg::Cilium => Self::Cilium,
+        }
+    }
+}
+
 /// How to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Format {
@@ -160,6 +218,12 @@ pub struct NodeArgs {
     /// The cluster's NodePort range [default: 30000-32767]
     #[arg(long, value_name = "RANGE")]
     pub node_port_range: Option<PortRange>,
+    /// NodePorts that are allocated, besides those that are seen ("30080,30053/udp")
+    #[arg(long, value_name = "PORT[/PROTOCOL]", value_delimiter = ',')]
+    pub node_ports: Vec<GivenNodePort>,
+    /// What makes Services reachable at this node, if that is not recognised
+    #[arg(long, value_name = "PROXY", value_enum)]
+    pub service_proxy: Option<ProxyArg>,
     /// A reservation younger than this is never called leaked [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub leak_grace: Option<Duration>,

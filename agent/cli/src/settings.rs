@@ -12,7 +12,7 @@ use headroom_host::root::HostRoot;
 use headroom_host::source::platform;
 use serde::Deserialize;
 
-use crate::args::{NatArgs, NodeArgs};
+use crate::args::{GivenNodePort, NatArgs, NodeArgs, ProxyArg};
 
 mod nat;
 
@@ -56,6 +56,8 @@ struct File {
     cni_conf_dir: Option<PathBuf>,
     node_name: Option<String>,
     node_port_range: Option<PortRange>,
+    node_ports: Vec<GivenNodePort>,
+    service_proxy: Option<ProxyArg>,
     leak_grace_secs: Option<u64>,
     max_destinations: Option<u32>,
     max_flows: Option<usize>,
@@ -87,6 +89,12 @@ impl Settings {
             nat: settings,
             extra_private: nat.nat_bypass.iter().chain(&file.nat.bypass).copied().collect(),
             node_ports: node.node_port_range.or(file.node_port_range).unwrap_or(PortRange::NODE_PORTS),
+            node_ports_given: node.node_port_range.or(file.node_port_range).is_some(),
+            allocated_node_ports: {
+                let given = if node.node_ports.is_empty() { &file.node_ports } else { &node.node_ports };
+                given.iter().map(|GivenNodePort(protocol, port)| (*protocol, *port)).collect()
+            },
+            service_proxy: node.service_proxy.or(file.service_proxy).map(Into::into),
             leak_grace: node
                 .leak_grace
                 .or(file.leak_grace_secs.map(Duration::from_secs))
@@ -140,6 +148,9 @@ fn read(path: &Path) -> anyhow::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use headroom_core::flow::Protocol;
+    use headroom_core::observe::ServiceProxy;
+
     use super::*;
 
     fn settings(toml: &str, nat: &NatArgs) -> anyhow::Result<Settings> {
@@ -156,6 +167,16 @@ mod tests {
         let nat = settings(toml, &flags).unwrap().policy.nat.unwrap();
         assert_eq!(nat.node_ports().unwrap().ports, 128);
         assert_eq!(settings(toml, &NatArgs::default()).unwrap().tick, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn node_ports_and_proxy_are_taken_from_file_or_flags() {
+        let toml = "node_ports = [\"30080\", \"30053/udp\"]\nservice_proxy = \"cilium\"\n";
+        let policy = settings(toml, &NatArgs::default()).unwrap().policy;
+        assert_eq!(policy.allocated_node_ports, [(Protocol::TCP, 30_080), (Protocol::UDP, 30_053)]);
+        assert_eq!(policy.service_proxy, Some(ServiceProxy::Cilium));
+        let error = settings("node_ports = [\"30080/icmp\"]\n", &NatArgs::default()).unwrap_err();
+        assert!(format!("{error:#}").contains("is not a NodePort like"), "{error:#}");
     }
 
     #[test]

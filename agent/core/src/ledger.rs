@@ -25,12 +25,14 @@ mod conntrack;
 mod no_port;
 mod occupants;
 mod reservations;
+mod services;
 mod tcp;
 
 pub use conntrack::{Census, Cohort, CohortState, Cohorts, Conntrack, Drift, EntryState, Most, Pair, SILENCE_SECS};
 pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
+pub use services::Services;
 pub use tcp::{Failures, Spans, TcpConnections, TcpTally};
 
 /// Bounds of the ledger's memory, and what it counts.
@@ -70,6 +72,8 @@ pub struct Ledger {
     tcp: TcpConnections,
     occupants: Occupants,
     reservations: Reservations,
+    rules: Services,
+    services: Services,
     conntrack_use: Option<ConntrackUse>,
     /// The first statistics there were.
     conntrack_began: Option<ConntrackStats>,
@@ -92,6 +96,8 @@ impl Ledger {
             tcp: TcpConnections::new(limits.remember),
             occupants: Occupants::default(),
             reservations: Reservations::default(),
+            rules: Services::default(),
+            services: Services::default(),
             conntrack_use: None,
             conntrack_began: None,
             conntrack_filling: DemandHistory::default(),
@@ -126,6 +132,9 @@ impl Ledger {
             Fact::Container(id) => self.occupants.container(id),
             Fact::Namespace(namespace) => self.occupants.namespace(namespace),
             Fact::DialledRange { inode, ephemeral } => self.occupants.dialled_range(inode, ephemeral),
+            Fact::SourceNat(rule) => self.services_of(source).shown_rule(rule),
+            Fact::ServiceProxy(proxy) => self.services_of(source).shown_proxy(proxy),
+            Fact::NodePort(node_port) => self.services_of(source).shown_node_port(node_port),
             Fact::ConntrackUse(used) => self.conntrack_used(used, at),
             Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
             Fact::Platform(platform) => self.platform = Some(platform),
@@ -163,6 +172,8 @@ impl Ledger {
             Snapshot::Reservations => self.reservations.begin(),
             Snapshot::Runtime => self.occupants.begin_runtime(),
             Snapshot::Namespaces => self.occupants.begin_namespaces(),
+            Snapshot::Rules => self.rules.begin(),
+            Snapshot::Services => self.services.begin(),
         }
     }
 
@@ -178,8 +189,15 @@ impl Ledger {
             Snapshot::Reservations => self.reservations.end(&outcome),
             Snapshot::Runtime => self.occupants.end_runtime(begin, outcome.clone()),
             Snapshot::Namespaces => self.occupants.end_namespaces(begin, outcome.clone()),
+            Snapshot::Rules => self.rules.end(&outcome),
+            Snapshot::Services => self.services.end(&outcome),
         }
         self.brackets.insert(snapshot, Bracket { begin, end: at, outcome });
+    }
+
+    /// The same facts come in two kinds of snapshots: which it is, the source tells.
+    fn services_of(&mut self, source: SourceId) -> &mut Services {
+        if source == SourceId::Services { &mut self.services } else { &mut self.rules }
     }
 
     fn timeouts(&self) -> ConntrackTimeouts {
@@ -209,6 +227,16 @@ impl Ledger {
     /// What is reserved.
     pub fn reservations(&self) -> &Reservations {
         &self.reservations
+    }
+
+    /// What the packet rules show: translation of source addresses, NodePorts of proxies that work by rules.
+    pub fn rules(&self) -> &Services {
+        &self.rules
+    }
+
+    /// What tables of their own show: NodePorts of IPVS and of Cilium.
+    pub fn services(&self) -> &Services {
+        &self.services
     }
 
     /// Size of the conntrack table, once read.
@@ -250,6 +278,15 @@ impl Ledger {
     /// Whether a source works, if it has said so.
     pub fn works(&self, source: SourceId) -> bool {
         matches!(self.coverage.get(&source), Some(Known::Present(_)))
+    }
+
+    /// Whether a source has shown all there is, be it nothing.
+    pub fn has_read(&self, source: SourceId) -> bool {
+        match self.coverage.get(&source) {
+            Some(Known::Present(detail)) => detail.degraded.is_none(),
+            Some(Known::Absent) => true,
+            Some(Known::Unknown(_)) | None => false,
+        }
     }
 
     /// The last finished snapshot of a kind.

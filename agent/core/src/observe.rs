@@ -17,6 +17,7 @@ mod loss;
 mod platform;
 mod pods;
 mod program;
+mod rules;
 mod source;
 mod tcp;
 
@@ -26,6 +27,9 @@ pub use loss::Loss;
 pub use platform::{Cloud, Platform};
 pub use pods::{AddressRange, Holder, Namespace, Network, Reservation, Sandbox};
 pub use program::{Program, ProgramRuns};
+pub use rules::{
+    NodePort, PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceNat, SourceNatKind, SourceNatRule,
+};
 pub use source::SourceId;
 pub use tcp::{Socket, SocketState, TcpCounter};
 
@@ -60,6 +64,10 @@ pub enum Snapshot {
     Runtime,
     /// [`Fact::Namespace`].
     Namespaces,
+    /// [`Fact::SourceNat`], and [`Fact::ServiceProxy`] and [`Fact::NodePort`] of proxies that work by rules.
+    Rules,
+    /// [`Fact::ServiceProxy`] and [`Fact::NodePort`] of proxies that keep tables of their own.
+    Services,
 }
 
 /// How the reading of a snapshot ended.
@@ -116,6 +124,12 @@ pub enum Fact {
         /// The range; what is reserved in it is not known this way.
         ephemeral: PortRange,
     },
+    /// A rule that translates source addresses.
+    SourceNat(SourceNatRule),
+    /// Something makes Services reachable at this node.
+    ServiceProxy(ServiceProxy),
+    /// A NodePort is allocated.
+    NodePort(NodePort),
     /// Size and statistics of the conntrack table.
     ConntrackUse(ConntrackUse),
     /// The conntrack time-outs in force.

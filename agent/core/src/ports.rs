@@ -52,6 +52,11 @@ impl PortRange {
         (self.first..=self.last).contains(&port)
     }
 
+    /// From the first of either to the last of either.
+    pub fn hull(self, other: Self) -> Self {
+        Self { first: self.first.min(other.first), last: self.last.max(other.last) }
+    }
+
     /// The ports in both.
     pub fn intersect(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
@@ -115,6 +120,21 @@ impl PortSettings {
         }
         open.extend(range_below(next, u32::from(both.last) + 1));
         open
+    }
+
+    /// `ip_local_reserved_ports` with `range` reserved too: what the sysctl takes, without ports listed twice.
+    pub fn reserved_with(&self, range: PortRange) -> String {
+        let mut ranges = self.reserved.clone();
+        ranges.push(range);
+        ranges.sort_unstable();
+        let mut joined: Vec<PortRange> = Vec::new();
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if u32::from(range.first) <= u32::from(last.last) + 1 => *last = last.hull(range),
+                _ => joined.push(range),
+            }
+        }
+        joined.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// How many ports connect() can choose from (an upper bound: bound sockets are not known here).
@@ -182,6 +202,18 @@ mod tests {
         settings.reserved = parse_reserved_ports("30000-32767").unwrap();
         assert!(settings.open_in(PortRange::NODE_PORTS).is_empty());
         assert_eq!(settings.usable(), 61_744);
+    }
+
+    #[test]
+    fn a_reservation_more_keeps_what_is_reserved_and_joins_what_touches() {
+        let reserved = |text: &str| {
+            let settings =
+                PortSettings { ephemeral: range("1024-65535"), reserved: parse_reserved_ports(text).unwrap() };
+            settings.reserved_with(PortRange::NODE_PORTS)
+        };
+        assert_eq!(reserved(""), "30000-32767");
+        assert_eq!(reserved("8080,9148"), "8080,9148,30000-32767");
+        assert_eq!(reserved("65535,29000-29999,30100,32768,8080"), "8080,29000-32768,65535");
     }
 
     proptest! {

@@ -20,7 +20,10 @@ pub use nat::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, NatReport, OmittedDestinations, PodShare,
     WorstDestination,
 };
-pub use overlap::{EphemeralReport, LiveOverlap, OverlapReport};
+pub use overlap::{
+    EphemeralReport, LiveOverlap, MasqueradeReport, NodePortBasis, NodePortReport, OverlapReport, ProxyReport,
+    RuleOwner, ShareReport,
+};
 
 /// The version of the report's format.
 pub const SCHEMA: &str = "headroom.report/1";

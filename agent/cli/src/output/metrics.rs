@@ -3,11 +3,12 @@
 //! [`FAMILIES`] is the one table of what there is; every label that is not fixed has its bound beside it. Pod names and
 //! addresses are no labels, except destinations, of which the largest [`MAX_DESTINATIONS`] are listed.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use headroom_core::findings::Severity;
 use headroom_core::model::leak::Verdict;
-use headroom_core::report::{CoverageState, DestinationReport, Report};
+use headroom_core::report::{CoverageState, DestinationReport, Report, RuleOwner};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -55,6 +56,8 @@ families! {
     ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
     USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
     OVERLAP = "ephemeral_nodeport_overlap_ports", "none: 1 series", "NodePorts the node may pick as source ports";
+    MASQUERADE = "masquerade_nodeport_ratio", "owner, protocol, which: 40 series at most", "Of the connections that rules of an owner translate, the largest share whose new source port is in the NodePort range, or is an allocated NodePort";
+    NODE_PORTS = "nodeports_allocated", "none: 1 series", "NodePorts that are allocated; absent if not known";
     CT_ENTRIES = "conntrack_entries", "none: 1 series", "Entries of the conntrack table";
     CT_MAX = "conntrack_max_entries", "none: 1 series", "Room of the conntrack table";
     CT_INSERT_FAILED = "conntrack_insert_failed", "none: 1 series", "conntrack insertions that failed since boot";
@@ -70,7 +73,7 @@ families! {
     CT_NO_PORT = "conntrack_no_port_packets", "none: 1 series", "Packets of new connections that this node dropped for want of a source port, since start";
     CT_DRIFT = "conntrack_drift_entries", "none: 1 series", "Entries by which the kernel's counters had to be corrected, since start";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
-    SOURCE_UP = "source_up", "source: 8 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
+    SOURCE_UP = "source_up", "source: 10 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
     LOST = "lost_events", "what: 10 series", "Events lost since start";
     PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 6 at most", "1 if the eBPF program is attached";
     PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
@@ -101,6 +104,13 @@ struct FailureLabel {
     address: String,
     port: u32,
     cause: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct MasqueradeLabel {
+    owner: &'static str,
+    protocol: String,
+    which: &'static str,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -196,6 +206,7 @@ pub fn render(report: &Report) -> String {
     ipam(&mut writer, report);
     let host = report.overlap.ephemeral.iter().find(|row| row.subject == "host");
     writer.number(&OVERLAP, host.and_then(|row| row.overlap_ports).map(f64::from));
+    masquerade(&mut writer, report);
     writer.number(&CT_ENTRIES, report.conntrack.entries.map(float));
     writer.number(&CT_MAX, report.conntrack.max.map(float));
     writer.counter(&CT_INSERT_FAILED, report.conntrack.insert_failed);
@@ -266,6 +277,23 @@ fn failed(label: DestinationLabel, row: &DestinationReport) -> impl Iterator<Ite
         let DestinationLabel { protocol, address, port } = label.clone();
         Some((FailureLabel { protocol, address, port, cause }, total?))
     })
+}
+
+fn masquerade(writer: &mut Writer, report: &Report) {
+    let mut largest: BTreeMap<(RuleOwner, String, &'static str), f64> = BTreeMap::new();
+    for row in &report.overlap.shares {
+        for (which, share) in [("range", row.share), ("allocated", row.share_allocated)] {
+            if let Some(share) = share {
+                let held = largest.entry((row.owner, row.protocol.to_string(), which)).or_default();
+                *held = held.max(share);
+            }
+        }
+    }
+    let series = largest
+        .into_iter()
+        .map(|((owner, protocol, which), share)| (MasqueradeLabel { owner: owner.name(), protocol, which }, share));
+    writer.family(&MASQUERADE, series);
+    writer.number(&NODE_PORTS, report.overlap.nodeports_total.map(float));
 }
 
 fn ipam(writer: &mut Writer, report: &Report) {

@@ -1,97 +1,56 @@
-//! Where source ports and NodePorts can collide, as configured, and as flows show it.
-
-use std::collections::BTreeMap;
+//! Where source ports and NodePorts can collide: as configured, by the rules that translate, and as flows show it.
 
 use crate::known::Known;
 use crate::ledger::Ledger;
 use crate::model::policy::Policy;
-use crate::observe::Namespace;
-use crate::ports::{PortRange, PortSettings};
-use crate::report::{EphemeralReport, LiveOverlap, OverlapReport};
+use crate::observe::SourceId;
+use crate::report::{LiveOverlap, OverlapReport};
+
+mod ephemeral;
+mod landing;
+mod masquerade;
+mod node_ports;
+mod owner;
+
+pub use node_ports::{AllocatedNodePorts, Allocation};
 
 /// The overlap part of the report.
 pub fn report(ledger: &Ledger, policy: &Policy) -> OverlapReport {
+    let allocated = AllocatedNodePorts::of(ledger, policy);
+    let (node_port_range, node_port_basis) = allocated.range(policy);
+    let rules = masquerade::report(ledger, &allocated, node_port_range);
+    let (proxies, nodeports) = allocated.report();
     OverlapReport {
-        node_port_range: policy.node_ports,
-        ephemeral: ephemeral(ledger, policy.node_ports),
-        masquerade: Vec::new(),
-        nodeports: Vec::new(),
+        node_port_range,
+        node_port_basis,
+        ephemeral: ephemeral::ephemeral(ledger, node_port_range),
+        masquerade: rules.listed,
+        masquerade_omitted: rules.omitted,
+        shares: rules.shares,
+        proxies,
+        nodeports,
+        nodeports_total: allocated.is_known().then(|| u64::try_from(allocated.count()).unwrap_or(u64::MAX)),
         live: live(ledger),
-        not_observed: vec![
-            "masquerade rules (iptables, nftables) and allocated NodePorts are not read by this version".to_owned(),
-        ],
+        not_observed: not_observed(ledger),
     }
 }
 
-/// What a namespace is known to draw from: its settings, and in their absence the range its sockets showed.
-type Settings<'a> = (&'a Known<PortSettings>, Option<PortRange>);
-
-/// One row for the node and one per distinct setting of the other namespaces: pods mostly share theirs.
-fn ephemeral(ledger: &Ledger, node_ports: PortRange) -> Vec<EphemeralReport> {
-    let pods = ledger.occupants().pods();
-    let subject = |namespace: &Namespace| {
-        let addresses = namespace.addresses.present().into_iter().flatten();
-        let pod = addresses.filter_map(|address| pods.get(address)).next();
-        pod.map_or_else(|| namespace.inode.to_string(), ToString::to_string)
-    };
-    let mut rows = Vec::new();
-    let mut grouped: BTreeMap<Settings<'_>, (Vec<String>, u32)> = BTreeMap::new();
-    for namespace in ledger.occupants().namespaces() {
-        if namespace.host {
-            rows.push(row("host".to_owned(), 1, &namespace.ports, None, node_ports));
-        } else {
-            let unknown = namespace.ports.present().is_none();
-            let dialled = unknown.then(|| ledger.occupants().dialled_range_of(namespace.inode)).flatten();
-            let group = grouped.entry((&namespace.ports, dialled)).or_default();
-            group.0.push(subject(namespace));
-            group.1 = group.1.saturating_add(1);
-        }
-    }
-    rows.extend(grouped.into_iter().map(|((settings, dialled), (mut subjects, count))| {
-        // Names that people know come first.
-        subjects.sort_by(|a, b| a.starts_with("net:").cmp(&b.starts_with("net:")).then(a.cmp(b)));
-        let named = subjects.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-        let subject = if subjects.len() > 3 { format!("{named} and {} more", subjects.len() - 3) } else { named };
-        row(subject, count, settings, dialled, node_ports)
-    }));
-    rows
-}
-
-fn row(
-    subject: String,
-    namespaces: u32,
-    settings: &Known<PortSettings>,
-    dialled: Option<PortRange>,
-    node_ports: PortRange,
-) -> EphemeralReport {
-    match settings {
-        Known::Present(settings) => {
-            let overlap = settings.open_in(node_ports);
-            EphemeralReport {
-                subject,
-                namespaces,
-                range: Some(settings.ephemeral),
-                reserved: settings.reserved.clone(),
-                overlap_ports: Some(overlap.iter().map(|range| range.count()).sum()),
-                overlap,
-                why: None,
-            }
-        }
-        Known::Absent | Known::Unknown(_) => {
-            let why = settings.unknown().map_or_else(|| "not there".to_owned(), ToString::to_string);
-            // A range that is apart from the NodePorts stays so whatever is reserved; one that is not may be mended by that.
-            let apart = dialled.is_some_and(|range| range.intersect(node_ports).is_none());
-            EphemeralReport {
-                subject,
-                namespaces,
-                range: dialled,
-                reserved: Vec::new(),
-                overlap: Vec::new(),
-                overlap_ports: apart.then_some(0),
-                why: (!apart).then_some(why),
-            }
-        }
-    }
+/// What of this was not looked at, and why.
+fn not_observed(ledger: &Ledger) -> Vec<String> {
+    let asked = [
+        (SourceId::Rules, "which rules translate source addresses, and NodePorts made by rules"),
+        (SourceId::Services, "NodePorts of IPVS and Cilium"),
+    ];
+    let missing = asked.into_iter().filter_map(|(source, what)| {
+        let why = match ledger.coverage().get(&source) {
+            Some(Known::Present(detail)) => detail.degraded.as_ref()?.to_string(),
+            Some(Known::Unknown(why)) => why.to_string(),
+            Some(Known::Absent) => return None,
+            None => "not read yet".to_owned(),
+        };
+        Some(format!("{what}: {why}"))
+    });
+    missing.collect()
 }
 
 fn live(ledger: &Ledger) -> LiveOverlap {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::flow::Protocol;
 use crate::model::nat::{Basis, NatSettings, Profile};
-use crate::observe::{Cloud, Platform};
+use crate::observe::{Cloud, Platform, ServiceProxy};
 use crate::ports::PortRange;
 
 /// Everything a verdict depends on besides the facts.
@@ -18,6 +19,12 @@ pub struct Policy {
     pub extra_private: Vec<IpNet>,
     /// The NodePort range of the cluster.
     pub node_ports: PortRange,
+    /// That range is what the user said, not the default.
+    pub node_ports_given: bool,
+    /// NodePorts that the user says are allocated, besides those that are seen.
+    pub allocated_node_ports: Vec<(Protocol, u16)>,
+    /// What makes Services reachable at this node, if the user says so.
+    pub service_proxy: Option<ServiceProxy>,
     /// A reservation younger than this is never called leaked. Default 10 minutes, as in Google's clean-up script.
     pub leak_grace: Duration,
     /// From this share of an allocation on, it is called low (percent). Default 80: the kernel's own port search fails
@@ -37,6 +44,9 @@ impl Default for Policy {
             nat: None,
             extra_private: Vec::new(),
             node_ports: PortRange::NODE_PORTS,
+            node_ports_given: false,
+            allocated_node_ports: Vec::new(),
+            service_proxy: None,
             leak_grace: Duration::from_secs(600),
             low_percent: 80,
             failures_per_minute: 3,

@@ -7,16 +7,18 @@ use crate::report::{PodShare, Report};
 mod conntrack;
 mod degraded;
 mod ipam;
+mod masquerade;
 mod nat;
 mod overlap;
 
 type Rule = fn(&View<'_>, &Report) -> Vec<Finding>;
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     nat::nat_ports,
     nat::nat_gateway,
     nat::unanswered,
     overlap::ephemeral,
+    masquerade::masquerade,
     conntrack::conntrack,
     ipam::ipam,
     degraded::degraded,

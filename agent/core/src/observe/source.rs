@@ -20,13 +20,17 @@ pub enum SourceId {
     HostLocal,
     /// The container runtime over its CRI socket.
     Cri,
+    /// Rules that translate source addresses or make NodePorts: iptables and nftables.
+    Rules,
+    /// Services in tables of their own: IPVS, Cilium's map.
+    Services,
     /// What machine this is: name, kernel, cloud.
     Platform,
 }
 
 impl SourceId {
     /// All of them, in the order they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Platform,
         Self::Tcp,
         Self::Conntrack,
@@ -35,6 +39,8 @@ impl SourceId {
         Self::Namespaces,
         Self::HostLocal,
         Self::Cri,
+        Self::Rules,
+        Self::Services,
     ];
 
     /// The name in JSON, metrics and tables.
@@ -47,6 +53,8 @@ impl SourceId {
             Self::Namespaces => "namespaces",
             Self::HostLocal => "host-local",
             Self::Cri => "cri",
+            Self::Rules => "rules",
+            Self::Services => "services",
             Self::Platform => "platform",
         }
     }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::Protocol;
+use crate::observe::{PortChoice, RulePlace, ServiceProxy, SourceNatKind};
 use crate::ports::PortRange;
 
 /// Port ranges that collide.
@@ -9,16 +11,44 @@ use crate::ports::PortRange;
 pub struct OverlapReport {
     /// The NodePort range this is about.
     pub node_port_range: PortRange,
+    /// Where that range comes from.
+    #[serde(default)]
+    pub node_port_basis: NodePortBasis,
     /// Ephemeral ranges per network namespace.
     pub ephemeral: Vec<EphemeralReport>,
-    /// Masquerade rules and the share of connections they put into the range.
-    pub masquerade: Vec<serde_json::Value>,
-    /// NodePorts that are allocated.
-    pub nodeports: Vec<serde_json::Value>,
+    /// Rules that translate source addresses, and the share of connections each puts onto NodePorts.
+    pub masquerade: Vec<MasqueradeReport>,
+    /// Rules that are not listed.
+    #[serde(default)]
+    pub masquerade_omitted: u64,
+    /// The same, for rules that divide connections among themselves, taken together; largest share first.
+    #[serde(default)]
+    pub shares: Vec<ShareReport>,
+    /// What makes Services reachable at this node.
+    #[serde(default)]
+    pub proxies: Vec<ProxyReport>,
+    /// NodePorts that are allocated, by protocol and port.
+    pub nodeports: Vec<NodePortReport>,
+    /// How many there are; absent if no source could tell.
+    #[serde(default)]
+    pub nodeports_total: Option<u64>,
     /// Live collisions.
     pub live: LiveOverlap,
     /// What was not looked at, and why.
     pub not_observed: Vec<String>,
+}
+
+/// Where the NodePort range comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodePortBasis {
+    /// The user gave it.
+    Configured,
+    /// It is what Kubernetes uses unless told otherwise.
+    #[default]
+    Default,
+    /// That default, widened to the NodePorts that were seen outside of it.
+    Observed,
 }
 
 /// Source ports of one or more network namespaces with the same settings.
@@ -36,8 +66,137 @@ pub struct EphemeralReport {
     pub overlap: Vec<PortRange>,
     /// How many ports that is.
     pub overlap_ports: Option<u32>,
+    /// The value of `ip_local_reserved_ports` that ends the overlap and keeps what is reserved; absent if there is none.
+    #[serde(default)]
+    pub reserve: Option<String>,
     /// Why it is not known.
     pub why: Option<String>,
+}
+
+/// A rule that translates source addresses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MasqueradeReport {
+    /// Where it stands.
+    #[serde(flatten)]
+    pub place: RulePlace,
+    /// The chains through which a packet comes to it, its own last; empty: none leads there, it does nothing.
+    pub path: Vec<String>,
+    /// Who made it, as far as chains and comments tell.
+    pub owner: RuleOwner,
+    /// What it does, in the words of `iptables`.
+    pub action: String,
+    /// From where the new address comes.
+    pub kind: SourceNatKind,
+    /// The only protocol it applies to, if it is only one.
+    pub protocol: Option<Protocol>,
+    /// What else a packet must be.
+    pub conditions: Vec<String>,
+    /// Packets that earlier rules take out.
+    pub exceptions: Vec<String>,
+    /// The ports it is limited to.
+    pub ports: Option<PortRange>,
+    /// How it chooses the new source port.
+    pub choice: PortChoice,
+    /// The part of the packets it takes by chance; 1 if all.
+    pub probability: f64,
+    /// Of the connections it translates, the share whose new source port is in the NodePort range.
+    pub share: Option<f64>,
+    /// Of the connections it translates, the share whose new source port is an allocated NodePort.
+    pub share_allocated: Option<f64>,
+    /// What these shares rest on, or why they are not known.
+    pub share_why: String,
+    /// Comments at the rule and on the way to it.
+    pub comments: Vec<String>,
+    /// Parts that are not understood.
+    pub unclear: Vec<String>,
+}
+
+/// Who made a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleOwner {
+    /// ip-masq-agent (also GKE's and AKS's).
+    IpMasqAgent,
+    /// kube-proxy.
+    KubeProxy,
+    /// Cilium.
+    Cilium,
+    /// A CNI plugin: ptp, bridge, portmap.
+    Cni,
+    /// Amazon's VPC CNI.
+    AwsVpcCni,
+    /// Calico.
+    Calico,
+    /// Flannel.
+    Flannel,
+    /// Docker.
+    Docker,
+    /// libvirt.
+    Libvirt,
+    /// Somebody else.
+    Other,
+}
+
+impl RuleOwner {
+    /// The name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IpMasqAgent => "ip-masq-agent",
+            Self::KubeProxy => "kube-proxy",
+            Self::Cilium => "Cilium",
+            Self::Cni => "CNI plugin",
+            Self::AwsVpcCni => "AWS VPC CNI",
+            Self::Calico => "Calico",
+            Self::Flannel => "Flannel",
+            Self::Docker => "Docker",
+            Self::Libvirt => "libvirt",
+            Self::Other => "somebody",
+        }
+    }
+}
+
+/// Rules of one chain that translate the same connections, taken together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShareReport {
+    /// Where the first of them stands.
+    #[serde(flatten)]
+    pub place: RulePlace,
+    /// Who made them.
+    pub owner: RuleOwner,
+    /// For which protocol this is.
+    pub protocol: Protocol,
+    /// How many rules.
+    pub rules: u32,
+    /// Of the connections they translate, the share whose new source port is in the NodePort range; absent if not known.
+    pub share: Option<f64>,
+    /// Likewise, the share whose new source port is an allocated NodePort.
+    pub share_allocated: Option<f64>,
+    /// What this rests on, or why it is not known.
+    pub why: String,
+}
+
+/// Something that makes Services reachable at this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyReport {
+    /// Which.
+    pub proxy: ServiceProxy,
+    /// Whether an answer to a source port that is an allocated NodePort gets lost.
+    pub harmful: bool,
+    /// Why, or why not.
+    pub why: String,
+}
+
+/// An allocated NodePort.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePortReport {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// Its Service, where that is written down.
+    pub service: Option<String>,
+    /// Who serves it; empty if it is known from the user only.
+    pub proxies: Vec<ServiceProxy>,
 }
 
 /// Flows whose source port on leaving the node is inside the NodePort range, as conntrack shows them.

@@ -1,8 +1,15 @@
 //! Source ports and NodePorts.
 
-use headroom_core::report::Report;
+use std::collections::BTreeSet;
+
+use headroom_core::report::{NodePortBasis, OverlapReport, Report, ShareReport};
 
 use super::{Width, heading};
+
+/// Rows about translating rules at most.
+const MAX_RULES: usize = 8;
+/// NodePorts named at most.
+const MAX_NODE_PORTS: usize = 6;
 
 pub(super) fn ports(out: &mut String, report: &Report, width: Width) {
     heading(out, "Source ports and NodePorts", width);
@@ -30,6 +37,8 @@ pub(super) fn ports(out: &mut String, report: &Report, width: Width) {
     if overlap.ephemeral.len() > 8 {
         width.wrap(out, "  ", "    ", &format!("and {} more settings", overlap.ephemeral.len() - 8));
     }
+    rules(out, overlap, width);
+    node_ports(out, overlap, width);
     if let (Some(translated), Some(inside)) = (overlap.live.translated, overlap.live.in_node_port_range) {
         let text = format!("{inside} of {translated} translated flows leave the node with a NodePort as source port");
         width.wrap(out, "  live: ", "    ", &text);
@@ -37,4 +46,101 @@ pub(super) fn ports(out: &mut String, report: &Report, width: Width) {
     for missing in &overlap.not_observed {
         width.wrap(out, "  not observed: ", "    ", missing);
     }
+}
+
+/// Rules of one maker that give away the same shares.
+struct Row {
+    maker: String,
+    to_range: String,
+    to_allocated: String,
+    protocols: BTreeSet<String>,
+    families: BTreeSet<&'static str>,
+    rules: u32,
+}
+
+/// Who translates, and how much of it lands on NodePorts: rows that say the same about a maker's rules are one.
+fn rules(out: &mut String, overlap: &OverlapReport, width: Width) {
+    let mut rows: Vec<Row> = Vec::new();
+    for share in &overlap.shares {
+        let of = |share: Option<f64>| share.map_or_else(|| "?".to_owned(), percent);
+        let (maker, to_range, to_allocated) = (maker(share), of(share.share), of(share.share_allocated));
+        let same =
+            |row: &&mut Row| (&row.maker, &row.to_range, &row.to_allocated) == (&maker, &to_range, &to_allocated);
+        if let Some(row) = rows.iter_mut().find(same) {
+            row.protocols.insert(share.protocol.to_string());
+            row.families.insert(share.place.family.name());
+            row.rules = row.rules.max(share.rules);
+        } else {
+            let protocols = BTreeSet::from([share.protocol.to_string()]);
+            let families = BTreeSet::from([share.place.family.name()]);
+            rows.push(Row { maker, to_range, to_allocated, protocols, families, rules: share.rules });
+        }
+    }
+    if rows.is_empty() {
+        return;
+    }
+    let more = rows.len().saturating_sub(MAX_RULES);
+    let cells = rows.into_iter().take(MAX_RULES).map(|row| {
+        let families = row.families.into_iter().collect::<Vec<_>>().join(",");
+        let protocols = row.protocols.into_iter().collect::<Vec<_>>().join(",");
+        vec![row.maker, format!("{families} {protocols}"), row.rules.to_string(), row.to_range, row.to_allocated]
+    });
+    out.push('\n');
+    out.push_str(&width.grid(&["TRANSLATED BY", "FOR", "RULES", "TO THE RANGE", "TO ALLOCATED"], &[2, 3, 4], cells));
+    if more > 0 {
+        width.wrap(out, "  ", "    ", &format!("and {more} more (-o json has all)"));
+    }
+    let unclear = overlap.masquerade.iter().filter(|row| !row.unclear.is_empty());
+    for row in unclear.take(3) {
+        let place = format!(
+            "{} {} {} rule {}",
+            row.place.backend.name(),
+            row.place.family.name(),
+            row.place.chain,
+            row.place.position
+        );
+        width.wrap(out, "  not understood: ", "    ", &format!("{place}: {}", row.unclear.join("; ")));
+    }
+    out.push('\n');
+}
+
+fn maker(share: &ShareReport) -> String {
+    // Plugins make chains with names of their own for each pod.
+    let chain = if share.place.chain.starts_with("CNI-") { "CNI-…" } else { share.place.chain.as_str() };
+    format!("{} ({chain})", share.owner.name())
+}
+
+fn node_ports(out: &mut String, overlap: &OverlapReport, width: Width) {
+    let proxies: Vec<&str> = overlap.proxies.iter().map(|row| row.proxy.title()).collect();
+    let by = if proxies.is_empty() { "no proxy for Services seen".to_owned() } else { proxies.join(", ") };
+    let basis = match overlap.node_port_basis {
+        NodePortBasis::Configured | NodePortBasis::Default => "",
+        NodePortBasis::Observed => ", as seen",
+    };
+    let range = format!("in {}{basis}", overlap.node_port_range);
+    let named: Vec<String> = overlap
+        .nodeports
+        .iter()
+        .take(MAX_NODE_PORTS)
+        .map(|row| {
+            let service = row.service.as_ref().map(|service| format!(" {service}")).unwrap_or_default();
+            format!("{}/{}{service}", row.port, row.protocol)
+        })
+        .collect();
+    let text = match overlap.nodeports_total {
+        Some(0) => format!("none allocated {range}; {by}"),
+        Some(total) => {
+            let more = if overlap.nodeports.len() > MAX_NODE_PORTS { ", …" } else { "" };
+            format!("{total} allocated {range} by {by}: {}{more}", named.join(", "))
+        }
+        None if named.is_empty() => format!("which are allocated {range} is not known; {by}"),
+        None => format!("not all are known that are allocated {range}; {by}: {}", named.join(", ")),
+    };
+    width.wrap(out, "  NodePorts: ", "    ", &text);
+}
+
+/// With as many digits as it takes to see it.
+fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent >= 0.1 || percent <= 0.0 { format!("{percent:.2} %") } else { format!("{percent:.4} %") }
 }

@@ -62,6 +62,13 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
             SourceId::Cri => {
                 ("pods have no names here and verdicts on reservations stay undetermined".to_owned(), Severity::Unknown)
             }
+            SourceId::Rules => {
+                ("which share of translated connections lands on NodePorts stays unknown".to_owned(), Severity::Unknown)
+            }
+            SourceId::Services => (
+                "which NodePorts are allocated, and whether a collision does harm, stays unknown".to_owned(),
+                Severity::Unknown,
+            ),
             SourceId::Platform => ("the cloud is not recognised".to_owned(), Severity::Info),
         };
         findings.push(Finding {
@@ -103,6 +110,8 @@ fn cut_short(view: &View<'_>, source: SourceId) -> bool {
         SourceId::Tcp => Snapshot::TcpCounters,
         SourceId::Conntrack => Snapshot::Conntrack,
         SourceId::Sockets => Snapshot::Sockets,
+        SourceId::Rules => Snapshot::Rules,
+        SourceId::Services => Snapshot::Services,
         SourceId::ConntrackUse | SourceId::Platform => return false,
     };
     view.ledger.bracket(snapshot).is_some_and(|bracket| bracket.outcome != Outcome::Complete)

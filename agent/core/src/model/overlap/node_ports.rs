@@ -1,0 +1,140 @@
+//! Which NodePorts are allocated, by whom, and whether a collision with one does harm.
+
+use std::collections::BTreeMap;
+
+use crate::flow::Protocol;
+use crate::ledger::Ledger;
+use crate::model::policy::Policy;
+use crate::observe::{NodePort, ServiceProxy, SourceId};
+use crate::ports::PortRange;
+use crate::report::{NodePortBasis, NodePortReport, ProxyReport};
+
+/// NodePorts listed in a report at most.
+const MAX_LISTED: usize = 1024;
+
+/// An allocated NodePort.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allocation<'a> {
+    /// Its Service, where that is written down.
+    pub service: Option<&'a str>,
+    /// Who serves it; empty if it is known from the user only.
+    pub proxies: Vec<ServiceProxy>,
+}
+
+/// The NodePorts that are allocated: those of rules and tables, and those the user named.
+#[derive(Debug, Default)]
+pub struct AllocatedNodePorts<'a> {
+    ports: BTreeMap<(Protocol, u16), Allocation<'a>>,
+    proxies: Vec<ServiceProxy>,
+    known: bool,
+}
+
+impl ServiceProxy {
+    /// Whether a reply to a connection of this node whose source port is an allocated NodePort gets lost, and why.
+    pub fn steals_replies(self) -> (bool, &'static str) {
+        match self {
+            Self::Cilium => (
+                true,
+                "its eBPF program looks Services up by address and port when a packet enters the node, before conntrack \
+                 could translate it back: a reply to a source port that is an allocated NodePort is sent to that Service",
+            ),
+            Self::Ipvs => (
+                true,
+                "IPVS takes a packet to an address of the node for a new connection to the Service of that port, SYN-ACKs \
+                 included: a reply to the node's own connections (to Services, too) may go to the wrong Service; replies \
+                 to what it forwards for pods have been translated back by then",
+            ),
+            Self::Iptables | Self::Nftables => (
+                false,
+                "its rules are asked for the first packet of a connection only: a reply belongs to a connection that \
+                 conntrack knows, and is translated back without a look at NodePorts",
+            ),
+        }
+    }
+}
+
+impl<'a> AllocatedNodePorts<'a> {
+    /// All that is known of them.
+    pub fn of(ledger: &'a Ledger, policy: &Policy) -> Self {
+        let mut ports: BTreeMap<(Protocol, u16), Allocation<'a>> = BTreeMap::new();
+        let observed = ledger.rules().node_ports().chain(ledger.services().node_ports());
+        for NodePort { proxy, protocol, port, service } in observed {
+            let allocation = ports.entry((*protocol, *port)).or_default();
+            allocation.service = allocation.service.or(service.as_deref());
+            if !allocation.proxies.contains(proxy) {
+                allocation.proxies.push(*proxy);
+            }
+        }
+        for (protocol, port) in &policy.allocated_node_ports {
+            ports.entry((*protocol, *port)).or_default();
+        }
+        let seen = ledger.rules().proxies().chain(ledger.services().proxies()).chain(policy.service_proxy);
+        let mut proxies: Vec<ServiceProxy> = seen.collect();
+        proxies.sort_unstable();
+        proxies.dedup();
+        let known = !policy.allocated_node_ports.is_empty()
+            || [SourceId::Rules, SourceId::Services].into_iter().all(|source| ledger.has_read(source));
+        Self { ports, proxies, known }
+    }
+
+    /// The NodePort, if it is allocated.
+    pub fn get(&self, protocol: Protocol, port: u16) -> Option<&Allocation<'a>> {
+        self.ports.get(&(protocol, port))
+    }
+
+    /// All of a protocol, each as a range of one.
+    pub fn of_protocol(&self, protocol: Protocol) -> impl Iterator<Item = PortRange> + '_ {
+        let ports = self.ports.range((protocol, 0)..=(protocol, u16::MAX));
+        ports.filter_map(|((_, port), _)| PortRange::new(*port, *port))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// Whether every source that could show one was read: only then does none mean none.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// What makes Services reachable here; empty if nothing was recognised.
+    pub fn proxies(&self) -> &[ServiceProxy] {
+        &self.proxies
+    }
+
+    /// The proxy with which a collision does harm, if there is one.
+    pub fn harmful(&self) -> Option<ServiceProxy> {
+        self.proxies.iter().copied().find(|proxy| proxy.steals_replies().0)
+    }
+
+    /// The NodePort range: as configured, or the default, widened to what was seen outside of it.
+    pub fn range(&self, policy: &Policy) -> (PortRange, NodePortBasis) {
+        let range = policy.node_ports;
+        if policy.node_ports_given {
+            return (range, NodePortBasis::Configured);
+        }
+        let (first, last) = self
+            .ports
+            .keys()
+            .fold((range.first(), range.last()), |(first, last), (_, port)| (first.min(*port), last.max(*port)));
+        match PortRange::new(first, last).filter(|seen| *seen != range) {
+            Some(seen) => (seen, NodePortBasis::Observed),
+            None => (range, NodePortBasis::Default),
+        }
+    }
+
+    pub(super) fn report(&self) -> (Vec<ProxyReport>, Vec<NodePortReport>) {
+        let proxies = self.proxies.iter().map(|proxy| {
+            let (harmful, why) = proxy.steals_replies();
+            ProxyReport { proxy: *proxy, harmful, why: why.to_owned() }
+        });
+        let ports = self.ports.iter().take(MAX_LISTED).map(|((protocol, port), allocation)| NodePortReport {
+            protocol: *protocol,
+            port: *port,
+            service: allocation.service.map(str::to_owned),
+            proxies: allocation.proxies.clone(),
+        });
+        (proxies.collect(), ports.collect())
+    }
+}

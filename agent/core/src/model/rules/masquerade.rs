@@ -1,0 +1,181 @@
+//! Rules on masquerading that gives connections the ports of NodePorts.
+
+use std::collections::BTreeMap;
+
+use super::overlap::harm;
+use crate::findings::{Evidence, Finding, FindingId, Severity};
+use crate::model::View;
+use crate::observe::{PortChoice, ServiceProxy, SourceId};
+use crate::ports::PortRange;
+use crate::report::{MasqueradeReport, OverlapReport, Report, RuleOwner, ShareReport};
+
+/// Findings at most: chains differ per pod with some plugins.
+const MAX_FINDINGS: usize = 10;
+
+/// Who made rules, and in which chain; chains that a plugin makes for each pod count as one.
+type Maker<'a> = (RuleOwner, &'a str);
+
+/// Masquerading that puts connections on NodePorts: one finding for each maker of rules.
+pub(super) fn masquerade(_view: &View<'_>, report: &Report) -> Vec<Finding> {
+    let overlap = &report.overlap;
+    let mut makers: BTreeMap<Maker<'_>, Vec<&ShareReport>> = BTreeMap::new();
+    for share in overlap.shares.iter().filter(|row| row.share.is_some_and(|share| share > 0.0)) {
+        let chain = if share.owner == RuleOwner::Cni { "" } else { share.place.chain.as_str() };
+        makers.entry((share.owner, chain)).or_default().push(share);
+    }
+    makers.into_iter().take(MAX_FINDINGS).map(|(maker, shares)| finding(maker, &shares, overlap)).collect()
+}
+
+fn finding((owner, chain): Maker<'_>, shares: &[&ShareReport], overlap: &OverlapReport) -> Finding {
+    let largest = |of: fn(&ShareReport) -> Option<f64>| shares.iter().filter_map(|row| of(row)).fold(0.0, f64::max);
+    let (share, allocated) = (largest(|row| row.share), largest(|row| row.share_allocated));
+    let allocated_known = shares.iter().all(|row| row.share_allocated.is_some());
+    let harmful = overlap.proxies.iter().any(|proxy| proxy.harmful);
+    let rules: Vec<&MasqueradeReport> =
+        overlap.masquerade.iter().filter(|row| shares.iter().any(|share| belongs(row, share))).collect();
+    let node_ports = overlap.node_port_range;
+    let title = match (allocated_known, allocated > 0.0) {
+        (true, true) => format!(
+            "{} of the connections that {} translates get an allocated NodePort as source port (one in {:.0}), {} one of {node_ports}",
+            percent(allocated),
+            owner.name(),
+            1.0 / allocated,
+            percent(share)
+        ),
+        (true, false) => format!(
+            "{} of the connections that {} translates get a source port of the NodePorts {node_ports}, none of which is allocated that they could get",
+            percent(share),
+            owner.name()
+        ),
+        (false, _) => format!(
+            "{} of the connections that {} translates get a source port of the NodePorts {node_ports}; which are allocated is not known",
+            percent(share),
+            owner.name()
+        ),
+    };
+    let mut evidence: Vec<Evidence> =
+        rules.iter().take(3).map(|row| Evidence::seen(SourceId::Rules, rule(row))).collect();
+    if rules.len() > 3 {
+        evidence.push(Evidence::seen(SourceId::Rules, format!("and {} more rules like these", rules.len() - 3)));
+    }
+    evidence.extend(shares.iter().take(2).map(|row| {
+        let of_range = row.share.map_or_else(|| "?".to_owned(), percent);
+        let of_allocated = row.share_allocated.map_or_else(|| "?".to_owned(), percent);
+        let family = row.place.family.name();
+        let said = format!("{}/{family}: {of_range} in the range, {of_allocated} allocated: {}", row.protocol, row.why);
+        Evidence::seen(SourceId::Rules, said)
+    }));
+    evidence.extend(harm(overlap));
+    let remedy = remedy(owner, &rules, overlap);
+    let bites = harmful && (allocated > 0.0 || !allocated_known);
+    Finding {
+        id: FindingId::MasqueradeOverlapsNodeport,
+        severity: if bites { Severity::Warning } else { Severity::Info },
+        title,
+        subject: if chain.is_empty() { owner.name().to_owned() } else { format!("{} ({chain})", owner.name()) },
+        evidence,
+        remedy,
+    }
+}
+
+fn belongs(row: &MasqueradeReport, share: &ShareReport) -> bool {
+    let (rule, first) = (&row.place, &share.place);
+    (rule.backend, rule.family, &rule.table, &rule.chain) == (first.backend, first.family, &first.table, &first.chain)
+        && rule.position >= first.position
+        && row.share.is_some_and(|share| share > 0.0)
+}
+
+/// Where a rule stands, to whom it applies and what it does.
+fn rule(row: &MasqueradeReport) -> String {
+    let place = &row.place;
+    let protocol = row.protocol.map(|protocol| format!(" -p {protocol}")).unwrap_or_default();
+    let conditions: String = row.conditions.iter().map(|condition| format!(" {condition}")).collect();
+    let chance = if row.probability < 1.0 { format!(" by a chance of {:.4}", row.probability) } else { String::new() };
+    let except = match row.exceptions.as_slice() {
+        [] => String::new(),
+        some => {
+            let more = if some.len() > 4 { format!(" and {} more", some.len() - 4) } else { String::new() };
+            format!(", but for {}{more}", some.iter().take(4).cloned().collect::<Vec<_>>().join("; "))
+        }
+    };
+    format!(
+        "{} {} {} rule {}:{protocol}{conditions}{chance} {}{except}",
+        place.backend.name(),
+        place.family.name(),
+        place.chain,
+        place.position,
+        row.action
+    )
+}
+
+/// What to change, so that no connection gets a NodePort.
+fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport) -> String {
+    let beside = beside(overlap.node_port_range);
+    let list = beside.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let drawn = rules.iter().any(|row| row.choice != PortChoice::Keep);
+    let limited = rules.iter().any(|row| row.ports.is_some());
+    if !drawn && !limited {
+        return format!(
+            "keep the pods' net.ipv4.ip_local_port_range apart from {} (see ephemeral-overlaps-nodeport), or limit the \
+             rule: {}",
+            overlap.node_port_range,
+            own_rules(&beside)
+        );
+    }
+    match owner {
+        RuleOwner::IpMasqAgent if limited => format!("set `--to-ports={list}` in the arguments of ip-masq-agent"),
+        RuleOwner::IpMasqAgent => format!(
+            "set `--to-ports={list}` in the arguments of ip-masq-agent (2.12 or later), or `--random-fully=false` (2.11 or \
+             later): it then keeps the pods' ports, and two pods that take the same one at the same moment may lose a packet"
+        ),
+        RuleOwner::KubeProxy => {
+            let mode = if overlap.proxies.iter().any(|row| row.proxy == ServiceProxy::Ipvs) {
+                "change kube-proxy from ipvs to iptables or nftables mode, in which a collision does no harm"
+            } else {
+                "nothing to do in iptables and nftables mode"
+            };
+            format!("kube-proxy always draws from all ports and cannot be limited: {mode}")
+        }
+        RuleOwner::Cilium => {
+            "let Cilium masquerade in eBPF (`bpf.masquerade=true`), which draws above the NodePorts, or set \
+                              `iptablesRandomFully=false`"
+                .to_owned()
+        }
+        RuleOwner::AwsVpcCni => "set AWS_VPC_K8S_CNI_RANDOMIZESNAT=none for aws-node: ports are then kept".to_owned(),
+        RuleOwner::Cni => format!(
+            "set `ipMasq: false` in the CNI configuration and let ip-masq-agent 2.12 or later masquerade with \
+             `--to-ports={list}`"
+        ),
+        RuleOwner::Calico | RuleOwner::Flannel | RuleOwner::Docker | RuleOwner::Libvirt | RuleOwner::Other => {
+            format!("limit the rule to other ports: {}", own_rules(&beside))
+        }
+    }
+}
+
+/// The ports that may be drawn, without the NodePorts.
+fn beside(node_ports: PortRange) -> Vec<PortRange> {
+    let below = node_ports.first().checked_sub(1).and_then(|last| PortRange::new(1024, last));
+    let above = node_ports.last().checked_add(1).and_then(|first| PortRange::new(first, u16::MAX));
+    below.into_iter().chain(above).collect()
+}
+
+/// Rules to write instead of one without ports: both ranges in the right proportion, or the only one there is.
+fn own_rules(beside: &[PortRange]) -> String {
+    match beside {
+        [below, above] => {
+            let chance = f64::from(below.count()) / f64::from(below.count() + above.count());
+            format!(
+                "for each of tcp and udp `-m statistic --mode random --probability {chance:.4} -j MASQUERADE --to-ports {below} \
+                 --random-fully`, followed by `-j MASQUERADE --to-ports {above} --random-fully`"
+            )
+        }
+        [only] => format!("`-j MASQUERADE --to-ports {only} --random-fully` for each of tcp and udp"),
+        _ => "there is no port beside the NodePorts".to_owned(),
+    }
+}
+
+/// A share in per cent, with as many digits as it takes to see it.
+fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent >= 0.1 || percent <= 0.0 { format!("{percent:.2} %") } else { format!("{percent:.4} %") }
+}

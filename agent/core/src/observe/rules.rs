@@ -1,0 +1,180 @@
+//! Facts of packet rules and Services: which rules translate source addresses, and which NodePorts are allocated.
+
+use serde::{Deserialize, Serialize};
+
+use crate::flow::Protocol;
+use crate::known::Known;
+use crate::ports::PortRange;
+
+/// Through which of the kernel's interfaces a rule was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleBackend {
+    /// `x_tables` (`iptables-legacy`).
+    IptablesLegacy,
+    /// `nf_tables`, in a table laid out like those of `iptables-nft`.
+    IptablesNft,
+    /// `nf_tables`, any other table.
+    Nftables,
+}
+
+impl RuleBackend {
+    /// The name in JSON and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IptablesLegacy => "iptables-legacy",
+            Self::IptablesNft => "iptables-nft",
+            Self::Nftables => "nftables",
+        }
+    }
+}
+
+/// Whose packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleFamily {
+    /// IPv4.
+    Ip,
+    /// IPv6.
+    Ip6,
+    /// Both.
+    Inet,
+}
+
+impl RuleFamily {
+    /// The name that `nft` uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Inet => "inet",
+        }
+    }
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RulePlace {
+    /// The interface it was made through.
+    pub backend: RuleBackend,
+    /// Whose packets its table sees.
+    pub family: RuleFamily,
+    /// Its table: `nat` with iptables.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+    /// Its place in the chain, the first being 1.
+    pub position: u32,
+}
+
+/// A rule that translates source addresses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceNatRule {
+    /// Where it stands.
+    pub place: RulePlace,
+    /// The chains through which a packet comes to it, from the one at the hook to its own; empty: none leads there, it does
+    /// nothing.
+    pub path: Vec<String>,
+    /// The only protocol it applies to, if it is only one.
+    pub protocol: Option<Protocol>,
+    /// What else a packet must be, in the words of `iptables`: conditions of the rule and of the jumps to it.
+    pub conditions: Vec<String>,
+    /// Packets that earlier rules of these chains take out before they come here.
+    pub exceptions: Vec<String>,
+    /// Of the packets that come here and fulfil the conditions, the part that the rule takes by chance; 1 if all.
+    pub probability: f64,
+    /// What it does.
+    pub target: SourceNat,
+    /// Comments at the rule and at the jumps to it.
+    pub comments: Vec<String>,
+    /// Parts that are not understood; whether a packet comes here depends on them.
+    pub unclear: Vec<String>,
+}
+
+/// How a rule translates source addresses and ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceNat {
+    /// From where the address comes.
+    pub kind: SourceNatKind,
+    /// The addresses, as written; none with MASQUERADE.
+    pub addresses: Option<String>,
+    /// The ports it is limited to. Absent: not limited.
+    pub ports: Known<PortRange>,
+    /// How it chooses among them.
+    pub choice: PortChoice,
+    /// `persistent`: the same client gets the same address.
+    pub persistent: bool,
+}
+
+/// From where the new source address comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceNatKind {
+    /// From the interface.
+    Masquerade,
+    /// From the rule.
+    Snat,
+    /// Prefix for prefix.
+    Netmap,
+}
+
+/// How the kernel chooses the new source port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortChoice {
+    /// It keeps the port, unless it is taken or outside of the given ones.
+    Keep,
+    /// `--random`: a new port for every connection. (Up to Linux 4.x from a hash; the same for what is asked here.)
+    Random,
+    /// `--random-fully`: a new port for every connection.
+    RandomFully,
+}
+
+/// What makes Services reachable at the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceProxy {
+    /// kube-proxy with iptables (either backend).
+    Iptables,
+    /// kube-proxy with nftables.
+    Nftables,
+    /// kube-proxy with IPVS.
+    Ipvs,
+    /// Cilium's eBPF programs (GKE: Dataplane V2).
+    Cilium,
+}
+
+impl ServiceProxy {
+    /// The name in JSON and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::Ipvs => "ipvs",
+            Self::Cilium => "cilium",
+        }
+    }
+
+    /// How people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Iptables => "kube-proxy (iptables)",
+            Self::Nftables => "kube-proxy (nftables)",
+            Self::Ipvs => "kube-proxy (ipvs)",
+            Self::Cilium => "Cilium (Dataplane V2)",
+        }
+    }
+}
+
+/// A NodePort that is allocated.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodePort {
+    /// Who serves it.
+    pub proxy: ServiceProxy,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// Namespace, name and port name of its Service, where the proxy writes them down.
+    pub service: Option<String>,
+}

@@ -1,0 +1,310 @@
+//! Source ports and NodePorts: what rules make of connections, and what a proxy makes of that.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use headroom_core::findings::{Finding, FindingId, Severity};
+use headroom_core::flow::Protocol;
+use headroom_core::ids::NetnsInode;
+use headroom_core::known::{Known, Why};
+use headroom_core::ledger::{Ledger, LedgerLimits};
+use headroom_core::model::overlap::AllocatedNodePorts;
+use headroom_core::model::policy::Policy;
+use headroom_core::model::{Memory, evaluate};
+use headroom_core::observe::{
+    CoverageDetail, Fact, Namespace, NodePort, Observation, Outcome, PortChoice, RuleBackend, RuleFamily, RulePlace,
+    ServiceProxy, Snapshot, SourceId, SourceNat, SourceNatKind, SourceNatRule,
+};
+use headroom_core::ports::{PortRange, PortSettings, parse_reserved_ports};
+use headroom_core::report::{NodePortBasis, Report, RuleOwner};
+use headroom_core::time::{NodeTime, Now, WallTime};
+
+const RANDOM: PortChoice = PortChoice::RandomFully;
+
+fn range(text: &str) -> PortRange {
+    text.parse().unwrap()
+}
+
+/// A MASQUERADE rule in `IP-MASQ`, the chain of ip-masq-agent.
+fn rule(
+    position: u32,
+    protocol: Option<Protocol>,
+    ports: Option<&str>,
+    choice: PortChoice,
+    chance: f64,
+) -> SourceNatRule {
+    SourceNatRule {
+        place: RulePlace {
+            backend: RuleBackend::IptablesNft,
+            family: RuleFamily::Ip,
+            table: "nat".to_owned(),
+            chain: "IP-MASQ".to_owned(),
+            position,
+        },
+        path: vec!["POSTROUTING".to_owned()],
+        protocol,
+        conditions: vec!["! --dst-type LOCAL".to_owned()],
+        exceptions: vec!["-d 10.0.0.0/8".to_owned()],
+        probability: chance,
+        target: SourceNat {
+            kind: SourceNatKind::Masquerade,
+            addresses: None,
+            ports: ports.map_or(Known::Absent, |ports| Known::Present(range(ports))),
+            choice,
+            persistent: false,
+        },
+        comments: Vec::new(),
+        unclear: Vec::new(),
+    }
+}
+
+fn node_port(proxy: ServiceProxy, port: u16) -> NodePort {
+    NodePort { proxy, protocol: Protocol::TCP, port, service: Some(format!("shop/web-{port}:http")) }
+}
+
+fn namespace(host: bool, ephemeral: &str, reserved: &str) -> Fact {
+    Fact::Namespace(Namespace {
+        inode: NetnsInode(if host { 1 } else { 2 }),
+        host,
+        pid: None,
+        addresses: Known::Absent,
+        ports: Known::Present(PortSettings {
+            ephemeral: range(ephemeral),
+            reserved: parse_reserved_ports(reserved).unwrap(),
+        }),
+    })
+}
+
+/// A node; every source works.
+struct Node {
+    rules: Vec<SourceNatRule>,
+    node_ports: Vec<NodePort>,
+    namespaces: Vec<Fact>,
+    policy: Policy,
+}
+
+impl Node {
+    fn with(rules: Vec<SourceNatRule>, node_ports: Vec<NodePort>) -> Self {
+        let namespaces = vec![namespace(true, "32768-60999", ""), namespace(false, "32768-60999", "")];
+        Self { rules, node_ports, namespaces, policy: Policy::default() }
+    }
+
+    fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        let mut apply = |source, fact| ledger.apply(Observation { at: NodeTime::from_secs(1), source, fact });
+        let works = || Fact::Coverage(Known::Present(CoverageDetail { how: String::new(), degraded: None }));
+        let end = |snapshot| Fact::End { snapshot, outcome: Outcome::Complete };
+        apply(SourceId::Rules, Fact::Begin(Snapshot::Rules));
+        self.rules.iter().for_each(|rule| apply(SourceId::Rules, Fact::SourceNat(rule.clone())));
+        apply(SourceId::Rules, end(Snapshot::Rules));
+        apply(SourceId::Services, Fact::Begin(Snapshot::Services));
+        for port in &self.node_ports {
+            apply(SourceId::Services, Fact::ServiceProxy(port.proxy));
+            apply(SourceId::Services, Fact::NodePort(port.clone()));
+        }
+        apply(SourceId::Services, end(Snapshot::Services));
+        apply(SourceId::Namespaces, Fact::Begin(Snapshot::Namespaces));
+        self.namespaces.iter().for_each(|fact| apply(SourceId::Namespaces, fact.clone()));
+        apply(SourceId::Namespaces, end(Snapshot::Namespaces));
+        for source in [SourceId::Rules, SourceId::Services, SourceId::Namespaces] {
+            apply(source, works());
+        }
+        ledger
+    }
+
+    fn report(&self) -> Report {
+        let now = Now { node: NodeTime::from_secs(2), wall: WallTime::from_secs(1_700_000_000) };
+        evaluate(&self.ledger(), &mut Memory::default(), &self.policy, now)
+    }
+
+    fn findings(&self, id: FindingId) -> Vec<Finding> {
+        self.report().findings.into_iter().filter(|finding| finding.id == id).collect()
+    }
+
+    fn masquerade(&self) -> Finding {
+        self.findings(FindingId::MasqueradeOverlapsNodeport).remove(0)
+    }
+}
+
+/// Of the connections of a protocol, the shares in the range and on allocated NodePorts.
+fn shares(report: &Report, protocol: Protocol) -> (Option<f64>, Option<f64>) {
+    let row = report.overlap.shares.iter().find(|row| row.protocol == protocol).unwrap();
+    (row.share, row.share_allocated)
+}
+
+#[track_caller]
+fn assert_near(found: Option<f64>, expected: f64) {
+    assert!(found.is_some_and(|found| (found - expected).abs() < 1e-9), "{found:?}, not {expected}");
+}
+
+/// Exercises the chance of a random port. The kernel takes 16 random bits modulo 64,512: 1024-2047 come up twice, the
+/// NodePorts once in 65,536 draws each.
+#[test]
+fn one_in_24_connections_lands_in_the_range_when_ports_are_random() {
+    let ports = vec![node_port(ServiceProxy::Cilium, 30_080), node_port(ServiceProxy::Cilium, 31_000)];
+    let node = Node::with(vec![rule(9, None, None, RANDOM, 1.0)], ports);
+    let (of_range, of_allocated) = shares(&node.report(), Protocol::TCP);
+    assert_near(of_range, 2768.0 / 65_536.0);
+    assert_near(of_allocated, 2.0 / 65_536.0);
+    // The NodePorts are TCP's.
+    assert_near(shares(&node.report(), Protocol::UDP).1, 0.0);
+    let finding = node.masquerade();
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(
+        finding.title.starts_with("0.0031 % of the connections that ip-masq-agent translates"),
+        "{}",
+        finding.title
+    );
+    assert!(finding.title.contains("one in 32768"), "{}", finding.title);
+    assert!(finding.remedy.contains("--to-ports=1024-29999,32768-65535"), "{}", finding.remedy);
+    assert!(finding.evidence.iter().any(|evidence| evidence.said.contains("but for -d 10.0.0.0/8")), "{finding:?}");
+}
+
+/// Exercises what ip-masq-agent 2.12 writes for `--to-ports=1024-29999,32768-65535`: no share at all, so no finding.
+#[test]
+fn rules_that_divide_connections_among_ranges_beside_the_node_ports_give_none_away() {
+    let chance = 28_976.0 / 61_744.0;
+    let rules = [Protocol::TCP, Protocol::UDP, Protocol::SCTP].into_iter().zip([5, 7, 9]).flat_map(|(protocol, at)| {
+        [
+            rule(at, Some(protocol), Some("1024-29999"), RANDOM, chance),
+            rule(at + 1, Some(protocol), Some("32768-65535"), RANDOM, 1.0),
+        ]
+    });
+    let mut rules: Vec<_> = rules.collect();
+    rules.push(rule(11, None, None, RANDOM, 1.0));
+    let node = Node::with(rules.clone(), vec![node_port(ServiceProxy::Cilium, 30_080)]);
+    let report = node.report();
+    // The last rule is for other protocols: nothing is left over for it.
+    assert_eq!(shares(&report, Protocol::TCP), (Some(0.0), Some(0.0)));
+    assert!(node.findings(FindingId::MasqueradeOverlapsNodeport).is_empty());
+    // Without the second rule of TCP, what the first leaves over comes to the last one.
+    rules.remove(1);
+    let node = Node::with(rules, vec![]);
+    assert_near(shares(&node.report(), Protocol::TCP).0, (1.0 - chance) * 2768.0 / 65_536.0);
+}
+
+/// Exercises rules that keep ports. If this fails, plain MASQUERADE is blamed, or a pod's wide range is not.
+#[test]
+fn a_kept_port_lands_where_the_pods_draw_theirs() {
+    let keeping = rule(1, None, None, PortChoice::Keep, 1.0);
+    let mut node = Node::with(vec![keeping.clone()], vec![node_port(ServiceProxy::Cilium, 30_080)]);
+    assert_eq!(shares(&node.report(), Protocol::TCP), (Some(0.0), Some(0.0)));
+    node.namespaces = vec![namespace(true, "32768-60999", ""), namespace(false, "1024-65535", "")];
+    assert_near(shares(&node.report(), Protocol::TCP).0, 2768.0 / 64_512.0);
+    assert!(node.masquerade().remedy.contains("ip_local_port_range apart from 30000-32767"));
+    node.namespaces = vec![namespace(false, "1024-65535", "30000-31999")];
+    assert_near(shares(&node.report(), Protocol::TCP).0, 768.0 / 62_512.0);
+    assert_near(shares(&node.report(), Protocol::TCP).1, 0.0);
+    // Ports outside of the rule's are drawn from them.
+    node.rules = vec![rule(1, Some(Protocol::TCP), Some("30000-30999"), PortChoice::Keep, 1.0)];
+    assert_near(shares(&node.report(), Protocol::TCP).0, 1.0);
+    node.namespaces = vec![Fact::Namespace(Namespace {
+        inode: NetnsInode(2),
+        host: false,
+        pid: None,
+        addresses: Known::Absent,
+        ports: Known::because("CAP_SYS_ADMIN is needed"),
+    })];
+    node.rules = vec![keeping];
+    let report = node.report();
+    assert_eq!(shares(&report, Protocol::TCP), (None, None));
+    assert!(report.overlap.shares[0].why.contains("not known"), "{:?}", report.overlap.shares);
+}
+
+/// Exercises what proxies make of a collision. If this fails, a harmless node is alarmed, or a broken one is not.
+#[test]
+fn a_collision_does_harm_with_cilium_and_ipvs_and_none_with_iptables() {
+    let severity = |proxy| {
+        let finding = Node::with(vec![rule(1, None, None, RANDOM, 1.0)], vec![node_port(proxy, 30_080)]).masquerade();
+        assert!(finding.evidence.iter().any(|evidence| evidence.said.contains(proxy.title())), "{finding:?}");
+        finding.severity
+    };
+    assert_eq!(severity(ServiceProxy::Cilium), Severity::Warning);
+    assert_eq!(severity(ServiceProxy::Ipvs), Severity::Warning);
+    assert_eq!(severity(ServiceProxy::Iptables), Severity::Info);
+    assert_eq!(severity(ServiceProxy::Nftables), Severity::Info);
+    // Where nobody serves NodePorts, none can be hit.
+    assert_eq!(Node::with(vec![rule(1, None, None, RANDOM, 1.0)], vec![]).masquerade().severity, Severity::Info);
+}
+
+/// Exercises what the user says. If this fails, a node whose Services cannot be read is judged as if it had none.
+#[test]
+fn node_ports_and_proxy_can_be_given() {
+    let mut node = Node::with(vec![rule(1, None, None, RANDOM, 1.0)], vec![]);
+    node.policy.allocated_node_ports = vec![(Protocol::TCP, 30_080)];
+    node.policy.service_proxy = Some(ServiceProxy::Cilium);
+    assert_eq!(node.masquerade().severity, Severity::Warning);
+    assert_near(shares(&node.report(), Protocol::TCP).1, 1.0 / 65_536.0);
+    assert_eq!(node.report().overlap.nodeports_total, Some(1));
+}
+
+/// Exercises the question other parts of the model ask. If this fails, live collisions are not recognised.
+#[test]
+fn a_port_is_allocated_for_its_protocol_and_has_a_name_and_a_proxy() {
+    let node = Node::with(vec![], vec![node_port(ServiceProxy::Ipvs, 30_080)]);
+    let ledger = node.ledger();
+    let allocated = AllocatedNodePorts::of(&ledger, &node.policy);
+    let found = allocated.get(Protocol::TCP, 30_080).unwrap();
+    assert_eq!((found.service, found.proxies.as_slice()), (Some("shop/web-30080:http"), &[ServiceProxy::Ipvs][..]));
+    assert_eq!(allocated.get(Protocol::UDP, 30_080), None);
+    assert_eq!((allocated.count(), allocated.is_known(), allocated.harmful()), (1, true, Some(ServiceProxy::Ipvs)));
+}
+
+/// Exercises a cluster with another range. If this fails, its NodePorts are outside of all that is looked at.
+#[test]
+fn the_range_widens_to_what_is_seen_outside_of_it_unless_it_was_given() {
+    let mut node = Node::with(vec![], vec![node_port(ServiceProxy::Iptables, 20_000)]);
+    let overlap = node.report().overlap;
+    assert_eq!((overlap.node_port_range, overlap.node_port_basis), (range("20000-32767"), NodePortBasis::Observed));
+    node.policy.node_ports_given = true;
+    assert_eq!(node.report().overlap.node_port_basis, NodePortBasis::Configured);
+    assert_eq!(node.report().overlap.node_port_range, PortRange::NODE_PORTS);
+}
+
+/// Exercises the fix. If this fails, following the advice gives reserved ports away.
+#[test]
+fn the_fix_keeps_what_is_reserved_and_harmless_proxies_make_it_a_note() {
+    let mut node = Node::with(vec![], vec![]);
+    node.namespaces = vec![namespace(true, "1024-65535", "8080,9148")];
+    let finding = node.findings(FindingId::EphemeralOverlapsNodeport).remove(0);
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(finding.remedy.contains("net.ipv4.ip_local_reserved_ports=8080,9148,30000-32767 "), "{}", finding.remedy);
+    node.node_ports = vec![node_port(ServiceProxy::Nftables, 30_080)];
+    let finding = node.findings(FindingId::EphemeralOverlapsNodeport).remove(0);
+    assert_eq!(finding.severity, Severity::Info);
+}
+
+/// Exercises rules that are not understood. If this fails, they are dropped without a word, or guessed at.
+#[test]
+fn what_is_not_understood_is_listed_with_an_unknown_share() {
+    let mut odd = rule(1, None, None, RANDOM, 1.0);
+    odd.target.ports = Known::Unknown(Why::new("its ports come from a map"));
+    odd.unclear = vec!["match `bpf`".to_owned()];
+    odd.place.chain = "KUBE-POSTROUTING".to_owned();
+    let mut dead = rule(2, None, None, RANDOM, 1.0);
+    (dead.path, dead.place.chain) = (Vec::new(), "OLD".to_owned());
+    let report = Node::with(vec![odd, dead], vec![]).report();
+    let [odd, dead] = report.overlap.masquerade.as_slice() else { panic!("{:?}", report.overlap.masquerade) };
+    assert_eq!(
+        (odd.owner, odd.share, odd.share_why.as_str()),
+        (RuleOwner::KubeProxy, None, "its ports come from a map")
+    );
+    assert_eq!(odd.unclear, ["match `bpf`"]);
+    // Nothing leads to the other one: it counts for nobody.
+    assert!(dead.path.is_empty());
+    assert_eq!(report.overlap.shares.len(), 2);
+}
+
+/// Exercises law 2 of the ledger. If this fails, one torn reading makes all NodePorts vanish.
+#[test]
+fn an_incomplete_reading_removes_no_rule_and_no_node_port() {
+    let node = Node::with(vec![rule(1, None, None, RANDOM, 1.0)], vec![node_port(ServiceProxy::Cilium, 30_080)]);
+    let mut ledger = node.ledger();
+    for (source, snapshot) in [(SourceId::Rules, Snapshot::Rules), (SourceId::Services, Snapshot::Services)] {
+        for outcome in [Outcome::Partial(Why::new("cut")), Outcome::Failed(Why::new("denied"))] {
+            for fact in [Fact::Begin(snapshot), Fact::End { snapshot, outcome }] {
+                ledger.apply(Observation { at: NodeTime::from_secs(3), source, fact });
+            }
+        }
+    }
+    assert_eq!(ledger.rules().source_nat().count(), 1);
+    assert_eq!(ledger.services().node_ports().count(), 1);
+}
