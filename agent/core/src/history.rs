@@ -8,6 +8,10 @@ use std::time::Duration;
 use crate::time::NodeTime;
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// Over how long a trend is looked for.
+const TREND: Duration = Duration::from_secs(60);
+/// Pairs of samples that rise, less those that fall: at least so many of so many.
+const CONCORDANT: (usize, usize) = (3, 5);
 
 /// Samples of one protocol's demand.
 #[derive(Debug, Default)]
@@ -52,32 +56,53 @@ impl DemandHistory {
 
     /// When `limit` will be reached at the trend of the last minute; `None` unless demand clearly rises.
     ///
-    /// The trend is the slope of a least-squares line over at least 5 samples and 5 seconds, and must rise by at least
-    /// one port over its span.
+    /// The trend is the median slope between any two samples (Theil and Sen), over at least 5 samples and 5 seconds: one
+    /// burst does not make it. It counts only
+    /// - if later samples are larger than earlier ones in three pairs out of five ([`CONCORDANT`]): noise has as many that
+    ///   fall, and a single step, after which demand stands still, has half of them;
+    /// - if it has not stopped: the last third of the span rose at least half as much as the trend says.
     pub fn exhaustion(&self, now: NodeTime, limit: u32) -> Option<Exhaustion> {
-        let span = Duration::from_secs(60);
-        let lately: Vec<(f64, f64)> = self
-            .samples
-            .iter()
-            .filter(|(at, _)| now.since(*at) <= span)
-            .map(|(at, ports)| (-now.since(*at).as_secs_f64(), f64::from(*ports)))
-            .collect();
-        let (first, last) = (lately.first()?, lately.last()?);
+        let (samples, rest) = (self.lately(now), f64::from(limit));
+        let (first, last) = (samples.first()?, samples.last()?);
         let covered = last.0 - first.0;
-        if lately.len() < 5 || covered < 5.0 || last.1 >= f64::from(limit) {
+        if samples.len() < 5 || covered < 5.0 || last.1 >= rest {
             return None;
         }
-        let count = lately.iter().fold(0.0, |count, _| count + 1.0);
-        let mean_t = lately.iter().map(|(t, _)| t).sum::<f64>() / count;
-        let mean_p = lately.iter().map(|(_, p)| p).sum::<f64>() / count;
-        let variance = lately.iter().map(|(t, _)| (t - mean_t).powi(2)).sum::<f64>();
-        let slope = lately.iter().map(|(t, p)| (t - mean_t) * (p - mean_p)).sum::<f64>() / variance;
-        if !slope.is_finite() || slope * covered < 1.0 {
+        let slope = trend(&samples)?;
+        let expected = slope * covered / 3.0;
+        let recent_from = samples.partition_point(|(at, _)| *at < last.0 - covered / 3.0);
+        let recent = samples.get(recent_from).map_or(0.0, |(_, ports)| last.1 - ports);
+        // Less than two ports are too few to say that the rise has stopped.
+        if slope * covered < 1.0 || (expected >= 2.0 && recent < expected / 2.0) {
             return None;
         }
-        let secs = ((f64::from(limit) - last.1) / slope).clamp(0.0, 1e7);
+        let secs = ((rest - last.1) / slope).clamp(0.0, 1e7);
         Some(Exhaustion { within: Duration::from_secs_f64(secs), per_sec: slope, covered_secs: covered })
     }
+
+    /// Samples of the last minute: seconds before now (negative), and ports.
+    fn lately(&self, now: NodeTime) -> Vec<(f64, f64)> {
+        let samples = self.samples.iter().rev().take_while(|(at, _)| now.since(*at) <= TREND);
+        let mut samples: Vec<_> =
+            samples.map(|(at, ports)| (-now.since(*at).as_secs_f64(), f64::from(*ports))).collect();
+        samples.reverse();
+        samples
+    }
+}
+
+/// The median slope between any two samples; `None` unless enough of them rise. At most 61 samples: 1,830 pairs.
+fn trend(samples: &[(f64, f64)]) -> Option<f64> {
+    let mut slopes = Vec::with_capacity(samples.len() * samples.len() / 2);
+    for (index, (at, ports)) in samples.iter().enumerate() {
+        let later = samples.iter().skip(index + 1).filter(|(later, _)| later > at);
+        slopes.extend(later.map(|(later, more)| (more - ports) / (later - at)));
+    }
+    slopes.sort_unstable_by(f64::total_cmp);
+    let rising = slopes.len() - slopes.partition_point(|slope| *slope <= 0.0);
+    let falling = slopes.partition_point(|slope| *slope < 0.0);
+    let (of, in_all) = CONCORDANT;
+    let clear = rising.saturating_sub(falling).saturating_mul(in_all) >= slopes.len().saturating_mul(of);
+    slopes.get(slopes.len() / 2).copied().filter(|slope| clear && *slope > 0.0)
 }
 
 #[cfg(test)]
@@ -122,5 +147,58 @@ mod tests {
         assert_eq!(flat.exhaustion(at(30), 64), None);
         assert_eq!(falling.exhaustion(at(30), 64), None);
         assert_eq!(DemandHistory::default().exhaustion(at(30), 64), None);
+    }
+
+    fn history(samples: impl IntoIterator<Item = u32>) -> DemandHistory {
+        let mut history = DemandHistory::default();
+        for (second, ports) in (0..).zip(samples) {
+            history.record(at(second), ports);
+        }
+        history
+    }
+
+    /// Exercises what demand looks like on real nodes. If these fail, people are woken by "full in about 40 s" that never comes.
+    #[test]
+    fn a_step_noise_or_a_rise_that_has_stopped_is_no_trend() {
+        let step = |when: u32| history((0..60).map(move |second| if second < when { 10 } else { 40 }));
+        for when in [3, 15, 30, 45, 50, 55, 57] {
+            assert_eq!(step(when).exhaustion(at(59), 64), None, "a step after {when} s");
+        }
+        // 20 to 39, as a generator of pseudo-random numbers would have it.
+        for seed in 0..50_u32 {
+            let noise = (0..60_u32).map(|second| {
+                let mixed = (second + 61 * seed).wrapping_mul(2_654_435_761);
+                20 + (mixed ^ mixed >> 15).wrapping_mul(2_246_822_519) % 1024 * 20 / 1024
+            });
+            assert_eq!(history(noise).exhaustion(at(59), 64), None, "noise {seed}");
+        }
+        let stopped = history((0..60).map(|second: u32| second.min(30)));
+        assert_eq!(stopped.exhaustion(at(59), 64), None);
+    }
+
+    #[test]
+    fn a_noisy_slow_or_bursty_rise_is_one() {
+        let noisy = history((0..60_u32).map(|second| second / 2 + second * 7 % 5));
+        let within = noisy.exhaustion(at(59), 64).unwrap().within.as_secs();
+        assert!((55..=75).contains(&within), "{within} s: 64 - 32 ports at half a port a second");
+        let slow = history((0..60_u32).map(|second| 40 + second / 15));
+        assert!(slow.exhaustion(at(59), 64).is_some());
+        // Ten more every ten seconds.
+        let stairs = history((0..60_u32).map(|second| second / 10 * 10));
+        let within = stairs.exhaustion(at(59), 100).unwrap().within.as_secs();
+        assert!((40..=70).contains(&within), "{within} s: 100 - 50 ports at one a second");
+        // One burst in a steady rise changes little.
+        let burst = history((0..60_u32).map(|second| if second == 30 { 60 } else { second / 2 }));
+        let within = burst.exhaustion(at(59), 64).unwrap().within.as_secs();
+        assert!((60..=80).contains(&within), "{within} s");
+    }
+
+    /// Exercises a node that was suspended. If this fails, an hour's gap counts as an hour's rise.
+    #[test]
+    fn samples_from_before_a_gap_make_no_trend() {
+        let mut history = history((0..60).map(|second| second / 6));
+        history.record(at(4000), 60);
+        assert_eq!(history.exhaustion(at(4000), 64), None);
+        assert_eq!(history.peak(at(4000), HOUR), Some(60));
     }
 }
