@@ -33,7 +33,7 @@ pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
 pub use services::Services;
-pub use tcp::{Failures, Spans, TcpConnections, TcpTally};
+pub use tcp::{Failures, KeepaliveTally, Spans, TableTally, TcpConnections, TcpTally};
 
 /// Bounds of the ledger's memory, and what it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,13 +25,13 @@ pub use conntrack::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, FlowKey
 pub use conntrack_use::{ConntrackCpu, ConntrackStats, ConntrackTimeouts, ConntrackUse};
 pub use loss::Loss;
 pub use platform::{Cloud, Platform};
-pub use pods::{AddressRange, Holder, Namespace, Network, Reservation, Sandbox};
+pub use pods::{AddressRange, Holder, Keepalive, Namespace, Network, Reservation, Sandbox};
 pub use program::{Program, ProgramRuns};
 pub use rules::{
     NodePort, PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceNat, SourceNatKind, SourceNatRule,
 };
 pub use source::SourceId;
-pub use tcp::{Socket, SocketState, TcpCounter};
+pub use tcp::{Socket, SocketState, SocketTimer, TcpCounter};
 
 /// A fact, when it was read and by whom.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -137,9 +137,13 @@ impl PortSettings {
         joined.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
-    /// How many ports connect() can choose from (an upper bound: bound sockets are not known here).
+    /// How many ports connect() can choose from (an upper bound: bound sockets are not known here). It walks first the ports
+    /// of one parity and then those of the other, and leaves out the last of an odd number (`__inet_hash_connect` in
+    /// net/ipv4/inet_hashtables.c).
     pub fn usable(&self) -> u32 {
-        self.open_in(self.ephemeral).into_iter().map(PortRange::count).sum()
+        let last = self.ephemeral.last - u16::from(self.ephemeral.count() % 2 == 1 && self.ephemeral.count() > 1);
+        let walked = PortRange { first: self.ephemeral.first, last };
+        self.open_in(walked).into_iter().map(PortRange::count).sum()
     }
 }
 
@@ -191,6 +195,18 @@ mod tests {
         let settings = PortSettings { ephemeral: parse_port_range("32768\t60999\n").unwrap(), reserved: vec![] };
         assert!(settings.open_in(PortRange::NODE_PORTS).is_empty());
         assert_eq!(settings.usable(), 28_232);
+    }
+
+    /// Exercises the kernel's arithmetic. If this fails, the last port of an odd range is taken for usable.
+    #[test]
+    fn an_odd_range_loses_its_last_port() {
+        let usable = |ephemeral: &str, reserved: &str| {
+            PortSettings { ephemeral: range(ephemeral), reserved: parse_reserved_ports(reserved).unwrap() }.usable()
+        };
+        assert_eq!(usable("32768-60998", ""), 28_230);
+        assert_eq!(usable("32768-60999", "32768-32800"), 28_199);
+        assert_eq!(usable("40000-40000", ""), 1);
+        assert_eq!(usable("40000-40001", "40000-40001"), 0);
     }
 
     #[test]

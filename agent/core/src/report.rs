@@ -17,8 +17,8 @@ pub use conntrack::{
 };
 pub use ipam::{EntryReport, IpamReport, NetworkReport, VerdictCounts};
 pub use nat::{
-    AllocationReport, DemandReport, DemandReports, DestinationReport, NatReport, OmittedDestinations, PodShare,
-    WorstDestination,
+    AllocationReport, DemandReport, DemandReports, DestinationReport, LocalReport, MasqueradedReport, NatReport,
+    OmittedDestinations, OmittedPods, PodDemand, PodShare, RateReport, WorstDestination,
 };
 pub use overlap::{
     EphemeralReport, LiveOverlap, MasqueradeReport, NodePortBasis, NodePortReport, OverlapReport, ProxyReport,

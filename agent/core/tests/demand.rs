@@ -1,121 +1,17 @@
 //! NAT demand: what counts as held, who does the accounting, and what is said about it.
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::net::IpAddr;
 
 use headroom_core::findings::{FindingId, Severity, exit_code};
-use headroom_core::flow::{Destination, Endpoint, Protocol};
+use headroom_core::flow::{Destination, Endpoint};
 use headroom_core::ids::{ContainerId, PodName};
 use headroom_core::known::{Known, Why};
-use headroom_core::ledger::{Ledger, LedgerLimits};
 use headroom_core::model::nat::{Basis, Mode, NatSettings, Profile};
-use headroom_core::model::policy::Policy;
-use headroom_core::model::{Memory, evaluate};
-use headroom_core::observe::{
-    ConntrackEntry, ConntrackTcpState, CoverageDetail, Fact, FlowKey, NoPort, Observation, Outcome, Sandbox, Snapshot,
-    SourceId, TcpCounter,
-};
-use headroom_core::report::{DestinationReport, Report};
-use headroom_core::time::{NodeTime, Now, WallTime};
+use headroom_core::observe::{ConntrackTcpState, Fact, NoPort, Outcome, Sandbox, Snapshot, SourceId, TcpCounter};
 
-const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 64, 0, 5));
+mod node;
 
-fn outside(port: u16) -> Endpoint {
-    Endpoint::new(IpAddr::from([203, 0, 113, 7]), port)
-}
-
-/// A node under test: facts are put in at a second, the report is taken at another.
-struct Node {
-    ledger: Ledger,
-    memory: Memory,
-    policy: Policy,
-}
-
-impl Node {
-    fn new() -> Self {
-        let nat = NatSettings {
-            alias_ranges: false,
-            min_ports: Some(64),
-            ..NatSettings::of(Profile::Gcp, Basis::Configured)
-        };
-        let policy = Policy { nat: Some(nat), ..Policy::default() };
-        Self { ledger: Ledger::new(LedgerLimits::default()), memory: Memory::default(), policy }
-    }
-
-    fn put(&mut self, second: u64, source: SourceId, fact: Fact) {
-        self.ledger.apply(Observation { at: NodeTime::from_secs(second), source, fact });
-    }
-
-    fn works(&mut self, source: SourceId) {
-        self.put(0, source, Fact::Coverage(Known::Present(CoverageDetail { how: "test".to_owned(), degraded: None })));
-    }
-
-    fn dump(&mut self, second: u64, entries: impl IntoIterator<Item = ConntrackEntry>) {
-        self.works(SourceId::Conntrack);
-        self.put(second, SourceId::Conntrack, Fact::Begin(Snapshot::Conntrack));
-        for entry in entries {
-            self.put(second, SourceId::Conntrack, Fact::Flow(entry));
-        }
-        let end = Fact::End { snapshot: Snapshot::Conntrack, outcome: Outcome::Complete };
-        self.put(second, SourceId::Conntrack, end);
-    }
-
-    fn count(&mut self, second: u64, counters: impl IntoIterator<Item = TcpCounter>) {
-        self.works(SourceId::Tcp);
-        self.put(second, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
-        for counter in counters {
-            self.put(second, SourceId::Tcp, Fact::TcpCounter(counter));
-        }
-        self.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
-    }
-
-    fn report(&mut self, second: u64) -> Report {
-        let wall = WallTime::from_secs(1_800_000_000 + i64::try_from(second).unwrap());
-        evaluate(&self.ledger, &mut self.memory, &self.policy, Now { node: NodeTime::from_secs(second), wall })
-    }
-
-    fn destination(&mut self, second: u64, port: u16) -> DestinationReport {
-        let report = self.report(second);
-        report.nat.destinations.into_iter().find(|listed| listed.port == port).unwrap()
-    }
-}
-
-fn entry(source_port: u16, destination: Endpoint, tcp: ConntrackTcpState, remaining: u32) -> ConntrackEntry {
-    let source = Endpoint::new(POD, source_port);
-    ConntrackEntry {
-        key: FlowKey { protocol: Protocol::TCP, zone: 0, source, dialled: destination },
-        id: u32::from(source_port),
-        destination,
-        translated: Endpoint::new(IpAddr::from([10, 0, 0, 2]), source_port),
-        replied: tcp != ConntrackTcpState::SynSent,
-        assured: tcp != ConntrackTcpState::SynSent,
-        tcp: Some(tcp),
-        remaining_secs: Some(remaining),
-    }
-}
-
-fn udp(source_port: u16, remaining: u32, assured: bool) -> ConntrackEntry {
-    let mut entry = entry(source_port, outside(53), ConntrackTcpState::None, remaining);
-    entry.key.protocol = Protocol::UDP;
-    ConntrackEntry { tcp: None, replied: true, assured, ..entry }
-}
-
-fn counter(opened: u64, closed: u64, reset: u64, failed: u64) -> TcpCounter {
-    TcpCounter {
-        destination: outside(443),
-        source: POD,
-        attempted: opened + failed,
-        opened,
-        closed,
-        reset,
-        refused: 0,
-        timed_out: failed,
-        unreachable: 0,
-        given_up: 0,
-        no_local_port: 0,
-        syn_retransmitted: failed * 2,
-    }
-}
+use node::{Node, POD, counter, entry, outside, udp};
 
 #[test]
 fn a_closed_connection_holds_its_port_for_the_nats_time_wait() {
@@ -143,6 +39,18 @@ fn a_port_is_held_on_when_the_node_forgets_before_the_nat_does() {
     node.put(1001, SourceId::Conntrack, Fact::FlowEnded(held));
     assert_eq!(node.destination(1002, 443).held, 1);
     assert!(node.report(1101).nat.destinations.is_empty() || node.destination(1101, 443).held == 0);
+}
+
+/// Exercises half-open connections: a NAT holds the port of a SYN for a while. If this fails, demand drops at the moment at
+/// which applications lose patience, while the NAT is as full as before.
+#[test]
+fn a_connect_that_was_given_up_wants_its_port_for_the_nats_half_open_time() {
+    let mut node = Node::new();
+    let given_up = |count| TcpCounter { given_up: count, timed_out: 0, ..counter(0, 0, 0, count) };
+    node.count(1000, [given_up(0)]);
+    node.count(1010, [given_up(3)]);
+    assert_eq!((node.destination(1012, 443).held, node.destination(1012, 443).wanting), (0, 3));
+    assert_eq!(node.destination(1041, 443).wanting, 0, "30 s later");
 }
 
 #[test]

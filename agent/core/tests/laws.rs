@@ -10,7 +10,7 @@ use headroom_core::known::{Known, Why};
 use headroom_core::ledger::{Ledger, LedgerLimits, Spans};
 use headroom_core::observe::{
     ConntrackCounter, ConntrackEntry, ConntrackTcpState, Fact, FlowKey, Holder, Observation, Outcome, Reservation,
-    Snapshot, Socket, SocketState, SourceId, TcpCounter,
+    Snapshot, Socket, SocketState, SocketTimer, SourceId, TcpCounter,
 };
 use headroom_core::time::{NodeTime, WallTime};
 use proptest::prelude::*;
@@ -268,7 +268,7 @@ proptest! {
         for port in 0..before + opened - closed {
             ledger.apply(at(2000, Fact::Socket(Socket {
                 netns: NetnsInode(1), source: Endpoint::new(source, u16::try_from(port).unwrap()), destination,
-                state: SocketState::Open, accepted: false,
+                state: SocketState::Open, timer: SocketTimer::None, accepted: false,
             })));
         }
         ledger.apply(at(2001, Fact::End { snapshot: Snapshot::Sockets, outcome: Outcome::Complete }));

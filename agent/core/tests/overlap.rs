@@ -70,6 +70,7 @@ fn namespace(host: bool, ephemeral: &str, reserved: &str) -> Fact {
             ephemeral: range(ephemeral),
             reserved: parse_reserved_ports(reserved).unwrap(),
         }),
+        keepalive: Known::Absent,
     })
 }
 
@@ -202,6 +203,7 @@ fn a_kept_port_lands_where_the_pods_draw_theirs() {
         pid: None,
         addresses: Known::Absent,
         ports: Known::because("CAP_SYS_ADMIN is needed"),
+        keepalive: Known::Absent,
     })];
     node.rules = vec![keeping];
     let report = node.report();

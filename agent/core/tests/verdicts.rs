@@ -100,6 +100,7 @@ fn observe(ledger: &mut Ledger, second: u64, round: &Round) {
             pid: Some(7),
             addresses: Known::Present(round.carried.clone()),
             ports: Known::Absent,
+            keepalive: Known::Absent,
         }),
     );
     put(SourceId::Namespaces, end(Snapshot::Namespaces, &round.namespaces));

@@ -47,14 +47,19 @@ macro_rules! families {
 
 families! {
     ALLOCATED = "nat_allocated_ports", "none: 1 series", "NAT ports this node was given, per protocol and destination; absent if unknown";
-    DEMAND = "nat_demand_ports", "protocol: 2 series", "NAT ports the worst destination needs: held and wanting";
-    DEMAND_PEAK = "nat_demand_peak_ports", "protocol: 2 series", "Largest demand of the last ten minutes";
+    DEMAND = "nat_demand_ports", "protocol: 3 series", "NAT ports the worst destination needs: held and wanting";
+    DEMAND_PEAK = "nat_demand_peak_ports", "protocol: 3 series", "Largest demand of the last ten minutes";
+    RATE = "nat_demand_connections_per_second", "protocol: 3 series", "New connections per second to the worst destination, over the last minute";
+    RATE_ALLOWED = "nat_sustainable_connections_per_second", "protocol: 3 series", "New connections per second to the worst destination that the allocation can sustain";
+    EXHAUSTED_IN = "nat_exhausted_in_seconds", "protocol: 3 series", "Time until the allocation is reached at the present trend; absent without one";
     HELD = "nat_destination_held_ports", "protocol, address, port: the 20 largest in scope", "NAT ports held towards a destination";
     WANTING = "nat_destination_wanting_ports", "protocol, address, port: the 20 largest in scope", "Unanswered connects towards a destination";
+    FORGOTTEN = "nat_destination_forgotten_flows", "protocol, address, port: the 20 largest in scope", "Flows open on this node that the NAT has dropped since they were silent";
     FAILED = "nat_destination_failed_connects", "protocol, address, port, cause: 5 series for each of the 20 largest in scope", "Connects to a destination that failed since start";
     DESTINATIONS = "nat_destinations", "none: 1 series", "Destinations known now";
     ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
     USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
+    LOCAL = "local_ports_used_ratio", "none: 1 series", "Local ports in use towards one destination against those usable, the largest of all";
     OVERLAP = "ephemeral_nodeport_overlap_ports", "none: 1 series", "NodePorts the node may pick as source ports";
     MASQUERADE = "masquerade_nodeport_ratio", "owner, protocol, which: 40 series at most", "Of the connections that rules of an owner translate, the largest share whose new source port is in the NodePort range, or is an allocated NodePort";
     NODE_PORTS = "nodeports_allocated", "none: 1 series", "NodePorts that are allocated; absent if not known";
@@ -237,7 +242,7 @@ fn conntrack(writer: &mut Writer, report: &Report) {
 }
 
 fn nat(writer: &mut Writer, report: &Report) {
-    let demands = [("tcp", &report.nat.demand.tcp), ("udp", &report.nat.demand.udp)];
+    let demands = [("tcp", &report.nat.demand.tcp), ("udp", &report.nat.demand.udp), ("icmp", &report.nat.demand.icmp)];
     let label = |protocol: &str| ProtocolLabel { protocol: protocol.to_owned() };
     writer.number(&ALLOCATED, report.nat.allocation.ports.map(f64::from));
     writer.family(&DEMAND, demands.iter().filter_map(|(name, demand)| Some((label(name), f64::from(demand.ports?)))));
@@ -245,6 +250,15 @@ fn nat(writer: &mut Writer, report: &Report) {
         &DEMAND_PEAK,
         demands.iter().filter_map(|(name, demand)| Some((label(name), f64::from(demand.peak_10m?)))),
     );
+    let rates = || demands.iter().filter_map(|(name, demand)| Some((label(name), demand.rate.as_ref()?)));
+    writer.family(&RATE, rates().map(|(label, rate)| (label, rate.per_sec)));
+    writer.family(&RATE_ALLOWED, rates().filter_map(|(label, rate)| Some((label, rate.allowed_per_sec?))));
+    writer.family(
+        &EXHAUSTED_IN,
+        demands.iter().filter_map(|(name, demand)| Some((label(name), float(demand.exhausted_in_secs?)))),
+    );
+    let local = report.nat.local.iter().filter(|row| row.usable > 0);
+    writer.number(&LOCAL, local.map(|row| f64::from(row.used) / f64::from(row.usable)).reduce(f64::max));
     let listed = || {
         report.nat.destinations.iter().filter(|destination| destination.in_scope).take(MAX_DESTINATIONS).map(
             |destination| {
@@ -259,6 +273,10 @@ fn nat(writer: &mut Writer, report: &Report) {
     };
     writer.family(&HELD, listed().map(|(label, destination)| (label, f64::from(destination.held))));
     writer.family(&WANTING, listed().map(|(label, destination)| (label, f64::from(destination.wanting))));
+    writer.family(
+        &FORGOTTEN,
+        listed().filter_map(|(label, destination)| Some((label, f64::from(destination.forgotten?)))),
+    );
     writer.counters(&FAILED, listed().flat_map(|(label, destination)| failed(label, destination)));
     let listed = u64::try_from(report.nat.destinations.len()).unwrap_or(u64::MAX);
     writer.number(&DESTINATIONS, Some(float(listed.saturating_add(report.nat.omitted.destinations))));

@@ -64,7 +64,7 @@ catalog! {
 
     /// Demand comes close to the allocation.
     NatPortsLow = "nat-ports-low", "The node's NAT ports to a destination run low", since "0.1.0";
-    means "The ports held and wanted towards one destination have reached most of what this node was given (80 % unless configured otherwise).";
+    means "The ports held and wanted towards one destination have reached most of what this node was given (80 % unless configured otherwise), or most of what this node's own masquerading has: 64,512 ports per address, destination and protocol.";
     matters "A burst, a slow peer or a restart that opens all connections at once takes the rest; from then on new connections fail silently. With dynamic allocation packets may be dropped while the NAT enlarges the range. A NAT that searches for a free port, like the kernel's own, begins to fail some per cent before the last port.";
     remedy "As for nat-ports-exhausted, while there is time: find the pods named in the finding, reuse connections, raise the ports per node.";
 
@@ -80,10 +80,16 @@ catalog! {
     matters "The destination may be down or blocked. But it is also what a NAT looks like that has fewer ports for this node than its settings say, that is just enlarging its range, or that dropped the packet for another reason.";
     remedy "Compare the number of held ports with what the gateway reports for this node (Cloud NAT: `gcloud compute routers get-nat-mapping-info`, metrics allocated_ports and dropped_sent_packets_count). Try the destination from a node that works.";
 
-    /// No local port was left.
-    EphemeralPortsLow = "ephemeral-ports-low", "Connects found no local port", since "0.1.0";
-    means "Within the last minute connect() failed on this node because every local port of ip_local_port_range was taken towards that destination (the kernel says EADDRNOTAVAIL).";
-    matters "The application sees an error at once, not a time-out. The limit is per source address and destination, and ports stay taken for 60 seconds after the side that closed first.";
+    /// The NAT drops silent connections before keepalive speaks.
+    NatIdleTimeoutExceedsKeepalive = "nat-idle-timeout-exceeds-keepalive", "The NAT drops silent connections that the node believes in", since "0.1.0";
+    means "Established connections through the NAT were silent for longer than the NAT waits (1,200 s with Cloud NAT's defaults, 350 s on AWS, 4 minutes on Azure unless raised). The NAT has dropped them; both ends still take them for open. Nothing kept them alive: their sockets send no keepalive probes, or the first one (net.ipv4.tcp_keepalive_time, 7,200 s unless changed) would come later than that.";
+    matters "The next packet on such a connection is lost or answered with a reset: a pooled database or API connection fails or hangs for many minutes on its first use after a quiet time, mostly at night or after a weekend. Their ports are free again on the NAT, so they are not counted as held.";
+    remedy "Turn SO_KEEPALIVE on in the application and have the first probe sent well before the NAT's time-out: TCP_KEEPIDLE on the socket, or `net.ipv4.tcp_keepalive_time` in the pod (`spec.securityContext.sysctls`, a safe sysctl since Kubernetes 1.29) or on the node. Or close idle connections in the pool earlier than the NAT does, or raise the NAT's idle time-out.";
+
+    /// Local ports run out.
+    EphemeralPortsLow = "ephemeral-ports-low", "Local ports towards a destination run low", since "0.1.0";
+    means "Most ports of ip_local_port_range are taken for connections from one source address to one destination (80 % unless configured otherwise), or connect() failed within the last minute because all of them were (the kernel says EADDRNOTAVAIL). Usable are the ports of the range, an even number of them, without those in ip_local_reserved_ports.";
+    matters "When the last one is taken, connect() fails at once with an error, not a time-out. The limit is per source address and destination, and ports stay taken for 60 seconds after the side that closed first.";
     remedy "Reuse connections; let the server close first; widen net.ipv4.ip_local_port_range in the pod (keep it apart from the NodePort range or reserve that range).";
 
     /// Source ports may be NodePorts.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::Endpoint;
-use crate::observe::{Outcome, Socket, SocketState, TcpCounter};
+use crate::observe::{Outcome, Socket, SocketState, SocketTimer, TcpCounter};
 use crate::time::NodeTime;
 
 mod row;
@@ -34,6 +34,12 @@ pub struct TcpTally {
     pub closed_before: u64,
     /// Ended by RST within [`Spans::reset`], or refused by one.
     pub reset_held: u64,
+    /// Connects that the application gave up within [`Spans::half_open`].
+    pub given_up_held: u64,
+    /// Ended by FIN within [`Spans::lately`].
+    pub closed_lately: u64,
+    /// Ended by RST within [`Spans::lately`].
+    pub reset_lately: u64,
     /// Connects that failed within [`Spans::lately`] (without those for want of a local port).
     pub failed_lately: Failures,
     /// Connects that found no local port within [`Spans::lately`].
@@ -59,6 +65,9 @@ pub struct Spans {
     pub closed: Duration,
     /// For those that were reset or refused.
     pub reset: Duration,
+    /// For connects that were given up: their last SYN was sent shortly before. (One that the kernel gives up sent its last SYN
+    /// a minute before.)
+    pub half_open: Duration,
     /// For failures.
     pub lately: Duration,
 }
@@ -66,7 +75,7 @@ pub struct Spans {
 impl Spans {
     /// The same for everything.
     pub fn all(span: Duration) -> Self {
-        Self { closed: span, reset: span, lately: span }
+        Self { closed: span, reset: span, half_open: span, lately: span }
     }
 }
 
@@ -123,12 +132,57 @@ impl std::fmt::Display for Failures {
     }
 }
 
+/// What the last socket table showed of one pair.
 #[derive(Debug, Clone, Default)]
 struct SocketTally {
     open: u32,
     wanting: u32,
-    /// When the sockets now in TIME_WAIT closed.
+    time_wait: u32,
+    keepalive: KeepaliveTally,
+    /// When the sockets now in TIME_WAIT closed, as far as they are not counted.
     closed_at: Vec<NodeTime>,
+}
+
+/// How the open sockets of one pair see to it that they are not forgotten on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KeepaliveTally {
+    /// Sockets that send no probes.
+    pub off: u32,
+    /// Sockets that do.
+    pub on: u32,
+    /// The longest that one of these will wait for its next look, in seconds.
+    pub next_secs: u32,
+}
+
+/// What the last socket table showed of one pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TableTally {
+    /// Connections open.
+    pub open: u32,
+    /// In TIME_WAIT: they keep their local port.
+    pub time_wait: u32,
+    /// Keepalive of those open.
+    pub keepalive: KeepaliveTally,
+}
+
+impl SocketTally {
+    fn told(&self) -> TableTally {
+        TableTally { open: self.open, time_wait: self.time_wait, keepalive: self.keepalive }
+    }
+}
+
+impl KeepaliveTally {
+    fn add(&mut self, timer: SocketTimer) {
+        match timer {
+            SocketTimer::None => self.off = self.off.saturating_add(1),
+            SocketTimer::Keepalive { remaining_millis } => {
+                self.on = self.on.saturating_add(1);
+                self.next_secs = self.next_secs.max(remaining_millis / 1000);
+            }
+            // Data is under way: whether it has a keepalive timer does not show.
+            SocketTimer::Other => {}
+        }
+    }
 }
 
 /// Counters and socket tables, joined.
@@ -204,8 +258,12 @@ impl TcpConnections {
         let tally = self.incoming_sockets.entry((socket.destination, socket.source.address)).or_default();
         match socket.state {
             SocketState::Connecting => tally.wanting = tally.wanting.saturating_add(1),
-            SocketState::Open => tally.open = tally.open.saturating_add(1),
+            SocketState::Open => {
+                tally.open = tally.open.saturating_add(1);
+                tally.keepalive.add(socket.timer);
+            }
             SocketState::TimeWait { remaining_millis } => {
+                tally.time_wait = tally.time_wait.saturating_add(1);
                 let gone_by = TIME_WAIT.saturating_sub(Duration::from_millis(u64::from(remaining_millis)));
                 let closed = at.before(gone_by);
                 // Later ones were counted.
@@ -243,6 +301,19 @@ impl TcpConnections {
                 row.reconcile(open, wanting, complete);
             }
         }
+    }
+
+    /// What the last socket table showed of connections to one destination, by their source address.
+    pub fn tables_to(&self, destination: Endpoint) -> impl Iterator<Item = (IpAddr, TableTally)> + '_ {
+        let lowest = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        let of_destination =
+            self.sockets.range((destination, lowest)..).take_while(move |(key, _)| key.0 == destination);
+        of_destination.map(|((_, source), tally)| (*source, tally.told()))
+    }
+
+    /// What the last socket table showed of a pair; zeros if it did not show it.
+    pub fn table(&self, destination: Endpoint, source: IpAddr) -> TableTally {
+        self.sockets.get(&(destination, source)).map(SocketTally::told).unwrap_or_default()
     }
 
     /// When the counting began; `None` where nothing is counted.

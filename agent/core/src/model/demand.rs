@@ -9,59 +9,33 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::flow::{Destination, Protocol};
-use crate::ledger::{Cohort, CohortState, Cohorts, Conntrack, Ledger, Spans, TcpTally};
+use crate::flow::Destination;
+use crate::ledger::{Conntrack, Ledger, Spans, TcpTally};
 use crate::model::nat::HoldTimes;
 use crate::model::policy::Scope;
 use crate::observe::SourceId;
 use crate::time::NodeTime;
 
-/// How far back "lately" reaches for failures.
+mod own;
+mod share;
+mod weight;
+
+pub use own::{LocalUse, MASQUERADE_PORTS, Masqueraded};
+pub use share::{Share, Shares};
+use weight::{Clock, Weight};
+
+/// How far back "lately" reaches: for failures, for rates, and for sockets in TIME_WAIT (`TCP_TIMEWAIT_LEN` of the kernel).
 pub const LATELY: Duration = Duration::from_secs(60);
 
-/// What one source address holds of a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Share {
-    /// Ports held.
-    pub held: u32,
-    /// Connects unanswered.
-    pub wanting: u32,
-    /// Of those held: ended before the TCP counters began, as socket tables tell.
-    ended_before: u32,
-    /// The TCP counters account for it.
-    counted: bool,
-}
-
-/// Who holds what, ordered by source address. A list, because most destinations have one source and there may be very many
-/// destinations.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Shares(Vec<(IpAddr, Share)>);
-
-impl Shares {
-    /// Those who hold or want something.
-    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Share)> + '_ {
-        self.0.iter().copied().filter(|(_, share)| share.held > 0 || share.wanting > 0)
-    }
-
-    fn get(&self, source: IpAddr) -> Option<Share> {
-        let index = self.0.binary_search_by_key(&source, |(address, _)| *address).ok()?;
-        self.0.get(index).map(|(_, share)| *share)
-    }
-
-    /// The share of a source, made if it is not there.
-    fn of(&mut self, source: IpAddr) -> &mut Share {
-        let index = match self.0.binary_search_by_key(&source, |(address, _)| *address) {
-            Ok(index) => index,
-            Err(index) => {
-                if self.0.is_empty() {
-                    self.0.reserve_exact(1);
-                }
-                self.0.insert(index, (source, Share::default()));
-                index
-            }
-        };
-        &mut self.0.get_mut(index).expect("it is there, or was put there").1
-    }
+/// What flows need ports for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    /// Accounts of all destinations, largest demand first; in scope before out of scope.
+    pub accounts: Vec<Account>,
+    /// Source addresses that use most local ports towards one destination, the largest first.
+    pub local: Vec<LocalUse>,
+    /// Destinations towards which this node's own masquerading has given out most ports, the largest first.
+    pub masqueraded: Vec<Masqueraded>,
 }
 
 /// The account of one destination.
@@ -75,10 +49,17 @@ pub struct Account {
     pub source: SourceId,
     /// Ports held: open flows, and ended ones the NAT still holds a port for.
     pub held: u32,
-    /// Connects still unanswered: they want a port and may not have one.
+    /// Connects unanswered, or given up while a NAT may still hold the port of a half-open connection: they want a port and may
+    /// not have one.
     pub wanting: u32,
     /// Flows open now, without those that ended and are held.
     pub active: u32,
+    /// Flows open on this node that the NAT has dropped, since nothing passed for longer than it waits; not held.
+    pub forgotten: u32,
+    /// Flows open that have been silent for more than half of what the NAT waits.
+    pub silent: u32,
+    /// Flows that ended within [`LATELY`].
+    pub ended_lately: u32,
     /// By source address, before any translation.
     pub by_source: Shares,
     /// The TCP counters of the destination, summed over source addresses, as far as there are any.
@@ -104,8 +85,8 @@ impl Account {
 /// A dump as old as this still tells what is open now, give or take what moved.
 const FRESH: Duration = Duration::from_secs(3);
 
-/// Accounts of all destinations, largest demand first; in scope before out of scope.
-pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Vec<Account> {
+/// Weighs what is known of flows.
+pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Demand {
     let own = ledger.occupants().host_addresses();
     let in_scope = |destination: &Destination| {
         scope.contains(destination.endpoint.address) && !own.contains(&destination.endpoint.address)
@@ -115,9 +96,12 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
 
     // Socket tables are only as fresh as they were read: where nothing is counted, conntrack knows better.
     let counting = ledger.works(SourceId::Tcp);
-    let spans = Spans { closed: hold.tcp_time_wait, reset: hold.tcp_reset, lately: LATELY };
+    let spans =
+        Spans { closed: hold.tcp_time_wait, reset: hold.tcp_reset, half_open: hold.tcp_transitory, lately: LATELY };
     let mut from_tables = Vec::new();
+    let (mut local, mut masqueraded) = (own::LocalUses::default(), own::Masquerades::default());
     for (endpoint, source, tally) in ledger.tcp().iter(now, spans) {
+        local.note(endpoint, source, &tally);
         let destination = Destination::tcp(endpoint);
         // The node translates it: conntrack has it under its real destination.
         if conntrack.is_some_and(|conntrack| conntrack.is_dialled_only(&destination)) {
@@ -141,15 +125,17 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
         let fresh = now.since(read) <= FRESH;
         for (pair, cohorts) in conntrack.iter() {
             let destination = pair.destination;
+            let seen = Weight::of_cohorts(cohorts, destination.protocol, hold, clock);
+            masqueraded.note(pair, seen.entries);
             let account = accounts.of(destination, SourceId::Conntrack);
+            account.silent = account.silent.saturating_add(seen.silent);
             if account.by_source.get(pair.source).is_some_and(|share| share.counted) {
-                let seen = Weight::of_cohorts(cohorts, destination.protocol, hold, clock);
                 account.correct(pair.source, seen);
                 if fresh {
                     account.drift = Some(account.drift.unwrap_or(0).saturating_add(i64::from(seen.open)));
                 }
             } else {
-                account.add(pair.source, Weight::of_cohorts(cohorts, destination.protocol, hold, clock));
+                account.add(pair.source, seen);
             }
         }
     }
@@ -178,7 +164,7 @@ pub fn accounts(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) 
         };
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
-    accounts
+    Demand { accounts, local: local.largest(ledger), masqueraded: masqueraded.largest() }
 }
 
 /// Accounts while they are put together, in passes that each go through the destinations in order. There may be very many
@@ -229,82 +215,6 @@ impl<F: Fn(&Destination) -> bool> Accounts<F> {
     }
 }
 
-/// The moments that weighing depends on.
-#[derive(Debug, Clone, Copy)]
-struct Clock {
-    now: NodeTime,
-    /// Until when the table's timers tell: packets may have passed since.
-    as_read: NodeTime,
-    /// When the TCP counters began.
-    counting_since: NodeTime,
-}
-
-/// What the flows of one pair count for.
-#[derive(Debug, Clone, Copy, Default)]
-struct Weight {
-    held: u32,
-    wanting: u32,
-    active: u32,
-    /// Open in the node's table, whether or not the NAT has forgotten them.
-    open: u32,
-    /// Of those: silent for so long that the NAT has forgotten them.
-    forgotten: u32,
-    /// Of those held: ended before the TCP counters began.
-    ended_before: u32,
-    /// Of these: as the socket tables tell it.
-    ended_before_in_tables: u32,
-}
-
-impl Weight {
-    fn of_tally(tally: &TcpTally) -> Self {
-        let held = tally.open.saturating_add(tally.closed_held).saturating_add(tally.reset_held);
-        Self {
-            held: small(held),
-            wanting: small(tally.wanting),
-            active: small(tally.open),
-            ended_before_in_tables: small(tally.closed_before),
-            ..Self::default()
-        }
-    }
-
-    fn of_cohorts(cohorts: &Cohorts, protocol: Protocol, hold: HoldTimes, clock: Clock) -> Self {
-        let idle = match protocol {
-            Protocol::TCP => hold.tcp_established_idle,
-            Protocol::ICMP | Protocol::ICMPV6 => hold.icmp_idle,
-            _ => hold.udp_idle,
-        };
-        let after_close = if protocol == Protocol::TCP { hold.tcp_time_wait } else { idle };
-        let mut weight = Self::default();
-        for cohort in cohorts.iter() {
-            match cohort.state {
-                CohortState::Wanting => weight.wanting = weight.wanting.saturating_add(cohort.count),
-                CohortState::Busy | CohortState::Open => {
-                    weight.open = weight.open.saturating_add(cohort.count);
-                    // The NAT has dropped what has been silent for too long, even if the node still believes in it.
-                    if cohort.state == CohortState::Open && clock.as_read.since(cohort.since()) >= idle {
-                        weight.forgotten = weight.forgotten.saturating_add(cohort.count);
-                    } else {
-                        weight.held = weight.held.saturating_add(cohort.count);
-                        weight.active = weight.active.saturating_add(cohort.count);
-                    }
-                }
-                CohortState::Closed | CohortState::GoneClosed => weight.ended(cohort, after_close, clock),
-                CohortState::Reset | CohortState::GoneReset => weight.ended(cohort, hold.tcp_reset, clock),
-            }
-        }
-        weight
-    }
-
-    fn ended(&mut self, cohort: &Cohort, held_for: Duration, clock: Clock) {
-        if clock.now.since(cohort.since()) < held_for {
-            self.held = self.held.saturating_add(cohort.count);
-            if cohort.since() < clock.counting_since {
-                self.ended_before = self.ended_before.saturating_add(cohort.count);
-            }
-        }
-    }
-}
-
 impl Account {
     fn new(destination: Destination, in_scope: bool, source: SourceId) -> Self {
         Self {
@@ -314,6 +224,9 @@ impl Account {
             held: 0,
             wanting: 0,
             active: 0,
+            forgotten: 0,
+            silent: 0,
+            ended_lately: 0,
             by_source: Shares::default(),
             tcp: None,
             no_port: (0, 0),
@@ -325,10 +238,13 @@ impl Account {
         self.held = self.held.saturating_add(weight.held);
         self.wanting = self.wanting.saturating_add(weight.wanting);
         self.active = self.active.saturating_add(weight.active);
-        if weight.held > 0 || weight.wanting > 0 || weight.ended_before_in_tables > 0 {
+        self.forgotten = self.forgotten.saturating_add(weight.forgotten);
+        self.ended_lately = self.ended_lately.saturating_add(weight.ended_lately);
+        if weight.held > 0 || weight.wanting > 0 || weight.forgotten > 0 || weight.ended_before_in_tables > 0 {
             let share = self.by_source.of(source);
             share.held = share.held.saturating_add(weight.held);
             share.wanting = share.wanting.saturating_add(weight.wanting);
+            share.forgotten = share.forgotten.saturating_add(weight.forgotten);
             share.ended_before = share.ended_before.saturating_add(weight.ended_before_in_tables);
         }
     }
@@ -338,12 +254,15 @@ impl Account {
     fn correct(&mut self, source: IpAddr, seen: Weight) {
         let known = self.by_source.get(source).unwrap_or_default();
         let ended_before = seen.ended_before.saturating_sub(known.ended_before);
+        // Those of earlier rows of the pair, which may have several translations, are subtracted already.
         let forgotten = seen.forgotten.min(known.held);
         if ended_before == 0 && forgotten == 0 {
             return;
         }
         let share = self.by_source.of(source);
         share.held = share.held.saturating_add(ended_before).saturating_sub(forgotten);
+        share.forgotten = share.forgotten.saturating_add(forgotten);
+        self.forgotten = self.forgotten.saturating_add(forgotten);
         self.held = self.held.saturating_add(ended_before).saturating_sub(forgotten);
         self.active = self.active.saturating_sub(forgotten);
     }
@@ -354,6 +273,9 @@ impl Account {
         sum.wanting = sum.wanting.saturating_add(tally.wanting);
         sum.closed_held = sum.closed_held.saturating_add(tally.closed_held);
         sum.reset_held = sum.reset_held.saturating_add(tally.reset_held);
+        sum.given_up_held = sum.given_up_held.saturating_add(tally.given_up_held);
+        sum.closed_lately = sum.closed_lately.saturating_add(tally.closed_lately);
+        sum.reset_lately = sum.reset_lately.saturating_add(tally.reset_lately);
         sum.failed_lately = sum.failed_lately.saturating_add(tally.failed_lately);
         sum.no_local_port_lately = sum.no_local_port_lately.saturating_add(tally.no_local_port_lately);
         sum.syn_retransmitted_lately = sum.syn_retransmitted_lately.saturating_add(tally.syn_retransmitted_lately);

@@ -2,7 +2,8 @@
 
 use crate::known::Known;
 use crate::ledger::{Census, Ledger, SILENCE_SECS};
-use crate::model::{Holders, no_port_seen};
+use crate::model::holders::Holders;
+use crate::model::needs::no_port_seen;
 use crate::observe::ConntrackTimeouts;
 use crate::report::{
     CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, ConntrackReport, DriftReport,

@@ -6,17 +6,22 @@ use crate::report::{PodShare, Report};
 
 mod conntrack;
 mod degraded;
+mod idle;
 mod ipam;
+mod local;
 mod masquerade;
 mod nat;
 mod overlap;
 
 type Rule = fn(&View<'_>, &Report) -> Vec<Finding>;
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 11] = [
     nat::nat_ports,
     nat::nat_gateway,
     nat::unanswered,
+    idle::idle,
+    local::ephemeral_ports,
+    local::masquerade_ports,
     overlap::ephemeral,
     masquerade::masquerade,
     conntrack::conntrack,

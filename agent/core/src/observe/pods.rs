@@ -90,4 +90,18 @@ pub struct Namespace {
     pub addresses: Known<Vec<IpAddr>>,
     /// From where it draws source ports.
     pub ports: Known<PortSettings>,
+    /// When its sockets probe silent connections.
+    #[serde(default = "not_read")]
+    pub keepalive: Known<Keepalive>,
+}
+
+fn not_read() -> Known<Keepalive> {
+    Known::because("not read")
+}
+
+/// When sockets of a network namespace with SO_KEEPALIVE probe a silent connection, unless they say otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Keepalive {
+    /// `net.ipv4.tcp_keepalive_time`: seconds of silence before the first probe.
+    pub time_secs: u32,
 }

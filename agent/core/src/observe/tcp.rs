@@ -47,6 +47,9 @@ pub struct Socket {
     pub destination: Endpoint,
     /// Its state.
     pub state: SocketState,
+    /// What it waits for.
+    #[serde(default)]
+    pub timer: SocketTimer,
     /// Somebody listens on the own port in that namespace: the connection came in, it was not opened here.
     pub accepted: bool,
 }
@@ -64,4 +67,20 @@ pub enum SocketState {
         /// Milliseconds left.
         remaining_millis: u32,
     },
+}
+
+/// The timer of an open socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SocketTimer {
+    /// None: nothing is under way, and it sends no keepalive probes.
+    None,
+    /// Its keepalive timer: it will look then whether the connection was silent for too long, and probe it.
+    Keepalive {
+        /// Milliseconds left.
+        remaining_millis: u32,
+    },
+    /// Another one, which hides whether there is a keepalive timer; or it is not known.
+    #[default]
+    Other,
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::flow::Protocol;
 use crate::model::nat::Basis;
 use crate::observe::SourceId;
+use crate::ports::PortRange;
 
 /// NAT ports of this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,18 @@ pub struct NatReport {
     pub destinations: Vec<DestinationReport>,
     /// Destinations that are not listed.
     pub omitted: OmittedDestinations,
+    /// Who holds ports over all destinations in scope, the largest first.
+    #[serde(default)]
+    pub pods: Vec<PodDemand>,
+    /// Holders that are not listed.
+    #[serde(default)]
+    pub pods_omitted: OmittedPods,
+    /// Who uses most of its local ports towards one destination, the largest part first.
+    #[serde(default)]
+    pub local: Vec<LocalReport>,
+    /// Destinations towards which this node's own masquerading has given out most ports.
+    #[serde(default)]
+    pub masqueraded: Vec<MasqueradedReport>,
 }
 
 /// What the node was given.
@@ -43,6 +56,9 @@ pub struct DemandReports {
     pub tcp: DemandReport,
     /// UDP.
     pub udp: DemandReport,
+    /// ICMP; unknown where the NAT does not translate it.
+    #[serde(default)]
+    pub icmp: DemandReport,
 }
 
 /// Demand of one protocol: the largest over its destinations in scope.
@@ -62,6 +78,21 @@ pub struct DemandReport {
     pub exhausted_in_secs: Option<u64>,
     /// What that prediction rests on.
     pub exhausted_basis: Option<String>,
+    /// How fast connections to the worst destination come, and how fast they may; absent where that was not watched long
+    /// enough.
+    #[serde(default)]
+    pub rate: Option<RateReport>,
+}
+
+/// How fast connections to one destination come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RateReport {
+    /// New ones per second, over the last minute as far as it was watched.
+    pub per_sec: f64,
+    /// How many per second the allocation can sustain if they live as long as they do; absent if it is not known.
+    pub allowed_per_sec: Option<f64>,
+    /// The arithmetic.
+    pub basis: String,
 }
 
 /// Address and port of a destination.
@@ -90,6 +121,14 @@ pub struct DestinationReport {
     pub wanting: u32,
     /// Flows open now.
     pub active: u32,
+    /// Flows open on this node that the NAT has dropped, since nothing passed for longer than it waits: not held. Absent where
+    /// it is not known how long flows are silent.
+    #[serde(default)]
+    pub forgotten: Option<u32>,
+    /// New connections per second, over the last minute as far as it was watched; where connects are not counted, flows that
+    /// ended.
+    #[serde(default)]
+    pub per_sec: Option<f64>,
     /// Connections opened since start, by the TCP counters; absent where they do not count.
     pub opened_total: Option<u64>,
     /// Connections ended since start, by the TCP counters; absent where they do not count.
@@ -142,6 +181,79 @@ pub struct PodShare {
     pub held: u32,
     /// Connects unanswered.
     pub wanting: u32,
+    /// Flows open on this node that the NAT has dropped.
+    #[serde(default)]
+    pub forgotten: u32,
+}
+
+/// What one holder holds over all destinations in scope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodDemand {
+    /// Kubernetes namespace; absent if the address belongs to no known pod.
+    pub namespace: Option<String>,
+    /// Pod name; absent likewise.
+    pub name: Option<String>,
+    /// Source address.
+    pub address: IpAddr,
+    /// It is the node itself: a process or a pod in the host's network.
+    pub host: bool,
+    /// Ports held.
+    pub held: u64,
+    /// Connects unanswered.
+    pub wanting: u64,
+    /// Flows open on this node that the NAT has dropped.
+    pub forgotten: u64,
+    /// To how many destinations.
+    pub destinations: u64,
+}
+
+/// What the list of holders leaves out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OmittedPods {
+    /// How many holders.
+    pub pods: u64,
+    /// Ports they hold.
+    pub held: u64,
+}
+
+/// Local ports that one source address uses towards one destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalReport {
+    /// Whose: a pod, the node, or the address.
+    pub subject: String,
+    /// The source address.
+    pub source: IpAddr,
+    /// What its sockets dialled.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// In use for certain: open, being opened, in TIME_WAIT when the socket tables were read last.
+    pub used: u32,
+    /// In use at most: every connection that closed within a minute may be in TIME_WAIT.
+    pub used_at_most: u32,
+    /// `ip_local_port_range` of its network namespace.
+    pub range: PortRange,
+    /// How many ports of it connect() can use.
+    pub usable: u32,
+    /// Whether it is known which of them are reserved; if not, fewer are usable.
+    pub exact: bool,
+}
+
+/// Source ports that this node's own masquerading has given out towards one destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasqueradedReport {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// The address that traffic leaves with.
+    pub translated: IpAddr,
+    /// Ports taken.
+    pub held: u32,
+    /// Ports there are.
+    pub ports: u32,
 }
 
 /// What the list of destinations leaves out.
@@ -151,4 +263,7 @@ pub struct OmittedDestinations {
     pub destinations: u64,
     /// Ports they hold.
     pub held: u64,
+    /// Connects unanswered.
+    #[serde(default)]
+    pub wanting: u64,
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use headroom_core::ids::NetnsInode;
 use headroom_core::known::{Known, Why};
-use headroom_core::observe::{Fact, Namespace, Outcome, Snapshot, SourceId};
+use headroom_core::observe::{Fact, Keepalive, Namespace, Outcome, Snapshot, SourceId};
 use headroom_core::ports::{PortSettings, parse_port_range, parse_reserved_ports};
 use headroom_core::time::NodeTime;
 use nix::dir::Dir;
@@ -273,33 +273,37 @@ impl Scan {
         let thread = Path::new("/proc/thread-self/net");
         let mut inside: BTreeMap<NetnsInode, Result<Inside, NotEntered>> = BTreeMap::new();
         for door in own_door {
-            inside.insert(door.inode, Ok(Inside { ports: ports(&HostRoot::live()), addresses: None }));
+            inside.insert(door.inode, Ok(Inside::read(None)));
         }
         let looked = netns::look_inside(&others, |index| {
             let wanted = others.get(index).is_some_and(|door| unread.contains(&door.inode));
-            Inside { ports: ports(&HostRoot::live()), addresses: wanted.then(|| addresses(&HostRoot::live(), thread)) }
+            Inside::read(wanted.then(|| addresses(&HostRoot::live(), thread)))
         });
         inside.extend(others.iter().map(|door| door.inode).zip(looked));
 
         let mut read = Vec::new();
         for (inode, pid, addresses) in namespaces {
-            let (ports, from_inside) = match inside.remove(&inode) {
-                Some(Ok(inside)) => (inside.ports, inside.addresses),
+            let (ports, keepalive, from_inside) = match inside.remove(&inode) {
+                Some(Ok(inside)) => (inside.ports, inside.keepalive, inside.addresses),
                 Some(Err(NotEntered::OtherKind)) => continue,
                 // Its last process ended.
                 Some(Err(NotEntered::Gone)) if addresses.is_none() => continue,
                 Some(Err(why)) => {
                     self.not_entered += 1;
-                    (Known::because(format!("port settings of this namespace: {why}")), None)
+                    let because = |what: &str| format!("{what} of this namespace: {why}");
+                    (Known::because(because("port settings")), Known::because(because("keepalive settings")), None)
                 }
-                None => (Known::because("port settings of this namespace were not read"), None),
+                None => {
+                    let because = |what: &str| format!("{what} of this namespace were not read");
+                    (Known::because(because("port settings")), Known::because(because("keepalive settings")), None)
+                }
             };
             let addresses = addresses.or(from_inside).unwrap_or_else(|| {
                 Known::because(
                     "no process of this network namespace could be asked, and entering it needs CAP_SYS_ADMIN",
                 )
             });
-            read.push(Namespace { inode, host: inode == own, pid, addresses, ports });
+            read.push(Namespace { inode, host: inode == own, pid, addresses, ports, keepalive });
         }
         read
     }
@@ -351,8 +355,17 @@ impl Scan {
 /// What was read inside a namespace.
 struct Inside {
     ports: Known<PortSettings>,
+    keepalive: Known<Keepalive>,
     /// Only where no process could be asked.
     addresses: Option<Known<Vec<IpAddr>>>,
+}
+
+impl Inside {
+    /// Reads the settings of the namespace that the calling thread is in.
+    fn read(addresses: Option<Known<Vec<IpAddr>>>) -> Self {
+        let root = HostRoot::live();
+        Self { ports: ports(&root), keepalive: keepalive(&root), addresses }
+    }
 }
 
 /// Whether this process has a mount namespace other than pid 1's. Where pid 1's may not be examined, it is taken for the
@@ -399,10 +412,7 @@ fn addresses(root: &HostRoot, net: &Path) -> Known<Vec<IpAddr>> {
 
 /// The port settings of the network namespace that the calling thread is in, or of a captured node.
 fn ports(root: &HostRoot) -> Known<PortSettings> {
-    let sysctl = |name: &str| {
-        let path = Path::new("/proc/sys/net/ipv4").join(name);
-        bounded::read_line_in(root, &path, SYSCTL_LIMIT).map_err(|refusal| format!("`{}` {refusal}", path.display()))
-    };
+    let sysctl = |name: &str| sysctl(root, name);
     let read = || {
         let ephemeral = parse_port_range(&sysctl("ip_local_port_range")?)
             .map_err(|bad| format!("`net.ipv4.ip_local_port_range` cannot be understood: {bad}"))?;
@@ -411,6 +421,24 @@ fn ports(root: &HostRoot) -> Known<PortSettings> {
         Ok::<_, String>(PortSettings { ephemeral, reserved })
     };
     read().map_or_else(Known::because, Known::Present)
+}
+
+/// One line below `/proc/sys/net/ipv4`, or why it could not be read.
+fn sysctl(root: &HostRoot, name: &str) -> Result<String, String> {
+    let path = Path::new("/proc/sys/net/ipv4").join(name);
+    bounded::read_line_in(root, &path, SYSCTL_LIMIT).map_err(|refusal| format!("`{}` {refusal}", path.display()))
+}
+
+/// The keepalive settings of the network namespace that the calling thread is in, or of a captured node.
+fn keepalive(root: &HostRoot) -> Known<Keepalive> {
+    let line = match sysctl(root, "tcp_keepalive_time") {
+        Ok(line) => line,
+        Err(why) => return Known::because(why),
+    };
+    line.parse().map_or_else(
+        |_not_a_number| Known::because("`net.ipv4.tcp_keepalive_time` is not a number of seconds"),
+        |time_secs| Known::Present(Keepalive { time_secs }),
+    )
 }
 
 /// The node's own namespace in a captured tree. The capture may not tell its inode: 0 then.
@@ -423,7 +451,8 @@ fn captured(root: &HostRoot) -> Namespace {
         Known::Unknown(_) => addresses(root, Path::new("/proc/net")),
         known => known,
     };
-    Namespace { inode: NetnsInode(inode), host: true, pid: None, addresses, ports: ports(root) }
+    let (ports, keepalive) = (ports(root), keepalive(root));
+    Namespace { inode: NetnsInode(inode), host: true, pid: None, addresses, ports, keepalive }
 }
 
 #[cfg(test)]
@@ -449,6 +478,8 @@ mod tests {
         assert_eq!(hosts[0].inode, netns::identify(&proc, "self/ns/net").unwrap().inode);
         let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
         assert_eq!(hosts[0].ports.present().unwrap().ephemeral, parse_port_range(&text).unwrap());
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_keepalive_time").unwrap();
+        assert_eq!(hosts[0].keepalive, Known::Present(Keepalive { time_secs: text.trim().parse().unwrap() }));
         assert!(hosts[0].addresses.present().is_some());
         assert!(matches!(facts[0], Fact::Begin(Snapshot::Namespaces)));
         assert!(matches!(facts.last(), Some(Fact::Coverage(Known::Present(_)))));
@@ -498,6 +529,7 @@ mod tests {
         };
         write("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535\n");
         write("proc/sys/net/ipv4/ip_local_reserved_ports", "30000-32767\n");
+        write("proc/sys/net/ipv4/tcp_keepalive_time", "600\n");
         write("proc/net/fib_trie", "Local:\n  |-- 10.0.0.7\n     /32 host LOCAL\n");
         std::fs::create_dir_all(tree.path().join("proc/1/ns")).unwrap();
         std::os::unix::fs::symlink("net:[4026531840]", tree.path().join("proc/1/ns/net")).unwrap();
@@ -506,6 +538,7 @@ mod tests {
         assert_eq!(namespace.inode, NetnsInode(4_026_531_840));
         assert_eq!(namespace.addresses, Known::Present(vec!["10.0.0.7".parse().unwrap()]));
         assert_eq!(namespace.ports.present().unwrap().usable(), 61_744);
+        assert_eq!(namespace.keepalive, Known::Present(Keepalive { time_secs: 600 }));
         assert!(matches!(&facts[2], Fact::End { outcome: Outcome::Partial(_), .. }));
     }
 

@@ -195,9 +195,9 @@ impl Round<'_, '_> {
             while let Some(row) = table.next()? {
                 match row {
                     Row::Listening { port } => listening.add(port),
-                    Row::Connection { source, destination, state } => {
+                    Row::Connection { source, destination, state, timer } => {
                         let accepted = listening.has(source.port);
-                        let socket = Socket { netns: inode, source, destination, state, accepted };
+                        let socket = Socket { netns: inode, source, destination, state, timer, accepted };
                         (self.sink)(observation(ID, Fact::Socket(socket)));
                         self.sockets += 1;
                     }

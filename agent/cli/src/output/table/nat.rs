@@ -1,6 +1,7 @@
 //! NAT ports.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use headroom_core::model::leak::whole;
@@ -25,6 +26,9 @@ pub(super) fn nat(out: &mut String, report: &Report, width: Width) {
     width.wrap(out, "  given   ", "          ", &given);
     demand(out, "tcp", &report.nat.demand.tcp, width);
     demand(out, "udp", &report.nat.demand.udp, width);
+    if report.nat.demand.icmp.ports.is_some_and(|ports| ports > 0) {
+        demand(out, "icmp", &report.nat.demand.icmp, width);
+    }
     let in_scope: Vec<&DestinationReport> =
         report.nat.destinations.iter().filter(|destination| destination.in_scope).collect();
     if !in_scope.is_empty() {
@@ -60,6 +64,47 @@ pub(super) fn nat(out: &mut String, report: &Report, width: Width) {
     if !rest.is_empty() {
         width.wrap(out, "  not shown: ", "    ", &format!("{} (-o json has up to 100)", rest.join(", ")));
     }
+    forgotten(out, &in_scope, width);
+    pods(out, report, width);
+}
+
+/// Connections that the NAT has dropped in silence: they hold nothing, and are not in the columns above.
+fn forgotten(out: &mut String, in_scope: &[&DestinationReport], width: Width) {
+    let count = |row: &&&DestinationReport| row.forgotten.unwrap_or_default();
+    let mut silent: Vec<&&DestinationReport> = in_scope.iter().filter(|row| count(row) > 0).collect();
+    if silent.is_empty() {
+        return;
+    }
+    silent.sort_by_key(|row| std::cmp::Reverse(count(row)));
+    let told = silent.iter().take(3).map(|row| format!("{} to {}/{}", count(row), endpoint(row), row.protocol));
+    let mut text = told.collect::<Vec<_>>().join(", ");
+    if silent.len() > 3 {
+        let _written = write!(text, " and to {} more", silent.len() - 3);
+    }
+    width.wrap(out, "  silent  ", "          ", &format!("{text}: open here, but the NAT has dropped them"));
+}
+
+/// Pods over all destinations: only where the rows above do not say it all.
+fn pods(out: &mut String, report: &Report, width: Width) {
+    let pods = &report.nat.pods;
+    if pods.len() < 2 || pods.iter().all(|pod| pod.destinations < 2) {
+        return;
+    }
+    let told = pods.iter().take(3).map(|pod| {
+        format!(
+            "{} ({} to {} destinations)",
+            named(&pod.namespace, &pod.name, pod.host, pod.address),
+            pod.held,
+            pod.destinations
+        )
+    });
+    let mut text = told.collect::<Vec<_>>().join(", ");
+    let more =
+        u64::try_from(pods.len().saturating_sub(3)).unwrap_or(u64::MAX).saturating_add(report.nat.pods_omitted.pods);
+    if more > 0 {
+        let _written = write!(text, " and {more} more");
+    }
+    width.wrap(out, "  by pod  ", "          ", &text);
 }
 
 fn demand(out: &mut String, protocol: &str, demand: &DemandReport, width: Width) {
@@ -77,6 +122,10 @@ fn demand(out: &mut String, protocol: &str, demand: &DemandReport, width: Width)
     }
     if let (Some(secs), Some(basis)) = (demand.exhausted_in_secs, &demand.exhausted_basis) {
         let _written = write!(text, "; full in about {} ({basis})", whole(Duration::from_secs(secs)));
+    }
+    if let Some(rate) = demand.rate.as_ref().filter(|rate| rate.per_sec > 0.0) {
+        let allowed = rate.allowed_per_sec.map_or_else(String::new, |allowed| format!(" of {allowed} sustainable"));
+        let _written = write!(text, "; {}{allowed} new connections/s", rate.per_sec);
     }
     width.wrap(out, &format!("  {protocol}     "), "          ", &text);
 }
@@ -101,9 +150,13 @@ fn holders(destination: &DestinationReport) -> String {
 }
 
 fn who(pod: &PodShare) -> String {
-    match (&pod.namespace, &pod.name) {
+    named(&pod.namespace, &pod.name, pod.host, pod.address)
+}
+
+fn named(namespace: &Option<String>, name: &Option<String>, host: bool, address: IpAddr) -> String {
+    match (namespace, name) {
         (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
-        _ if pod.host => "node".to_owned(),
-        _ => pod.address.to_string(),
+        _ if host => "node".to_owned(),
+        _ => address.to_string(),
     }
 }

@@ -10,6 +10,13 @@ use super::{Width, heading};
 const MAX_RULES: usize = 8;
 /// NodePorts named at most.
 const MAX_NODE_PORTS: usize = 6;
+/// From which share of its ports on somebody is named, in percent.
+const WORTH_PERCENT: u64 = 10;
+
+/// Whether a part is large enough to be named.
+fn is_worth(part: u32, whole: u32) -> bool {
+    u64::from(part) * 100 >= u64::from(whole.max(1)) * WORTH_PERCENT
+}
 
 pub(super) fn ports(out: &mut String, report: &Report, width: Width) {
     heading(out, "Source ports and NodePorts", width);
@@ -36,6 +43,18 @@ pub(super) fn ports(out: &mut String, report: &Report, width: Width) {
     }
     if overlap.ephemeral.len() > 8 {
         width.wrap(out, "  ", "    ", &format!("and {} more settings", overlap.ephemeral.len() - 8));
+    }
+    for row in report.nat.local.iter().filter(|row| is_worth(row.used_at_most, row.usable)).take(2) {
+        let towards = headroom_core::flow::Endpoint::new(row.address, row.port);
+        let at_most =
+            if row.used_at_most > row.used { format!(" (at most {})", row.used_at_most) } else { String::new() };
+        let text = format!("{} uses {}{at_most} of {} towards {towards}/tcp", row.subject, row.used, row.usable);
+        width.wrap(out, "  in use: ", "    ", &text);
+    }
+    for row in report.nat.masqueraded.iter().filter(|row| is_worth(row.held, row.ports)).take(2) {
+        let towards = headroom_core::flow::Endpoint::new(row.address, row.port);
+        let text = format!("{} of {} given out towards {towards}/{}", row.held, row.ports, row.protocol);
+        width.wrap(out, "  masquerading: ", "    ", &text);
     }
     rules(out, overlap, width);
     node_ports(out, overlap, width);

@@ -194,7 +194,8 @@ impl Row {
     pub(super) fn tally(&self, since: Since) -> TcpTally {
         let mut lately = [0_u64; KINDS];
         let (mut refused_held, mut closed_before) = (0_u64, 0_u64);
-        let earliest = since.closed.min(since.reset).min(since.lately);
+        let (mut closed_lately, mut reset_lately, mut given_up_held) = (0_u64, 0_u64, 0_u64);
+        let earliest = since.closed.min(since.reset).min(since.half_open).min(since.lately);
         for step in self.steps.iter().rev() {
             // Steps of one moment may be out of order.
             if step.at.saturating_add(STEP) <= earliest {
@@ -211,6 +212,12 @@ impl Row {
             {
                 *sum = sum.saturating_add(count);
             }
+            match kind {
+                CLOSED if step.at > since.lately => closed_lately = closed_lately.saturating_add(count),
+                RESET if step.at > since.lately => reset_lately = reset_lately.saturating_add(count),
+                GIVEN_UP if step.at > since.half_open => given_up_held = given_up_held.saturating_add(count),
+                _ => {}
+            }
             if kind == REFUSED && step.at > since.reset {
                 refused_held = refused_held.saturating_add(count);
             }
@@ -225,6 +232,9 @@ impl Row {
             closed_held: lately[CLOSED],
             closed_before,
             reset_held: lately[RESET].saturating_add(refused_held),
+            given_up_held,
+            closed_lately,
+            reset_lately,
             failed_lately: failures(&lately),
             no_local_port_lately: lately[NO_LOCAL_PORT],
             syn_retransmitted_lately: lately[SYN_RETRANSMITTED],
@@ -261,6 +271,7 @@ impl Row {
 pub(super) struct Since {
     closed: Tenths,
     reset: Tenths,
+    half_open: Tenths,
     lately: Tenths,
     counting: Tenths,
 }
@@ -271,6 +282,7 @@ impl Since {
         Self {
             closed: ago(spans.closed),
             reset: ago(spans.reset),
+            half_open: ago(spans.half_open),
             lately: ago(spans.lately),
             counting: tenths(counting),
         }

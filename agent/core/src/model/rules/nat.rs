@@ -2,6 +2,7 @@
 
 use super::{percent, pod_name};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
+use crate::flow::Protocol;
 use crate::ledger::TcpTally;
 use crate::model::View;
 use crate::model::demand::Account;
@@ -36,29 +37,37 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
             account.source,
             format!("{} held ({} open now), {} wanting", account.held, account.active, account.wanting),
         ),
-        Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
+        Evidence::given(format!("allocation: {} ports, {}", ports.ports, report.nat.allocation.why)),
     ];
     if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
         evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp())));
+    }
+    let demand = match destination.protocol {
+        Protocol::UDP => &report.nat.demand.udp,
+        Protocol::ICMP => &report.nat.demand.icmp,
+        _ => &report.nat.demand.tcp,
+    };
+    let is_worst = demand
+        .worst
+        .as_ref()
+        .is_some_and(|worst| (worst.address, worst.port) == (destination.endpoint.address, destination.endpoint.port));
+    if let (Some(secs), Some(basis)) = (demand.exhausted_in_secs, &demand.exhausted_basis)
+        && !exhausted
+        && is_worst
+    {
+        evidence.push(Evidence::given(format!("full in about {secs} s: {basis}")));
+    }
+    if let Some(rate) = demand.rate.as_ref().filter(|_| is_worst)
+        && let Some(allowed) = rate.allowed_per_sec
+    {
+        let said = format!("{} connections/s, {allowed} can be sustained: {}", rate.per_sec, rate.basis);
+        evidence.push(Evidence::seen(account.source, said));
     }
     for pod in who.map(|listed| listed.pods.as_slice()).unwrap_or_default().iter().take(5) {
         evidence.push(Evidence::seen(
             account.source,
             format!("{} ({}): {} held, {} wanting", pod_name(pod), pod.address, pod.held, pod.wanting),
         ));
-    }
-    let demand = if destination.protocol == crate::flow::Protocol::UDP {
-        &report.nat.demand.udp
-    } else {
-        &report.nat.demand.tcp
-    };
-    if let (Some(secs), Some(basis)) = (demand.exhausted_in_secs, &demand.exhausted_basis)
-        && !exhausted
-        && demand.worst.as_ref().is_some_and(|worst| {
-            worst.address == destination.endpoint.address && worst.port == destination.endpoint.port
-        })
-    {
-        evidence.push(Evidence::given(format!("full in about {secs} s: {basis}")));
     }
     Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
@@ -127,19 +136,6 @@ pub(super) fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
     for account in view.accounts {
         let tcp = account.tcp();
         let destination = account.destination;
-        if tcp.no_local_port_lately > 0 {
-            findings.push(Finding {
-                id: FindingId::EphemeralPortsLow,
-                severity: Severity::Warning,
-                title: format!(
-                    "{} connects to {destination} found no local port in the last minute",
-                    tcp.no_local_port_lately
-                ),
-                subject: destination.to_string(),
-                evidence: vec![Evidence::seen(SourceId::Tcp, "connect failed before a source port was chosen")],
-                remedy: "reuse connections, or widen net.ipv4.ip_local_port_range where the client runs".to_owned(),
-            });
-        }
         let full = view.node_ports.is_some_and(|ports| account.demand() >= ports.ports);
         // A refused connect was answered.
         let lost = tcp.syn_retransmitted_lately.max(tcp.failed_lately.unanswered());

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use headroom_core::flow::Endpoint;
-use headroom_core::observe::SocketState;
+use headroom_core::observe::{SocketState, SocketTimer};
 
 /// `USER_HZ` ticks to milliseconds.
 const MILLIS_PER_TICK: u64 = 10;
@@ -28,6 +28,8 @@ pub enum Row {
         destination: Endpoint,
         /// Its state.
         state: SocketState,
+        /// What it waits for.
+        timer: SocketTimer,
     },
     /// A socket that has no connection, or one that is not complete on the accepting side.
     Other,
@@ -45,6 +47,7 @@ pub fn parse_line(line: &[u8]) -> Option<Row> {
     let state = hex(words.next()?, 2)?;
     let _queues = words.next()?;
     let timer = words.next()?;
+    let waits_for = if state == ESTABLISHED { timer_of_established(timer)? } else { SocketTimer::Other };
     // `enum` of `net/tcp_states.h`; it is uapi in all but name.
     let state = match state {
         // `get_timewait4_sock` alone writes timer 3, and as the state the substate: FIN_WAIT2 until the other end closes too.
@@ -57,7 +60,20 @@ pub fn parse_line(line: &[u8]) -> Option<Row> {
         0x03 | 0x07 | 0x0c | 0x0d => return Some(Row::Other),
         _ => return None,
     };
-    Some(Row::Connection { source, destination, state })
+    Some(Row::Connection { source, destination, state, timer: waits_for })
+}
+
+/// `TCP_ESTABLISHED`.
+const ESTABLISHED: u64 = 0x01;
+
+/// `02:00000A2F`, from `get_tcp4_sock`: 1 retransmits (or probes for loss), 4 probes a closed window, and 2 is `sk_timer`, which
+/// in an established connection is for keepalive alone. Without any of them it is 0.
+fn timer_of_established(timer: &[u8]) -> Option<SocketTimer> {
+    match timer.get(..3)? {
+        b"00:" => Some(SocketTimer::None),
+        b"02:" => Some(SocketTimer::Keepalive { remaining_millis: remaining(timer)? }),
+        _ => Some(SocketTimer::Other),
+    }
 }
 
 /// Hexadecimal digits and nothing else; at most so many.
@@ -95,7 +111,7 @@ fn word_in_memory(digits: &[u8]) -> Option<[u8; 4]> {
     u32::try_from(hex(digits, 8)?).ok().map(u32::to_ne_bytes)
 }
 
-/// `03:00000A2F`: what is left of TIME_WAIT.
+/// `03:00000A2F`: what is left of a timer.
 fn remaining(timer: &[u8]) -> Option<u32> {
     let ticks = hex(timer.get(2..)?.strip_prefix(b":")?, 16)?;
     Some(u32::try_from(ticks.saturating_mul(MILLIS_PER_TICK)).unwrap_or(u32::MAX))
@@ -120,7 +136,12 @@ mod tests {
         );
         assert_eq!(
             parse_line(b"  12: 0500000A:9C40 07710CCB:01BB 01 00000000:00000000 00:00000000 00000000     0        0 20002 1 0000000000000000 100 0 0 10 0"),
-            Some(Row::Connection { source: end("10.0.0.5:40000"), destination: end("203.12.113.7:443"), state: SocketState::Open })
+            Some(Row::Connection {
+                source: end("10.0.0.5:40000"),
+                destination: end("203.12.113.7:443"),
+                state: SocketState::Open,
+                timer: SocketTimer::None,
+            })
         );
         assert_eq!(
             parse_line(b" 999: 0000000000000000FFFF00000500000A:9C40 0000000000000000FFFF000007710CCB:01BB 06 00000000:00000000 03:00001770 00000000     0        0 0 3 0000000000000000"),
@@ -128,6 +149,7 @@ mod tests {
                 source: end("10.0.0.5:40000"),
                 destination: end("203.12.113.7:443"),
                 state: SocketState::TimeWait { remaining_millis: 60_000 },
+                timer: SocketTimer::Other,
             })
         );
         assert_eq!(
@@ -136,8 +158,29 @@ mod tests {
                 source: end("[2001:db8::fe00:1]:40000"),
                 destination: end("[::1]:443"),
                 state: SocketState::Connecting,
+                timer: SocketTimer::Other,
             })
         );
+    }
+
+    /// If this fails, connections without keepalive are taken for safe, or the other way round.
+    #[test]
+    fn an_established_socket_tells_whether_it_sends_keepalive_probes() {
+        let line = |state: &str, timer: &str| {
+            let line = format!(
+                "  34: 0500000A:9C40 07710CCB:01BB {state} 00000000:00000000 {timer} 00000000     0        0 20002 2 0000000000000000 20 4 30 10 -1"
+            );
+            match parse_line(line.as_bytes()) {
+                Some(Row::Connection { timer, .. }) => timer,
+                other => panic!("{line}: {other:?}"),
+            }
+        };
+        assert_eq!(line("01", "00:00000000"), SocketTimer::None);
+        assert_eq!(line("01", "02:000AFC80"), SocketTimer::Keepalive { remaining_millis: 7_200_000 });
+        assert_eq!(line("01", "01:00000014"), SocketTimer::Other, "data is under way");
+        assert_eq!(line("01", "04:00000014"), SocketTimer::Other);
+        assert_eq!(line("05", "02:000007D0"), SocketTimer::Other, "in FIN_WAIT2 the timer is another");
+        assert_eq!(parse_line(b"  34: 0500000A:9C40 07710CCB:01BB 01 00000000:00000000 02:zz 0 0 0 1"), None);
     }
 
     /// If this fails, sockets that only wait for the other end's FIN count as open connections.
@@ -204,7 +247,12 @@ mod tests {
             );
             prop_assert_eq!(
                 parse_line(line.as_bytes()),
-                Some(Row::Connection { source: expect(ends[0]), destination: expect(ends[1]), state: state.1 })
+                Some(Row::Connection {
+                    source: expect(ends[0]),
+                    destination: expect(ends[1]),
+                    state: state.1,
+                    timer: SocketTimer::Other,
+                })
             );
         }
     }

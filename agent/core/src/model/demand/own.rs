@@ -1,0 +1,170 @@
+//! Ports that this node itself gives out: the local ports of sockets, and those of its own masquerading. Both end per
+//! destination, like those of the NAT in front.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::small;
+use crate::flow::{Destination, Endpoint};
+use crate::known::Known;
+use crate::ledger::{Ledger, Pair, TcpTally};
+use crate::ports::PortRange;
+
+/// Pairs with fewer ports than this are of no interest: no namespace lives with so few.
+const WORTH: u64 = 16;
+/// Pairs that are compared with what their namespace has.
+const CANDIDATES: usize = 1024;
+/// Pairs and destinations that are told of.
+const TOLD: usize = 20;
+/// Source ports that masquerading draws from for unprivileged ports, unless a rule says otherwise: 1024-65535
+/// (`nf_nat_l4proto_unique_tuple` in net/netfilter/nf_nat_core.c).
+pub const MASQUERADE_PORTS: u32 = 64_512;
+
+/// Local ports that one source address uses towards one destination. connect() fails with EADDRNOTAVAIL when all are used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalUse {
+    /// What the sockets dialled.
+    pub destination: Endpoint,
+    /// Their own address.
+    pub source: IpAddr,
+    /// Connections open or being opened.
+    pub open: u32,
+    /// Sockets in TIME_WAIT as the last socket table showed them.
+    pub time_wait: u32,
+    /// Connections closed within a minute: so many are in TIME_WAIT at most, and none of those that the other side closed first.
+    pub closed: u32,
+    /// The range they draw from.
+    pub range: PortRange,
+    /// How many of its ports connect() can use.
+    pub usable: u32,
+    /// Whether it is known which ports of the range are reserved; if not, fewer are usable.
+    pub exact: bool,
+}
+
+impl LocalUse {
+    /// In use for certain.
+    pub fn proven(&self) -> u32 {
+        self.open.saturating_add(self.time_wait)
+    }
+
+    /// In use at most.
+    pub fn possible(&self) -> u32 {
+        self.open.saturating_add(self.time_wait.max(self.closed))
+    }
+}
+
+/// Pairs that use many local ports.
+#[derive(Debug, Default)]
+pub(super) struct LocalUses(Vec<(u32, Endpoint, IpAddr, TcpTally)>);
+
+impl LocalUses {
+    pub(super) fn note(&mut self, destination: Endpoint, source: IpAddr, tally: &TcpTally) {
+        let used = tally.open.saturating_add(tally.wanting).saturating_add(tally.closed_lately);
+        if used >= WORTH {
+            self.0.push((small(used), destination, source, *tally));
+            if self.0.len() >= CANDIDATES * 2 {
+                self.shorten();
+            }
+        }
+    }
+
+    fn shorten(&mut self) {
+        self.0.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        self.0.truncate(CANDIDATES);
+    }
+
+    /// Those that use the largest part of what they have.
+    pub(super) fn largest(mut self, ledger: &Ledger) -> Vec<LocalUse> {
+        self.shorten();
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        let ranges = ranges(ledger);
+        let uses = self.0.into_iter().filter_map(|(_, destination, source, tally)| {
+            let &(range, usable, exact) = ranges.get(&source)?;
+            let open = small(tally.open.saturating_add(tally.wanting));
+            let time_wait = ledger.tcp().table(destination, source).time_wait;
+            let closed = small(tally.closed_lately);
+            Some(LocalUse { destination, source, open, time_wait, closed, range, usable, exact })
+        });
+        let mut uses: Vec<LocalUse> = uses.collect();
+        let share = |used: &LocalUse| u64::from(used.possible()) * 1000 / u64::from(used.usable.max(1));
+        uses.sort_by_key(|used| (std::cmp::Reverse(share(used)), used.destination, used.source));
+        uses.truncate(TOLD);
+        uses
+    }
+}
+
+/// For each address that lives on this node: its namespace's range, how much of it connect() can use, and whether that is
+/// exact.
+fn ranges(ledger: &Ledger) -> BTreeMap<IpAddr, (PortRange, u32, bool)> {
+    let mut ranges = BTreeMap::new();
+    for namespace in ledger.occupants().namespaces() {
+        let dialled = || ledger.occupants().dialled_range_of(namespace.inode);
+        let settings = match &namespace.ports {
+            Known::Present(settings) => Some((settings.ephemeral, settings.usable(), true)),
+            Known::Absent | Known::Unknown(_) => dialled().map(|range| (range, range.count() & !1, false)),
+        };
+        if let Some(settings) = settings {
+            let addresses = namespace.addresses.present().into_iter().flatten();
+            ranges.extend(addresses.map(|address| (*address, settings)));
+        }
+    }
+    ranges
+}
+
+/// Source ports that this node's own masquerading has given out towards one destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Masqueraded {
+    /// Where to.
+    pub destination: Destination,
+    /// The address that traffic leaves with.
+    pub translated: IpAddr,
+    /// Ports taken: entries of the node's conntrack table, in whatever state.
+    pub ports: u32,
+}
+
+/// Destinations that many translated flows go to. Pairs come in the order of their destinations.
+#[derive(Debug, Default)]
+pub(super) struct Masquerades {
+    present: Option<Destination>,
+    /// Per translated address: ports, and whether something was translated at all.
+    taken: BTreeMap<IpAddr, (u32, bool)>,
+    largest: Vec<Masqueraded>,
+}
+
+impl Masquerades {
+    pub(super) fn note(&mut self, pair: &Pair, entries: u32) {
+        if self.present != Some(pair.destination) {
+            self.next();
+            self.present = Some(pair.destination);
+        }
+        let taken = self.taken.entry(pair.translated).or_default();
+        taken.0 = taken.0.saturating_add(entries);
+        taken.1 |= pair.source != pair.translated;
+    }
+
+    fn next(&mut self) {
+        let Some(destination) = self.present else { return };
+        for (translated, (ports, any)) in std::mem::take(&mut self.taken) {
+            if any && u64::from(ports) >= WORTH {
+                self.largest.push(Masqueraded { destination, translated, ports });
+            }
+        }
+        if self.largest.len() >= CANDIDATES * 2 {
+            self.shorten(CANDIDATES);
+        }
+    }
+
+    fn shorten(&mut self, to: usize) {
+        self.largest
+            .sort_unstable_by_key(|taken| (std::cmp::Reverse(taken.ports), taken.destination, taken.translated));
+        self.largest.truncate(to);
+    }
+
+    pub(super) fn largest(mut self) -> Vec<Masqueraded> {
+        self.next();
+        self.shorten(TOLD);
+        self.largest
+    }
+}

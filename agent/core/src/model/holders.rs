@@ -1,0 +1,111 @@
+//! Who is behind the addresses that hold ports: pods by name, the node, or just addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::ids::PodName;
+use crate::ledger::Ledger;
+use crate::model::demand::{Account, Share};
+use crate::report::{OmittedPods, PodDemand, PodShare};
+
+/// Holders listed per destination at most.
+const MAX_SHARES: usize = 20;
+/// Pods listed over all destinations at most.
+const MAX_PODS: usize = 50;
+
+/// Who is behind an address.
+pub(super) struct Holders<'a> {
+    pods: BTreeMap<IpAddr, &'a PodName>,
+    host: BTreeSet<IpAddr>,
+}
+
+/// What one address holds over all destinations.
+#[derive(Debug, Clone, Copy, Default)]
+struct Total {
+    held: u64,
+    wanting: u64,
+    forgotten: u64,
+    destinations: u64,
+}
+
+impl<'a> Holders<'a> {
+    pub(super) fn of(ledger: &'a Ledger) -> Self {
+        Self { pods: ledger.occupants().pods(), host: ledger.occupants().host_addresses() }
+    }
+
+    /// The pod with that address.
+    pub(super) fn pod(&self, address: IpAddr) -> Option<&'a PodName> {
+        self.pods.get(&address).copied()
+    }
+
+    /// Its namespace and name.
+    fn names(&self, address: IpAddr) -> (Option<String>, Option<String>) {
+        let pod = self.pod(address);
+        (pod.map(|pod| pod.namespace.clone()), pod.map(|pod| pod.name.clone()))
+    }
+
+    /// In words: a pod's name, the node, or the address.
+    pub(super) fn name(&self, address: IpAddr) -> String {
+        match self.pods.get(&address) {
+            Some(pod) => pod.to_string(),
+            None if self.host.contains(&address) => "the node itself".to_owned(),
+            None => address.to_string(),
+        }
+    }
+
+    /// It is the node's own, and no pod's.
+    pub(super) fn is_host(&self, address: IpAddr) -> bool {
+        !self.pods.contains_key(&address) && self.host.contains(&address)
+    }
+
+    fn share(&self, address: IpAddr, share: Share) -> PodShare {
+        let (namespace, name) = self.names(address);
+        PodShare {
+            namespace,
+            name,
+            address,
+            host: self.is_host(address),
+            held: share.held,
+            wanting: share.wanting,
+            forgotten: share.forgotten,
+        }
+    }
+
+    /// Who holds ports of one destination, the largest first; and how many are left out.
+    pub(super) fn shares(&self, account: &Account) -> (Vec<PodShare>, u32) {
+        let mut shares: Vec<(IpAddr, Share)> = account.by_source.iter().collect();
+        shares.sort_by_key(|(address, share)| {
+            (std::cmp::Reverse((share.held, share.wanting, share.forgotten)), *address)
+        });
+        let omitted = u32::try_from(shares.len().saturating_sub(MAX_SHARES)).unwrap_or(u32::MAX);
+        (shares.into_iter().take(MAX_SHARES).map(|(address, share)| self.share(address, share)).collect(), omitted)
+    }
+
+    /// Who holds ports over all destinations in scope, the largest first; and what is left out.
+    pub(super) fn totals(&self, accounts: &[Account]) -> (Vec<PodDemand>, OmittedPods) {
+        let mut totals: BTreeMap<IpAddr, Total> = BTreeMap::new();
+        for account in accounts.iter().take_while(|account| account.in_scope) {
+            for (address, share) in account.by_source.iter() {
+                let total = totals.entry(address).or_default();
+                total.held = total.held.saturating_add(u64::from(share.held));
+                total.wanting = total.wanting.saturating_add(u64::from(share.wanting));
+                total.forgotten = total.forgotten.saturating_add(u64::from(share.forgotten));
+                total.destinations = total.destinations.saturating_add(1);
+            }
+        }
+        let mut totals: Vec<(IpAddr, Total)> = totals.into_iter().collect();
+        totals.sort_by_key(|(address, total)| {
+            (std::cmp::Reverse((total.held, total.wanting, total.forgotten)), *address)
+        });
+        let omitted = totals.iter().skip(MAX_PODS).fold(OmittedPods::default(), |sum, (_, total)| OmittedPods {
+            pods: sum.pods.saturating_add(1),
+            held: sum.held.saturating_add(total.held),
+        });
+        let pods = totals.into_iter().take(MAX_PODS).map(|(address, total)| {
+            let (namespace, name) = self.names(address);
+            let Total { held, wanting, forgotten, destinations } = total;
+            PodDemand { namespace, name, address, host: self.is_host(address), held, wanting, forgotten, destinations }
+        });
+        (pods.collect(), omitted)
+    }
+}

@@ -1,0 +1,154 @@
+//! Rules on connections that fall silent: what the NAT drops while the node still believes in it, and keepalive that comes too
+//! late to prevent it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::pod_name;
+use crate::findings::{Evidence, Finding, FindingId, Severity};
+use crate::flow::{Destination, Protocol};
+use crate::ledger::KeepaliveTally;
+use crate::model::View;
+use crate::model::demand::Account;
+use crate::observe::SourceId;
+use crate::report::{PodShare, Report};
+
+/// Destinations told of at most.
+const MAX_FINDINGS: usize = 10;
+
+/// Connections that the NAT forgets before anything keeps them alive.
+pub(super) fn idle(view: &View<'_>, report: &Report) -> Vec<Finding> {
+    if view.node_ports.is_none() {
+        return Vec::new();
+    }
+    let silent = view.accounts.iter().filter(|account| {
+        let tcp = account.in_scope && account.destination.protocol == Protocol::TCP;
+        tcp && (account.forgotten > 0 || account.silent > 0)
+    });
+    let mut worth: Vec<&Account> = silent.collect();
+    worth.sort_by_key(|account| (std::cmp::Reverse((account.forgotten, account.silent)), account.destination));
+    worth.into_iter().take(MAX_FINDINGS).filter_map(|account| idle_of(account, view, report)).collect()
+}
+
+fn idle_of(account: &Account, view: &View<'_>, report: &Report) -> Option<Finding> {
+    let destination = account.destination;
+    let idle = view.nat.hold.tcp_established_idle;
+    let keepalive = keepalive(view, destination);
+    let sources: BTreeSet<IpAddr> = account.by_source.iter().map(|(address, _)| address).collect();
+    let late = sysctls(view, report, &sources, idle);
+    // Half of the time has passed in silence: a warning only once the NAT has dropped something, and no word at all where
+    // keepalive will come in time.
+    let in_time = keepalive.off == 0 && u64::from(keepalive.next_secs) < idle.as_secs() / 2 && late.is_empty();
+    if account.forgotten == 0 && in_time {
+        return None;
+    }
+    let open = account.active.saturating_add(account.forgotten);
+    let secs = idle.as_secs();
+    let title = if account.forgotten > 0 {
+        format!(
+            "the NAT has dropped {} of {open} connections to {destination}: silent for more than {secs} s",
+            account.forgotten
+        )
+    } else {
+        format!(
+            "{} of {open} connections to {destination} are silent; the NAT drops them after {secs} s",
+            account.silent
+        )
+    };
+    let mut evidence = vec![Evidence::seen(
+        SourceId::Conntrack,
+        format!(
+            "{} silent for more than {secs} s: the NAT lets their next packet drop or answers it with a reset, while the \
+             node takes them for open; {} more silent for over {} s",
+            account.forgotten,
+            account.silent,
+            secs / 2
+        ),
+    )];
+    evidence.extend(holders(account, report));
+    evidence.extend(probes(keepalive));
+    evidence.extend(late.into_iter().take(3).map(|said| Evidence::seen(SourceId::Namespaces, said)));
+    Some(Finding {
+        id: FindingId::NatIdleTimeoutExceedsKeepalive,
+        severity: if account.forgotten > 0 { Severity::Warning } else { Severity::Info },
+        title,
+        subject: destination.to_string(),
+        evidence,
+        remedy: remedy(view, idle),
+    })
+}
+
+/// Keepalive of the sockets to one destination.
+fn keepalive(view: &View<'_>, destination: Destination) -> KeepaliveTally {
+    view.ledger.tcp().tables_to(destination.endpoint).fold(KeepaliveTally::default(), |sum, (_, table)| {
+        KeepaliveTally {
+            off: sum.off.saturating_add(table.keepalive.off),
+            on: sum.on.saturating_add(table.keepalive.on),
+            next_secs: sum.next_secs.max(table.keepalive.next_secs),
+        }
+    })
+}
+
+fn probes(keepalive: KeepaliveTally) -> Option<Evidence> {
+    let said = match (keepalive.off, keepalive.on) {
+        (0, 0) => return None,
+        (off, 0) => format!("{off} of its sockets send no keepalive probes (SO_KEEPALIVE is off)"),
+        (0, on) => format!("{on} of its sockets send keepalive probes, the next in up to {} s", keepalive.next_secs),
+        (off, on) => format!(
+            "{off} of its sockets send no keepalive probes (SO_KEEPALIVE is off), {on} do, the next in up to {} s",
+            keepalive.next_secs
+        ),
+    };
+    Some(Evidence::seen(SourceId::Sockets, said))
+}
+
+fn holders(account: &Account, report: &Report) -> Vec<Evidence> {
+    let destination = account.destination;
+    let row = report.nat.destinations.iter().find(|row| {
+        (row.protocol, row.address, row.port)
+            == (destination.protocol, destination.endpoint.address, destination.endpoint.port)
+    });
+    let mut pods: Vec<&PodShare> =
+        row.map(|row| row.pods.iter().filter(|pod| pod.forgotten > 0).collect()).unwrap_or_default();
+    pods.sort_by_key(|pod| std::cmp::Reverse(pod.forgotten));
+    let said =
+        pods.into_iter().take(3).map(|pod| format!("{} ({}): {} dropped", pod_name(pod), pod.address, pod.forgotten));
+    said.map(|said| Evidence::seen(SourceId::Conntrack, said)).collect()
+}
+
+/// Of whom net.ipv4.tcp_keepalive_time is known to be too long, in words.
+fn sysctls(view: &View<'_>, report: &Report, sources: &BTreeSet<IpAddr>, idle: Duration) -> Vec<String> {
+    let namespaces = view.ledger.occupants().namespaces().iter();
+    let of_sources = namespaces.filter_map(|namespace| {
+        let address = namespace.addresses.present()?.iter().find(|address| sources.contains(*address))?;
+        Some((address, namespace.keepalive.present()?.time_secs))
+    });
+    let too_long = of_sources.filter(|(_, time)| u64::from(*time) >= idle.as_secs());
+    too_long
+        .map(|(address, time)| {
+            let pod = report.nat.pods.iter().find(|pod| pod.address == *address);
+            let name = match pod.map(|pod| (&pod.namespace, &pod.name, pod.host)) {
+                Some((Some(namespace), Some(name), _)) => format!("{namespace}/{name}"),
+                Some((_, _, true)) => "the node itself".to_owned(),
+                _ => address.to_string(),
+            };
+            format!("net.ipv4.tcp_keepalive_time of {name} is {time} s: the first probe comes too late")
+        })
+        .collect()
+}
+
+fn remedy(view: &View<'_>, idle: Duration) -> String {
+    let raise = match view.nat.profile.name() {
+        "gcp" => "; or raise tcp_established_idle_timeout_sec of the Cloud NAT gateway",
+        "azure-natgw" => "; or raise idle_timeout_in_minutes of the NAT gateway (120 at most)",
+        "azure-lb" => "; or raise the outbound rule's idle_timeout_in_minutes (100 at most) and turn its tcp_reset on",
+        "aws" => " (350 s are fixed on an AWS NAT gateway)",
+        _ => "",
+    };
+    format!(
+        "have the application turn SO_KEEPALIVE on, and set net.ipv4.tcp_keepalive_time={} (sysctl -w on the node, \
+         spec.securityContext.sysctls in a pod; TCP_KEEPIDLE for one socket){raise}",
+        (idle.as_secs() / 2).max(1)
+    )
+}
