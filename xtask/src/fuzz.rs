@@ -14,9 +14,10 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
 
 /// Every target, as `tests/fuzz/Cargo.toml` names it.
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 12] = [
     "btf",
     "btf_module",
+    "cilium_conntrack",
     "cni_configuration",
     "conntrack_line",
     "conntrack_stats",

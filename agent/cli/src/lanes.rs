@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use headroom_core::observe::SourceId;
+use headroom_host::source::cilium_conntrack::CiliumConntrackSource;
 use headroom_host::source::connections::ConnectionsSource;
 use headroom_host::source::conntrack::{self, ConntrackSource};
 use headroom_host::source::conntrack_use::ConntrackUseSource;
@@ -59,6 +60,13 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
             ],
         },
     ];
+    lanes.push(Lane {
+        name: "cilium",
+        reports: &[SourceId::CiliumConntrack],
+        pause: Duration::from_secs(10),
+        rounds_wanted: 1,
+        sources: vec![Box::new(CiliumConntrackSource::new(root))],
+    });
     lanes.push(pods(settings, pace));
     lanes
 }

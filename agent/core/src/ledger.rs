@@ -15,8 +15,8 @@ use std::time::Duration;
 use crate::history::DemandHistory;
 use crate::known::{Known, Why};
 use crate::observe::{
-    ConntrackStats, ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome, Platform,
-    Program, Snapshot, SourceId,
+    CiliumConntrack, ConntrackStats, ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, Loss, Observation, Outcome,
+    Platform, Program, Snapshot, SourceId,
 };
 use crate::ports::PortRange;
 use crate::time::NodeTime;
@@ -28,7 +28,10 @@ mod reservations;
 mod services;
 mod tcp;
 
-pub use conntrack::{Census, Cohort, CohortState, Cohorts, Conntrack, Drift, EntryState, Most, Pair, SILENCE_SECS};
+pub use conntrack::{
+    Census, Cohort, CohortState, Cohorts, Conntrack, Drift, EntryState, HAIRPIN_SILENT_SECS, Hairpin, HairpinKey,
+    Hairpins, Most, NodePortFlow, NodePortFlows, Pair, SILENCE_SECS,
+};
 pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
@@ -78,6 +81,9 @@ pub struct Ledger {
     /// The first statistics there were.
     conntrack_began: Option<ConntrackStats>,
     conntrack_filling: DemandHistory,
+    cilium: Option<CiliumConntrack>,
+    /// Entries left behind when it was first read.
+    cilium_began: u64,
     timeouts: Option<ConntrackTimeouts>,
     platform: Option<Platform>,
     coverage: BTreeMap<SourceId, Known<CoverageDetail>>,
@@ -101,6 +107,8 @@ impl Ledger {
             conntrack_use: None,
             conntrack_began: None,
             conntrack_filling: DemandHistory::default(),
+            cilium: None,
+            cilium_began: 0,
             timeouts: None,
             platform: None,
             coverage: BTreeMap::new(),
@@ -136,6 +144,12 @@ impl Ledger {
             Fact::ServiceProxy(proxy) => self.services_of(source).shown_proxy(proxy),
             Fact::NodePort(node_port) => self.services_of(source).shown_node_port(node_port),
             Fact::ConntrackUse(used) => self.conntrack_used(used, at),
+            Fact::CiliumConntrack(read) => {
+                if self.cilium.is_none() {
+                    self.cilium_began = read.left_behind();
+                }
+                self.cilium = Some(read);
+            }
             Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
             Fact::Platform(platform) => self.platform = Some(platform),
             Fact::Program(program) => {
@@ -253,6 +267,11 @@ impl Ledger {
     /// How many entries the conntrack table had over the last hour.
     pub fn conntrack_filling(&self) -> &DemandHistory {
         &self.conntrack_filling
+    }
+
+    /// Cilium's own conntrack map, once read, and how many entries were left behind in it when it was read first.
+    pub fn cilium_conntrack(&self) -> Option<(&CiliumConntrack, u64)> {
+        self.cilium.as_ref().map(|read| (read, self.cilium_began))
     }
 
     /// The conntrack time-outs in force, once read.

@@ -11,6 +11,7 @@ use crate::report::{CoverageReport, CoverageState, IpamReport, ProgramReport, Re
 use crate::time::Now;
 
 pub mod demand;
+mod hairpin;
 mod holders;
 pub mod ipam;
 pub mod leak;

@@ -11,6 +11,7 @@ use crate::known::{Known, Why};
 use crate::ports::PortRange;
 use crate::time::NodeTime;
 
+mod cilium;
 mod conntrack;
 mod conntrack_use;
 mod loss;
@@ -21,6 +22,7 @@ mod rules;
 mod source;
 mod tcp;
 
+pub use cilium::{CiliumConntrack, CiliumHairpin};
 pub use conntrack::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, FlowKey, NoPort};
 pub use conntrack_use::{ConntrackCpu, ConntrackStats, ConntrackTimeouts, ConntrackUse};
 pub use loss::Loss;
@@ -132,6 +134,8 @@ pub enum Fact {
     NodePort(NodePort),
     /// Size and statistics of the conntrack table.
     ConntrackUse(ConntrackUse),
+    /// Cilium's own conntrack map.
+    CiliumConntrack(CiliumConntrack),
     /// The conntrack time-outs in force.
     ConntrackTimeouts(ConntrackTimeouts),
     /// What machine this is.

@@ -13,7 +13,8 @@ mod nat;
 mod overlap;
 
 pub use conntrack::{
-    CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, ConntrackReport, DriftReport,
+    CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, CiliumHairpinReport, CiliumReport,
+    ConntrackReport, DriftReport, HairpinReport,
 };
 pub use ipam::{EntryReport, IpamReport, NetworkReport, VerdictCounts};
 pub use nat::{

@@ -10,8 +10,8 @@ use headroom_core::ledger::{Ledger, LedgerLimits};
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
-    ConntrackCpu, ConntrackEntry, ConntrackStats, ConntrackTcpState, ConntrackTimeouts, ConntrackUse, Fact, FlowKey,
-    Observation, Outcome, Sandbox, Snapshot, SourceId,
+    CiliumConntrack, CiliumHairpin, ConntrackCpu, ConntrackEntry, ConntrackStats, ConntrackTcpState, ConntrackTimeouts,
+    ConntrackUse, CoverageDetail, Fact, FlowKey, Observation, Outcome, Sandbox, Snapshot, SourceId, TcpCounter,
 };
 use headroom_core::report::Report;
 use headroom_core::time::{NodeTime, Now, WallTime};
@@ -210,4 +210,110 @@ fn half_a_dump_says_so_and_a_failed_one_changes_nothing() {
     node.dump(3, crowd().into_iter().take(10), Outcome::Partial(why()));
     let census = node.report(3).conntrack.census.unwrap();
     assert_eq!((census.entries, census.complete), (10, false));
+}
+
+/// An entry of the pod to itself: it dials a Service, which sends it back to the pod behind the node's address.
+fn hairpin(port: u16, tcp: ConntrackTcpState, remaining: u32) -> ConntrackEntry {
+    let service = Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80);
+    let mut entry = entry(POD, port, Some(tcp), remaining);
+    entry.key.dialled = service;
+    entry.destination = Endpoint::new(POD, 8080);
+    entry
+}
+
+fn sockets(node: &mut Node, second: u64, open: u64) {
+    let how = CoverageDetail { how: "test".to_owned(), degraded: None };
+    node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how.clone())));
+    node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how)));
+    node.put(second, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
+    let counter = TcpCounter {
+        destination: Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80),
+        source: POD,
+        attempted: open,
+        opened: open,
+        closed: 0,
+        reset: 0,
+        refused: 0,
+        timed_out: 0,
+        unreachable: 0,
+        given_up: 0,
+        no_local_port: 0,
+        syn_retransmitted: 0,
+    };
+    node.put(second, SourceId::Tcp, Fact::TcpCounter(counter));
+    node.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+}
+
+/// Exercises the join of entries and sockets. If this fails, a pod that keeps its connections is accused of leaking.
+#[test]
+fn entries_of_a_pod_to_itself_without_a_socket_are_left_behind_and_those_with_one_are_not() {
+    let hour_silent = 432_000 - 3600;
+    let entries = || {
+        let mut all: Vec<_> =
+            (0..40).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, hour_silent)).collect();
+        // Just opened, and about to end by itself.
+        all.push(hairpin(3000, ConntrackTcpState::Established, 431_999));
+        all.push(hairpin(3001, ConntrackTcpState::TimeWait, 10));
+        all.push(entry(POD, 3002, Some(ConntrackTcpState::Established), hour_silent));
+        all
+    };
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 42, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    sockets(&mut node, 2, 10);
+    node.dump(2, entries(), Outcome::Complete);
+    let report = node.report(2);
+    let [row] = report.conntrack.hairpins.as_slice() else { panic!("{:?}", report.conntrack.hairpins) };
+    assert_eq!((row.entries, row.open, row.silent, row.longest_silence_secs), (42, 41, 40, 3600));
+    assert_eq!((row.sockets, row.left_behind, row.name.as_deref()), (Some(10), Some(31), Some("checkout")));
+    let found = finding(&report, FindingId::ConntrackHairpinLeak).unwrap();
+    assert_eq!(found.title, "shop/checkout talks to itself through 10.96.0.10:80/tcp and left 31 entries behind");
+    assert!(found.remedy.contains("conntrack -D -p tcp -s 10.64.0.5 -d 10.96.0.10 --dport 80"), "{}", found.remedy);
+
+    // As many sockets as entries: nothing is wrong. And where sockets are not seen, nothing is known.
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 42, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    sockets(&mut node, 2, 41);
+    node.dump(2, entries(), Outcome::Complete);
+    assert_eq!(finding(&node.report(2), FindingId::ConntrackHairpinLeak), None);
+    let unread = headroom_core::known::Why::new("test");
+    node.put(3, SourceId::Tcp, Fact::Coverage(Known::Unknown(unread)));
+    let report = node.report(3);
+    assert_eq!((report.conntrack.hairpins[0].sockets, report.conntrack.hairpins[0].left_behind), (None, None));
+    assert_eq!(finding(&report, FindingId::ConntrackHairpinLeak), None);
+}
+
+fn cilium(alone: u64, broken: u64) -> Fact {
+    let of_pod = CiliumHairpin { address: POD, port: 8080, open: 3, closing: 1, half_closed: 0, alone, broken };
+    Fact::CiliumConntrack(CiliumConntrack {
+        entries: 5000,
+        max: 131_072,
+        complete: true,
+        hairpins: vec![of_pod],
+        hairpins_omitted: 0,
+        left_behind_omitted: 0,
+    })
+}
+
+#[test]
+fn ciliums_entries_are_a_leak_when_many_when_they_grow_or_when_connections_break() {
+    for (first, then, severity) in [
+        (cilium(99, 0), cilium(99, 0), None),
+        (cilium(100, 0), cilium(100, 0), Some(Severity::Warning)),
+        (cilium(10, 0), cilium(30, 0), Some(Severity::Warning)),
+        (cilium(10, 0), cilium(10, 1), Some(Severity::Critical)),
+    ] {
+        let mut node = Node::new(LedgerLimits::default());
+        node.used(1, 1, ConntrackStats::ZERO);
+        node.put(1, SourceId::CiliumConntrack, first);
+        node.put(2, SourceId::CiliumConntrack, then);
+        let report = node.report(2);
+        let found = finding(&report, FindingId::ConntrackHairpinLeak);
+        assert_eq!(found.map(|found| found.severity), severity, "{found:?}");
+        if let Some(found) = found {
+            assert!(found.title.starts_with("shop/checkout left "), "{}", found.title);
+            assert!(found.remedy.contains("1.28.3-gke.1090000 and 1.27.11-gke.1097000"), "{}", found.remedy);
+        }
+    }
 }

@@ -6,6 +6,7 @@ use headroom_core::time::NodeTime;
 
 use crate::clock;
 
+pub mod cilium_conntrack;
 pub mod cni;
 pub mod connections;
 pub mod conntrack;

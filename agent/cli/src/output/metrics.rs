@@ -75,10 +75,14 @@ families! {
     CT_STATES = "conntrack_state_entries", "state: 16 series", "Entries of the conntrack table by state, as of the last dump";
     CT_SOURCE = "conntrack_largest_source_entries", "none: 1 series", "Entries of the source that has most, as of the last dump";
     CT_FULL_IN = "conntrack_full_in_seconds", "none: 1 series", "Time until the conntrack table is full at the present trend; absent without an upward trend";
+    CT_HAIRPIN = "conntrack_hairpin_entries_left_behind", "none: 1 series", "Entries without a socket of pods that talk to themselves through a Service; absent where sockets are not seen";
+    CILIUM_ENTRIES = "cilium_conntrack_entries", "none: 1 series", "Entries of Cilium's own conntrack map (TCP over IPv4)";
+    CILIUM_MAX = "cilium_conntrack_max_entries", "none: 1 series", "Room of that map";
+    CILIUM_LEFT = "cilium_conntrack_hairpin_entries_left_behind", "none: 1 series", "Entries in it left behind by pods that talk to themselves";
     CT_NO_PORT = "conntrack_no_port_packets", "none: 1 series", "Packets of new connections that this node dropped for want of a source port, since start";
     CT_DRIFT = "conntrack_drift_entries", "none: 1 series", "Entries by which the kernel's counters had to be corrected, since start";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
-    SOURCE_UP = "source_up", "source: 10 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
+    SOURCE_UP = "source_up", "source: 11 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
     LOST = "lost_events", "what: 10 series", "Events lost since start";
     PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 6 at most", "1 if the eBPF program is attached";
     PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
@@ -235,6 +239,14 @@ fn conntrack(writer: &mut Writer, report: &Report) {
     writer.counter(&CT_CLASH, table.clash_resolve);
     writer.counter(&CT_RESTART, table.search_restart);
     writer.number(&CT_FULL_IN, table.full_in_secs.map(float));
+    let left_behind = table.hairpins.iter().map(|row| row.left_behind).collect::<Option<Vec<_>>>();
+    let left_behind = left_behind.filter(|_| table.census.is_some());
+    writer.number(&CT_HAIRPIN, left_behind.map(|rows| float(rows.into_iter().sum())));
+    if let Some(cilium) = &table.cilium {
+        writer.number(&CILIUM_ENTRIES, Some(float(cilium.entries)));
+        writer.number(&CILIUM_MAX, Some(float(cilium.max)));
+        writer.number(&CILIUM_LEFT, Some(float(cilium.left_behind)));
+    }
     let Some(census) = &table.census else { return };
     let label = |state: &str| StateLabel { state: state.to_owned() };
     writer.family(&CT_STATES, census.states.iter().map(|state| (label(&state.state), float(state.entries))));

@@ -116,6 +116,12 @@ catalog! {
     matters "Each is a lost first packet: a connect that hangs for a second or more, a DNS query that times out after five.";
     remedy "Look at the destinations with the most held ports: the node's own masquerading may have run out towards one of them. For DNS use a node-local cache or TCP. If chain_toolong grows, the hash table is too small: raise /sys/module/nf_conntrack/parameters/hashsize.";
 
+    /// Entries of pods that talk to themselves stay behind.
+    ConntrackHairpinLeak = "conntrack-hairpin-leak", "Entries of a pod that talks to itself through a Service do not end", since "0.1.0";
+    means "A pod dials a Service and the Service sends it to the same pod. In the node's conntrack table, or in Cilium's own (GKE Dataplane V2), entries of such connections stay although the connections are gone. In netfilter: they are open, nothing has passed for 15 seconds, and the pod has no socket for them. In Cilium: of the two entries of a connection the dialling side's (OUT) never sees the answering side close, and keeps its lifetime of six hours, while the other (IN) goes after seconds.";
+    matters "They fill the table. In Cilium it is worse: when the source port comes up again, the new connection meets the old OUT entry, no proper IN entry is made, and the connection times out. It happens now and then, more the more entries were left behind.";
+    remedy "GKE Dataplane V2: upgrade to 1.28.3-gke.1090000, 1.27.11-gke.1097000 or later (Cilium: the change \"defer CT_INGRESS entry creation for loopback connections\", pull request 27602, backported to 1.11 to 1.14). Until then let the pod keep its connections open (keep-alive), or dial localhost. In netfilter the entries go when nf_conntrack_tcp_timeout_established has passed; `conntrack -D -p tcp -s POD -d SERVICE` removes them at once, live ones too.";
+
     /// A pod address is reserved for nobody.
     IpamLeaked = "ipam-leaked", "Pod addresses are reserved for containers that no longer exist", since "0.1.0";
     means "host-local holds reservations whose container the runtime does not know, which no live network namespace carries and which are older than the grace period; seen so twice in a row.";

@@ -22,9 +22,13 @@ use crate::time::NodeTime;
 
 mod census;
 mod cohorts;
+mod hairpins;
+mod node_port_flows;
 
 pub use census::{Census, EntryState, Most, SILENCE_SECS};
 pub use cohorts::{Cohort, CohortState, Cohorts};
+pub use hairpins::{HAIRPIN_SILENT_SECS, Hairpin, HairpinKey, Hairpins};
+pub use node_port_flows::{NodePortFlow, NodePortFlows};
 
 /// From whom to where, and as whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +99,8 @@ pub struct Conntrack {
     census: Option<Census>,
     /// Of the dump under way.
     incoming_census: Census,
+    node_port_flows: NodePortFlows,
+    hairpins: Hairpins,
 }
 
 impl Conntrack {
@@ -114,12 +120,16 @@ impl Conntrack {
             drift: Drift::default(),
             census: None,
             incoming_census: Census::default(),
+            node_port_flows: NodePortFlows::default(),
+            hairpins: Hairpins::default(),
         }
     }
 
     pub(super) fn begin_dump(&mut self) {
         self.drop_incoming();
         self.incoming_census = Census::default();
+        self.node_port_flows.begin_dump();
+        self.hairpins.begin_dump();
         // The same entries find no room in every dump: count them once.
         self.refused = 0;
         for row in self.rows.values_mut() {
@@ -143,7 +153,11 @@ impl Conntrack {
         self.incoming_census.count(entry, &timeouts);
         let fresh = !self.live.contains(&fingerprint);
         note_translation(&mut self.incoming_dialled, entry, self.limits.max_flows);
+        self.hairpins.dumped(entry, &timeouts);
         let in_node_ports = self.in_node_ports(entry);
+        if in_node_ports {
+            self.node_port_flows.dumped(entry, at, &timeouts);
+        }
         let row = self.rows.entry(pair(entry)).or_default();
         row.incoming.make_room_like(&row.cohorts);
         row.incoming.add(Cohort::of(entry, at, timeouts), 1);
@@ -162,6 +176,9 @@ impl Conntrack {
         }
         note_translation(&mut self.dialled, entry, self.limits.max_flows);
         let in_node_ports = self.in_node_ports(entry);
+        if in_node_ports {
+            self.node_port_flows.begun(entry, at);
+        }
         let row = self.rows.entry(pair(entry)).or_default();
         row.cohorts.add(Cohort::begun(entry.key.protocol, at), 1);
         row.in_node_ports = row.in_node_ports.saturating_add(u32::from(in_node_ports));
@@ -174,6 +191,9 @@ impl Conntrack {
             return;
         }
         let in_node_ports = self.in_node_ports(entry);
+        if in_node_ports {
+            self.node_port_flows.ended(entry);
+        }
         let Some(row) = self.rows.get_mut(&pair(entry)) else { return };
         row.cohorts.end(End::of(entry), 1, entry.key.protocol, at, timeouts);
         row.in_node_ports = row.in_node_ports.saturating_sub(u32::from(in_node_ports));
@@ -200,8 +220,11 @@ impl Conntrack {
         if !matches!(outcome, Outcome::Failed(_)) {
             let rows = self.rows.iter().filter(|(_, row)| !row.incoming.is_empty());
             let rows = rows.map(|(pair, row)| (pair.source, pair.destination, row.incoming.live()));
-            census.end(at, *outcome == Outcome::Complete, rows);
+            let complete = *outcome == Outcome::Complete;
+            census.end(at, complete, rows);
             self.census = Some(census);
+            self.node_port_flows.end_dump(complete);
+            self.hairpins.end_dump(complete);
         }
     }
 
@@ -325,6 +348,21 @@ impl Conntrack {
     /// What the last dump showed, summed up.
     pub fn census(&self) -> Option<&Census> {
         self.census.as_ref()
+    }
+
+    /// Live flows with a source port that was translated into the NodePort range, one by one.
+    pub fn node_port_flows(&self) -> &NodePortFlows {
+        &self.node_port_flows
+    }
+
+    /// The pairs that have such flows, and how many; also where single flows are not known.
+    pub fn in_node_ports_by_pair(&self) -> impl Iterator<Item = (&Pair, u32)> {
+        self.rows.iter().map(|(pair, row)| (pair, row.in_node_ports)).filter(|(_, count)| *count > 0)
+    }
+
+    /// Entries of those who talk to themselves through a Service.
+    pub fn hairpins(&self) -> &Hairpins {
+        &self.hairpins
     }
 
     /// How many pairs there are.

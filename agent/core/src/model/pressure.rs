@@ -2,6 +2,7 @@
 
 use crate::known::Known;
 use crate::ledger::{Census, Ledger, SILENCE_SECS};
+use crate::model::hairpin;
 use crate::model::holders::Holders;
 use crate::model::needs::no_port_seen;
 use crate::observe::ConntrackTimeouts;
@@ -29,6 +30,7 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
     let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
     let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());
     let timeouts = ledger.conntrack_timeouts();
+    let (hairpins, hairpins_omitted) = hairpin::report(ledger, holders, now);
     ConntrackReport {
         entries,
         max,
@@ -46,6 +48,9 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
         full_in_secs: full.as_ref().map(|full| full.within.as_secs()),
         full_basis: full.map(|full| full.basis("entries")),
         census: ledger.conntrack().census().map(|census| summed_up(census, timeouts, holders, now)),
+        hairpins,
+        hairpins_omitted,
+        cilium: hairpin::cilium(ledger, holders),
         no_port_total,
         drift,
         why: unknown.map(ToString::to_string).or_else(absent),

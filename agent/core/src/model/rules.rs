@@ -6,6 +6,7 @@ use crate::report::{PodShare, Report};
 
 mod conntrack;
 mod degraded;
+mod hairpin;
 mod idle;
 mod ipam;
 mod local;
@@ -15,7 +16,7 @@ mod overlap;
 
 type Rule = fn(&View<'_>, &Report) -> Vec<Finding>;
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
     nat::nat_ports,
     nat::nat_gateway,
     nat::unanswered,
@@ -25,6 +26,7 @@ const RULES: [Rule; 11] = [
     overlap::ephemeral,
     masquerade::masquerade,
     conntrack::conntrack,
+    hairpin::hairpin,
     ipam::ipam,
     degraded::degraded,
 ];

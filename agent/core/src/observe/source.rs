@@ -14,6 +14,8 @@ pub enum SourceId {
     Sockets,
     /// Size and statistics of the conntrack table.
     ConntrackUse,
+    /// Cilium's own conntrack map, pinned on the bpffs (GKE: Dataplane V2).
+    CiliumConntrack,
     /// Network namespaces: addresses and port settings.
     Namespaces,
     /// host-local's reservation directories and the CNI configuration.
@@ -30,12 +32,13 @@ pub enum SourceId {
 
 impl SourceId {
     /// All of them, in the order they are shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Platform,
         Self::Tcp,
         Self::Conntrack,
         Self::Sockets,
         Self::ConntrackUse,
+        Self::CiliumConntrack,
         Self::Namespaces,
         Self::HostLocal,
         Self::Cri,
@@ -50,6 +53,7 @@ impl SourceId {
             Self::Conntrack => "conntrack",
             Self::Sockets => "sockets",
             Self::ConntrackUse => "conntrack-use",
+            Self::CiliumConntrack => "cilium-conntrack",
             Self::Namespaces => "namespaces",
             Self::HostLocal => "host-local",
             Self::Cri => "cri",

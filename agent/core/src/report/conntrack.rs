@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
-use crate::observe::{ConntrackCpu, ConntrackTimeouts};
+use crate::observe::{CiliumHairpin, ConntrackCpu, ConntrackTimeouts};
 
 /// A comparison of conntrack's counters with its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,15 @@ pub struct ConntrackReport {
     /// What the last dump showed, summed up; absent if there was none.
     #[serde(default)]
     pub census: Option<CensusReport>,
+    /// Pods that talk to themselves through a Service, those with most entries left behind first; at most 50.
+    #[serde(default)]
+    pub hairpins: Vec<HairpinReport>,
+    /// Further ones that are not listed.
+    #[serde(default)]
+    pub hairpins_omitted: u64,
+    /// Cilium's own conntrack map; absent where there is none.
+    #[serde(default)]
+    pub cilium: Option<CiliumReport>,
     /// Packets of new connections dropped for want of a port since start, all destinations; absent where that is not seen.
     #[serde(default)]
     pub no_port_total: Option<u64>,
@@ -157,4 +166,68 @@ pub struct CensusSilence {
     pub to_secs: Option<u32>,
     /// Entries.
     pub entries: u64,
+}
+
+/// Entries of a pod that talks to itself through one Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HairpinReport {
+    /// Kubernetes namespace; absent if the address belongs to no known pod.
+    pub namespace: Option<String>,
+    /// Pod name; absent likewise.
+    pub name: Option<String>,
+    /// The address at both ends.
+    pub address: IpAddr,
+    /// It is the node itself.
+    pub host: bool,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The Service's address, as dialled.
+    pub service_address: IpAddr,
+    /// The Service's port.
+    pub service_port: u16,
+    /// All its entries.
+    pub entries: u64,
+    /// Open ones.
+    pub open: u64,
+    /// Of these, silent for 15 s or more.
+    pub silent: u64,
+    /// The longest silence, in seconds.
+    pub longest_silence_secs: u32,
+    /// Sockets that the pod has open to the Service; absent where sockets are not seen.
+    pub sockets: Option<u64>,
+    /// Open and silent entries that belong to no socket; absent where sockets are not seen.
+    pub left_behind: Option<u64>,
+}
+
+/// Cilium's own conntrack map (TCP over IPv4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CiliumReport {
+    /// Entries.
+    pub entries: u64,
+    /// Entries at most.
+    pub max: u64,
+    /// All were read.
+    pub complete: bool,
+    /// Entries of pods that talk to themselves that were left behind.
+    pub left_behind: u64,
+    /// How many there were when headroom began to watch.
+    pub left_behind_at_start: u64,
+    /// Connections that get no answer because of one, now.
+    pub broken: u64,
+    /// By pod and port, most left behind first; at most 50.
+    pub hairpins: Vec<CiliumHairpinReport>,
+    /// Further ones that are not listed.
+    pub hairpins_omitted: u64,
+}
+
+/// Cilium's entries of a pod that talks to itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CiliumHairpinReport {
+    /// Kubernetes namespace; absent if the address belongs to no known pod.
+    pub namespace: Option<String>,
+    /// Pod name; absent likewise.
+    pub name: Option<String>,
+    /// The counts.
+    #[serde(flatten)]
+    pub counts: CiliumHairpin,
 }

@@ -36,7 +36,34 @@ pub(super) fn conntrack(out: &mut String, report: &Report, width: Width) {
     if let Some(census) = table.census.as_ref().filter(|census| census.entries > 0) {
         who(out, census, width);
     }
+    hairpins(out, table, width);
     lost(out, table, width);
+}
+
+/// Entries of pods that talk to themselves, where some were left behind.
+fn hairpins(out: &mut String, table: &ConntrackReport, width: Width) {
+    for row in table.hairpins.iter().filter(|row| row.left_behind > Some(0)).take(4) {
+        let name = match (&row.namespace, &row.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            _ => row.address.to_string(),
+        };
+        let service = headroom_core::flow::Endpoint::new(row.service_address, row.service_port);
+        let text = format!(
+            "{name} through {service}/{}: {} entries, {} sockets, {} left behind",
+            row.protocol,
+            row.entries,
+            row.sockets.unwrap_or_default(),
+            row.left_behind.unwrap_or_default()
+        );
+        width.wrap(out, "  to itself: ", "    ", &text);
+    }
+    if let Some(cilium) = &table.cilium {
+        let text = format!(
+            "{} of {} entries; {} left behind by pods that talk to themselves, {} of them break connections",
+            cilium.entries, cilium.max, cilium.left_behind, cilium.broken
+        );
+        width.wrap(out, "  Cilium's own: ", "    ", &text);
+    }
 }
 
 /// Who has most entries, and what they are doing.

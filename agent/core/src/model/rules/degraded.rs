@@ -51,6 +51,9 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
                 ("other sources stand in".to_owned(), Severity::Info)
             }
             SourceId::ConntrackUse => ("how full the conntrack table is stays unknown".to_owned(), Severity::Unknown),
+            SourceId::CiliumConntrack => {
+                ("whether Cilium's conntrack map fills or leaks stays unknown".to_owned(), Severity::Info)
+            }
             SourceId::Namespaces => (
                 "port ranges and addresses of network namespaces stay unknown, verdicts undetermined".to_owned(),
                 Severity::Unknown,
@@ -112,7 +115,7 @@ fn cut_short(view: &View<'_>, source: SourceId) -> bool {
         SourceId::Sockets => Snapshot::Sockets,
         SourceId::Rules => Snapshot::Rules,
         SourceId::Services => Snapshot::Services,
-        SourceId::ConntrackUse | SourceId::Platform => return false,
+        SourceId::ConntrackUse | SourceId::CiliumConntrack | SourceId::Platform => return false,
     };
     view.ledger.bracket(snapshot).is_some_and(|bracket| bracket.outcome != Outcome::Complete)
 }

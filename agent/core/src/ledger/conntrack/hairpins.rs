@@ -1,0 +1,92 @@
+//! Entries of somebody who talks to itself through a Service: dialled was another address, the answer comes from the own one.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::census::silent_secs;
+use crate::flow::Destination;
+use crate::observe::{ConntrackEntry, ConntrackTcpState, ConntrackTimeouts};
+
+/// Pairs of pod and Service kept at most; entries of more are counted as untold.
+const MAX_HAIRPINS: usize = 1024;
+/// A connection that was silent for so long is not one that is just being closed: its socket, if it has one, has been seen.
+pub const HAIRPIN_SILENT_SECS: u32 = 15;
+
+/// Who talks to itself, and what it dials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HairpinKey {
+    /// The address at both ends.
+    pub address: IpAddr,
+    /// The Service.
+    pub dialled: Destination,
+}
+
+/// Its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hairpin {
+    /// All of them.
+    pub entries: u64,
+    /// Open: established, or closed by one side alone. Those in other states end by themselves.
+    pub open: u64,
+    /// Open, and silent for [`HAIRPIN_SILENT_SECS`] at least.
+    pub silent: u64,
+    /// The longest silence of one that is open.
+    pub longest_secs: u32,
+}
+
+/// All of them, as the last dump showed them.
+#[derive(Debug, Clone, Default)]
+pub struct Hairpins {
+    rows: BTreeMap<HairpinKey, Hairpin>,
+    incoming: BTreeMap<HairpinKey, Hairpin>,
+    untold: u64,
+    incoming_untold: u64,
+}
+
+impl Hairpins {
+    pub(super) fn begin_dump(&mut self) {
+        self.incoming.clear();
+        self.incoming_untold = 0;
+    }
+
+    pub(super) fn dumped(&mut self, entry: &ConntrackEntry, timeouts: &ConntrackTimeouts) {
+        let own = entry.key.source.address;
+        if own != entry.destination.address || own == entry.key.dialled.address {
+            return;
+        }
+        let key = HairpinKey {
+            address: own,
+            dialled: Destination { protocol: entry.key.protocol, endpoint: entry.key.dialled },
+        };
+        if self.incoming.len() >= MAX_HAIRPINS && !self.incoming.contains_key(&key) {
+            self.incoming_untold = self.incoming_untold.saturating_add(1);
+            return;
+        }
+        let row = self.incoming.entry(key).or_default();
+        row.entries = row.entries.saturating_add(1);
+        if matches!(entry.tcp, Some(ConntrackTcpState::Established | ConntrackTcpState::CloseWait)) {
+            let silent = silent_secs(entry, timeouts).unwrap_or(0);
+            row.open = row.open.saturating_add(1);
+            row.silent = row.silent.saturating_add(u64::from(silent >= HAIRPIN_SILENT_SECS));
+            row.longest_secs = row.longest_secs.max(silent);
+        }
+    }
+
+    pub(super) fn end_dump(&mut self, complete: bool) {
+        let incoming = std::mem::take(&mut self.incoming);
+        if complete {
+            self.rows = incoming;
+            self.untold = self.incoming_untold;
+        }
+    }
+
+    /// Each pair with its entries.
+    pub fn iter(&self) -> impl Iterator<Item = (&HairpinKey, &Hairpin)> {
+        self.rows.iter()
+    }
+
+    /// Entries of pairs that found no room here.
+    pub fn untold(&self) -> u64 {
+        self.untold
+    }
+}

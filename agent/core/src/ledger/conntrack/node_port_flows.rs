@@ -1,0 +1,117 @@
+//! Flows whose source port was translated into the NodePort range, one by one: which port each has, and whether it is answered.
+//!
+//! They are few (one in 23 where the kernel chooses freely), and only their ports tell whether one is an allocated NodePort.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::census::silent_secs;
+use crate::flow::{Destination, Endpoint};
+use crate::observe::{ConntrackEntry, ConntrackTimeouts, FlowKey};
+use crate::time::NodeTime;
+
+/// Flows kept at most, some 150 bytes each: twice as many as a range of 2,768 has ports. More are counted.
+const MAX_NODE_PORT_FLOWS: usize = 8192;
+
+/// One such flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodePortFlow {
+    /// `CTA_ID`.
+    id: u32,
+    /// Where it goes, after DNAT.
+    pub destination: Endpoint,
+    /// What the destination takes for its source.
+    pub translated: Endpoint,
+    /// An answer has come, as of the last dump; unknown for one that began since.
+    pub answered: Option<bool>,
+    /// No packet of it for so long, as its timer told at the last dump.
+    pub silent_secs: Option<u32>,
+    /// When it was first seen.
+    pub seen: NodeTime,
+}
+
+/// All of them.
+#[derive(Debug, Clone, Default)]
+pub struct NodePortFlows {
+    flows: BTreeMap<FlowKey, NodePortFlow>,
+    incoming: BTreeMap<FlowKey, NodePortFlow>,
+    untold: u64,
+    incoming_untold: u64,
+}
+
+impl NodePortFlows {
+    pub(super) fn begin_dump(&mut self) {
+        self.incoming.clear();
+        self.incoming_untold = 0;
+    }
+
+    /// One that a dump shows.
+    pub(super) fn dumped(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: &ConntrackTimeouts) {
+        if self.incoming.len() >= MAX_NODE_PORT_FLOWS {
+            self.incoming_untold = self.incoming_untold.saturating_add(1);
+            return;
+        }
+        let known = self.flows.get(&entry.key).filter(|known| known.id == entry.id);
+        let flow = NodePortFlow {
+            answered: Some(entry.replied),
+            silent_secs: silent_secs(entry, timeouts),
+            seen: known.map_or(at, |known| known.seen),
+            ..begun(entry, at)
+        };
+        self.incoming.insert(entry.key, flow);
+    }
+
+    /// One that begins.
+    pub(super) fn begun(&mut self, entry: &ConntrackEntry, at: NodeTime) {
+        if self.flows.len() < MAX_NODE_PORT_FLOWS {
+            self.flows.insert(entry.key, begun(entry, at));
+        } else {
+            self.untold = self.untold.saturating_add(1);
+        }
+    }
+
+    /// One that is gone. An older one with the same key does not take its successor with it.
+    pub(super) fn ended(&mut self, entry: &ConntrackEntry) {
+        if self.flows.get(&entry.key).is_some_and(|flow| flow.id == entry.id) {
+            self.flows.remove(&entry.key);
+        }
+    }
+
+    /// A dump that was read to its end replaces what was known, half of one adds to it.
+    pub(super) fn end_dump(&mut self, complete: bool) {
+        let incoming = std::mem::take(&mut self.incoming);
+        if complete {
+            self.flows = incoming;
+            self.untold = self.incoming_untold;
+        } else {
+            let room = MAX_NODE_PORT_FLOWS.saturating_sub(self.flows.len());
+            let (known, new): (Vec<_>, Vec<_>) =
+                incoming.into_iter().partition(|(key, _)| self.flows.contains_key(key));
+            self.flows.extend(known.into_iter().chain(new.into_iter().take(room)));
+        }
+    }
+
+    /// Each of them: from whom, where to, and the rest.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Destination, &NodePortFlow)> {
+        self.flows.iter().map(|(key, flow)| {
+            let destination = Destination { protocol: key.protocol, endpoint: flow.destination };
+            (key.source.address, destination, flow)
+        })
+    }
+
+    /// How many more there are that found no room here.
+    pub fn untold(&self) -> u64 {
+        self.untold
+    }
+}
+
+fn begun(entry: &ConntrackEntry, at: NodeTime) -> NodePortFlow {
+    NodePortFlow {
+        id: entry.id,
+        destination: entry.destination,
+        translated: entry.translated,
+        answered: None,
+        silent_secs: None,
+        seen: at,
+    }
+}

@@ -1,0 +1,96 @@
+//! Pods that talk to themselves through a Service, and the entries they leave behind.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::flow::{Endpoint, Protocol};
+use crate::ledger::{Hairpin, HairpinKey, Ledger, Spans};
+use crate::model::holders::Holders;
+use crate::observe::SourceId;
+use crate::report::{CiliumHairpinReport, CiliumReport, HairpinReport};
+use crate::time::Now;
+
+/// Pairs listed at most.
+const MAX_LISTED: usize = 50;
+
+/// Those in the node's own table, and how many are not listed.
+pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> (Vec<HairpinReport>, u64) {
+    let mut rows = ledger.conntrack().hairpins().iter().peekable();
+    if ledger.conntrack_doubt().is_some() || rows.peek().is_none() {
+        return (Vec::new(), 0);
+    }
+    let sockets = tcp_counted(ledger).then(|| open_sockets(ledger, now));
+    let mut listed: Vec<HairpinReport> = rows.map(|(key, row)| hairpin(key, row, sockets.as_ref(), holders)).collect();
+    listed.sort_by_key(|row| Reverse((row.left_behind, row.open, row.entries)));
+    let omitted = listed.split_off(listed.len().min(MAX_LISTED)).len();
+    (listed, u64::try_from(omitted).unwrap_or(u64::MAX))
+}
+
+/// Whether it is known which TCP sockets are open.
+pub(super) fn tcp_counted(ledger: &Ledger) -> bool {
+    ledger.works(SourceId::Tcp) || ledger.works(SourceId::Sockets)
+}
+
+type Sockets = BTreeMap<(Endpoint, IpAddr), u64>;
+
+/// Open sockets by what was dialled and by whom.
+fn open_sockets(ledger: &Ledger, now: Now) -> Sockets {
+    let mut sockets = Sockets::new();
+    for (dialled, source, tally) in ledger.tcp().iter(now.node, Spans::all(Duration::ZERO)) {
+        let open = sockets.entry((dialled, source)).or_default();
+        *open = open.saturating_add(tally.open).saturating_add(tally.wanting);
+    }
+    sockets
+}
+
+fn hairpin(key: &HairpinKey, row: &Hairpin, sockets: Option<&Sockets>, holders: &Holders<'_>) -> HairpinReport {
+    let pod = holders.pod(key.address);
+    let dialled = key.dialled.endpoint;
+    let sockets = sockets
+        .filter(|_| key.dialled.protocol == Protocol::TCP)
+        .map(|sockets| sockets.get(&(dialled, key.address)).copied().unwrap_or(0));
+    HairpinReport {
+        namespace: pod.map(|pod| pod.namespace.clone()),
+        name: pod.map(|pod| pod.name.clone()),
+        address: key.address,
+        host: pod.is_none() && holders.is_host(key.address),
+        protocol: key.dialled.protocol,
+        service_address: dialled.address,
+        service_port: dialled.port,
+        entries: row.entries,
+        open: row.open,
+        silent: row.silent,
+        longest_silence_secs: row.longest_secs,
+        sockets,
+        // Which entry a socket has is not known; it may be any of the silent ones.
+        left_behind: sockets.map(|sockets| row.silent.min(row.open.saturating_sub(sockets))),
+    }
+}
+
+/// Those in Cilium's map.
+pub(super) fn cilium(ledger: &Ledger, holders: &Holders<'_>) -> Option<CiliumReport> {
+    let (read, began) = ledger.cilium_conntrack()?;
+    let listed = read.hairpins.iter().take(MAX_LISTED);
+    let omitted = read.hairpins.len().saturating_sub(MAX_LISTED);
+    Some(CiliumReport {
+        entries: read.entries,
+        max: read.max,
+        complete: read.complete,
+        left_behind: read.left_behind(),
+        left_behind_at_start: began,
+        broken: read.broken(),
+        hairpins: listed
+            .map(|counts| {
+                let pod = holders.pod(counts.address);
+                CiliumHairpinReport {
+                    namespace: pod.map(|pod| pod.namespace.clone()),
+                    name: pod.map(|pod| pod.name.clone()),
+                    counts: *counts,
+                }
+            })
+            .collect(),
+        hairpins_omitted: read.hairpins_omitted.saturating_add(u64::try_from(omitted).unwrap_or(u64::MAX)),
+    })
+}

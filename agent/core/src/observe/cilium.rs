@@ -1,0 +1,62 @@
+//! Facts of Cilium's own conntrack map.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Cilium's conntrack map of TCP over IPv4, as one reading showed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CiliumConntrack {
+    /// Entries that were read.
+    pub entries: u64,
+    /// Entries at most (it is an LRU map: beyond that the oldest go).
+    pub max: u64,
+    /// All were read; if not, there may be more of everything.
+    pub complete: bool,
+    /// Connections of pods to themselves, those with most left behind first; at most 256.
+    pub hairpins: Vec<CiliumHairpin>,
+    /// Further ones that are not listed.
+    pub hairpins_omitted: u64,
+    /// Entries left behind of those that are not listed.
+    pub left_behind_omitted: u64,
+}
+
+impl CiliumConntrack {
+    /// Entries left behind, of all pods.
+    pub fn left_behind(&self) -> u64 {
+        self.hairpins.iter().map(CiliumHairpin::left_behind).fold(self.left_behind_omitted, u64::saturating_add)
+    }
+
+    /// Connections that get no answer because of one.
+    pub fn broken(&self) -> u64 {
+        self.hairpins.iter().map(|hairpin| hairpin.broken).fold(0, u64::saturating_add)
+    }
+}
+
+/// Connections of one pod to one port of its own through a Service. Each has two entries, one of the dialling side (OUT) and one
+/// of the dialled (IN); an OUT entry that has not seen its peer close lives for six hours after the last packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CiliumHairpin {
+    /// The pod.
+    pub address: IpAddr,
+    /// Its port behind the Service.
+    pub port: u16,
+    /// Both entries are there and open.
+    pub open: u64,
+    /// The OUT entry has seen both sides close, and ends soon.
+    pub closing: u64,
+    /// The OUT entry has not, but the IN entry has: it will be gone within seconds.
+    pub half_closed: u64,
+    /// The OUT entry is alone.
+    pub alone: u64,
+    /// The IN entry has no flags and no way back to the Service: it was made over an OUT entry left behind, and this connection
+    /// gets no answer.
+    pub broken: u64,
+}
+
+impl CiliumHairpin {
+    /// OUT entries that nothing will end but their lifetime.
+    pub fn left_behind(&self) -> u64 {
+        self.half_closed.saturating_add(self.alone).saturating_add(self.broken)
+    }
+}

@@ -1,0 +1,97 @@
+//! The entries of Cilium's conntrack map for IPv4: from bytes to what they say.
+//!
+//! `struct ipv4_ct_tuple` and `struct ct_entry` of Cilium's `bpf/lib/common.h`. The key has been the same in every version; of
+//! the value the first 32 bytes changed their meaning (1.16 and later), what follows did not. It is Cilium's own affair all
+//! the same: sizes are checked before anything is read, and other sizes are not.
+
+use std::net::Ipv4Addr;
+
+use headroom_core::flow::{Endpoint, Protocol};
+
+/// `sizeof(struct ipv4_ct_tuple)`, packed.
+pub const KEY_BYTES: usize = 14;
+/// `sizeof(struct ct_entry)`.
+pub const VALUE_BYTES: usize = 56;
+
+/// `TUPLE_F_IN`.
+const KEY_IN: u8 = 1;
+/// `TUPLE_F_RELATED` and `TUPLE_F_SERVICE`: not an entry of a connection.
+const KEY_OTHER: u8 = 2 | 4;
+
+/// Where the remaining lifetime stands in the value, and the flags behind it.
+const AT_FLAGS: usize = 36;
+const AT_REV_NAT: usize = 38;
+// The flags, as bits from the lowest on (`ct_entry.rx_closing` and its neighbours).
+const RX_CLOSING: u16 = 1;
+const TX_CLOSING: u16 = 1 << 1;
+const LB_LOOPBACK: u16 = 1 << 3;
+
+/// The address that stands for a pod that talks to itself (`IPV4_LOOPBACK`; `ipv4-service-loopback-address`, by default this).
+pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(169, 254, 42, 1);
+
+/// Which of the two entries of a connection it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// The one of whoever opened it (`CT_EGRESS`).
+    Out,
+    /// The one of whoever was dialled (`CT_INGRESS`).
+    In,
+}
+
+/// A key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Who opened it.
+    pub source: Endpoint,
+    /// Whom it dialled, after Cilium's own translation.
+    pub destination: Endpoint,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Which of the two.
+    pub direction: Direction,
+}
+
+/// A value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Value {
+    /// The answering side has closed (`rx_closing`).
+    pub rx_closing: bool,
+    /// The opening side has closed (`tx_closing`).
+    pub tx_closing: bool,
+    /// It belongs to a pod that talks to itself (`lb_loopback`).
+    pub loopback: bool,
+    /// No flag is set and there is no way back to the Service (`rev_nat_index` 0): it was made without knowing of the Service.
+    pub blank: bool,
+}
+
+/// A key; none for entries of Services and of ICMP errors.
+///
+/// The addresses are the wrong way round, the ports are not (Cilium's comment: "Address fields are reversed, i.e., these field
+/// names are correct for reply direction traffic").
+pub fn key(bytes: &[u8; KEY_BYTES]) -> Option<Key> {
+    let [a, b, c, d, e, f, g, h, to_high, to_low, from_high, from_low, protocol, flags] = *bytes;
+    if flags & KEY_OTHER != 0 {
+        return None;
+    }
+    Some(Key {
+        source: Endpoint::new(Ipv4Addr::new(a, b, c, d).into(), u16::from_be_bytes([from_high, from_low])),
+        destination: Endpoint::new(Ipv4Addr::new(e, f, g, h).into(), u16::from_be_bytes([to_high, to_low])),
+        protocol: Protocol(protocol),
+        direction: if flags & KEY_IN == 0 { Direction::Out } else { Direction::In },
+    })
+}
+
+/// A value.
+pub fn value(bytes: &[u8; VALUE_BYTES]) -> Value {
+    let half = |at: usize| {
+        let half = bytes.get(at..).and_then(<[u8]>::first_chunk);
+        half.map_or(0, |half| u16::from_ne_bytes(*half))
+    };
+    let flags = half(AT_FLAGS);
+    Value {
+        rx_closing: flags & RX_CLOSING != 0,
+        tx_closing: flags & TX_CLOSING != 0,
+        loopback: flags & LB_LOOPBACK != 0,
+        blank: flags == 0 && half(AT_REV_NAT) == 0,
+    }
+}
