@@ -52,7 +52,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         programs: ledger.programs().values().map(program).collect(),
         lost: ledger.lost().into_iter().map(|(what, total)| (what.name().to_owned(), total)).collect(),
         nat: needs::report(ledger, memory, policy, &holders, (&nat, node_ports.as_ref()), &demand, now.node),
-        overlap: overlap::report(ledger, policy),
+        overlap: overlap::report(ledger, policy, &holders, now),
         ipam: IpamReport { networks: ipam::networks(ledger, policy, now) },
         conntrack: pressure::report(ledger, &holders, now),
         findings: Vec::new(),

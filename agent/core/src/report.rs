@@ -22,8 +22,8 @@ pub use nat::{
     OmittedDestinations, OmittedPods, PodDemand, PodShare, RateReport, WorstDestination,
 };
 pub use overlap::{
-    EphemeralReport, LiveOverlap, MasqueradeReport, NodePortBasis, NodePortReport, OverlapReport, ProxyReport,
-    RuleOwner, ShareReport,
+    CollidingPortReport, EphemeralReport, LiveFlowsReport, LiveOverlap, MasqueradeReport, NodePortBasis,
+    NodePortReport, OverlapReport, ProxyReport, RuleOwner, ShareReport,
 };
 
 /// The version of the report's format.

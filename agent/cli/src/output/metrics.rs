@@ -63,6 +63,9 @@ families! {
     OVERLAP = "ephemeral_nodeport_overlap_ports", "none: 1 series", "NodePorts the node may pick as source ports";
     MASQUERADE = "masquerade_nodeport_ratio", "owner, protocol, which: 40 series at most", "Of the connections that rules of an owner translate, the largest share whose new source port is in the NodePort range, or is an allocated NodePort";
     NODE_PORTS = "nodeports_allocated", "none: 1 series", "NodePorts that are allocated; absent if not known";
+    LIVE = "nodeport_range_flows", "none: 1 series", "Translated flows with a source port inside the NodePort range";
+    LIVE_COLLIDING = "nodeport_colliding_flows", "none: 1 series", "Of these, with an allocated NodePort as source port; absent if those are not known";
+    LIVE_UNANSWERED = "nodeport_colliding_unanswered_flows", "none: 1 series", "Of these, without an answer";
     CT_ENTRIES = "conntrack_entries", "none: 1 series", "Entries of the conntrack table";
     CT_MAX = "conntrack_max_entries", "none: 1 series", "Room of the conntrack table";
     CT_INSERT_FAILED = "conntrack_insert_failed", "none: 1 series", "conntrack insertions that failed since boot";
@@ -216,6 +219,9 @@ pub fn render(report: &Report) -> String {
     let host = report.overlap.ephemeral.iter().find(|row| row.subject == "host");
     writer.number(&OVERLAP, host.and_then(|row| row.overlap_ports).map(f64::from));
     masquerade(&mut writer, report);
+    writer.number(&LIVE, report.overlap.live.in_node_port_range.map(float));
+    writer.number(&LIVE_COLLIDING, report.overlap.live.colliding.map(float));
+    writer.number(&LIVE_UNANSWERED, report.overlap.live.unanswered.map(float));
     writer.number(&CT_ENTRIES, report.conntrack.entries.map(float));
     writer.number(&CT_MAX, report.conntrack.max.map(float));
     writer.counter(&CT_INSERT_FAILED, report.conntrack.insert_failed);

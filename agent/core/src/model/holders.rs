@@ -58,6 +58,11 @@ impl<'a> Holders<'a> {
         !self.pods.contains_key(&address) && self.host.contains(&address)
     }
 
+    /// The node's own addresses are known.
+    pub(super) fn knows_host(&self) -> bool {
+        !self.host.is_empty()
+    }
+
     fn share(&self, address: IpAddr, share: Share) -> PodShare {
         let (namespace, name) = self.names(address);
         PodShare {

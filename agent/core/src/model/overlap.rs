@@ -2,12 +2,15 @@
 
 use crate::known::Known;
 use crate::ledger::Ledger;
+use crate::model::holders::Holders;
 use crate::model::policy::Policy;
 use crate::observe::SourceId;
-use crate::report::{LiveOverlap, OverlapReport};
+use crate::report::OverlapReport;
+use crate::time::Now;
 
 mod ephemeral;
 mod landing;
+mod live;
 mod masquerade;
 mod node_ports;
 mod owner;
@@ -15,7 +18,7 @@ mod owner;
 pub use node_ports::{AllocatedNodePorts, Allocation};
 
 /// The overlap part of the report.
-pub fn report(ledger: &Ledger, policy: &Policy) -> OverlapReport {
+pub(super) fn report(ledger: &Ledger, policy: &Policy, holders: &Holders<'_>, now: Now) -> OverlapReport {
     let allocated = AllocatedNodePorts::of(ledger, policy);
     let (node_port_range, node_port_basis) = allocated.range(policy);
     let rules = masquerade::report(ledger, &allocated, node_port_range);
@@ -30,7 +33,7 @@ pub fn report(ledger: &Ledger, policy: &Policy) -> OverlapReport {
         proxies,
         nodeports,
         nodeports_total: allocated.is_known().then(|| u64::try_from(allocated.count()).unwrap_or(u64::MAX)),
-        live: live(ledger),
+        live: live::live(ledger, &allocated, holders, now),
         not_observed: not_observed(ledger),
     }
 }
@@ -51,12 +54,4 @@ fn not_observed(ledger: &Ledger) -> Vec<String> {
         Some(format!("{what}: {why}"))
     });
     missing.collect()
-}
-
-fn live(ledger: &Ledger) -> LiveOverlap {
-    if ledger.conntrack_doubt().is_some() {
-        return LiveOverlap::default();
-    }
-    let (translated, inside) = ledger.conntrack().translated();
-    LiveOverlap { translated: Some(translated), in_node_port_range: Some(inside) }
 }

@@ -4,6 +4,7 @@ use crate::findings::Finding;
 use crate::model::View;
 use crate::report::{PodShare, Report};
 
+mod collision;
 mod conntrack;
 mod degraded;
 mod hairpin;
@@ -16,7 +17,7 @@ mod overlap;
 
 type Rule = fn(&View<'_>, &Report) -> Vec<Finding>;
 
-const RULES: [Rule; 12] = [
+const RULES: [Rule; 13] = [
     nat::nat_ports,
     nat::nat_gateway,
     nat::unanswered,
@@ -25,6 +26,7 @@ const RULES: [Rule; 12] = [
     local::masquerade_ports,
     overlap::ephemeral,
     masquerade::masquerade,
+    collision::collision,
     conntrack::conntrack,
     hairpin::hairpin,
     ipam::ipam,

@@ -1,5 +1,7 @@
 //! What a report says about port ranges that collide.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
@@ -206,4 +208,58 @@ pub struct LiveOverlap {
     pub translated: Option<u64>,
     /// Of these, with a source port inside the range.
     pub in_node_port_range: Option<u64>,
+    /// Of these, with a source port that is an allocated NodePort; absent if those are not known.
+    #[serde(default)]
+    pub colliding: Option<u64>,
+    /// Of the colliding: without an answer for a second or more.
+    #[serde(default)]
+    pub unanswered: Option<u64>,
+    /// By destination and pod, most unanswered first, then most colliding; at most 50.
+    #[serde(default)]
+    pub flows: Vec<LiveFlowsReport>,
+    /// Further pairs that are not listed.
+    #[serde(default)]
+    pub flows_omitted: u64,
+}
+
+/// Flows of one pod to one destination that leave the node with a source port inside the NodePort range.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveFlowsReport {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The destination's address, after DNAT.
+    pub address: IpAddr,
+    /// The destination's port.
+    pub port: u16,
+    /// Kubernetes namespace of who opened them; absent if the address belongs to no known pod.
+    pub namespace: Option<String>,
+    /// Pod name; absent likewise.
+    pub name: Option<String>,
+    /// Who opened them, before translation.
+    pub source: IpAddr,
+    /// It is the node itself.
+    pub host: bool,
+    /// Flows with a source port inside the range.
+    pub in_node_port_range: u64,
+    /// Of these, with an allocated NodePort; absent if those are not known.
+    pub colliding: Option<u64>,
+    /// Of the colliding: without an answer for a second or more.
+    pub unanswered: u64,
+    /// SYNs that this pod repeated to this destination in the last minute; absent where TCP is not counted.
+    pub syn_unanswered_1m: Option<u64>,
+    /// The colliding ones singly, those without an answer first; at most 8.
+    pub ports: Vec<CollidingPortReport>,
+}
+
+/// A flow whose source port on leaving the node is an allocated NodePort.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollidingPortReport {
+    /// The port.
+    pub port: u16,
+    /// The NodePort's Service, where that is written down.
+    pub service: Option<String>,
+    /// An answer has come; unknown for a flow that began after the last dump.
+    pub answered: Option<bool>,
+    /// How long there has been none, at least; absent for one that is answered.
+    pub unanswered_secs: Option<u64>,
 }

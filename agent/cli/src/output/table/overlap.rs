@@ -60,7 +60,10 @@ pub(super) fn ports(out: &mut String, report: &Report, width: Width) {
     node_ports(out, overlap, width);
     if let (Some(translated), Some(inside)) = (overlap.live.translated, overlap.live.in_node_port_range) {
         let text = format!("{inside} of {translated} translated flows leave the node with a NodePort as source port");
-        width.wrap(out, "  live: ", "    ", &text);
+        let collide = overlap.live.colliding.map_or_else(String::new, |colliding| {
+            format!("; {colliding} with an allocated one, {} of them unanswered", overlap.live.unanswered.unwrap_or(0))
+        });
+        width.wrap(out, "  live: ", "    ", &(text + &collide));
     }
     for missing in &overlap.not_observed {
         width.wrap(out, "  not observed: ", "    ", missing);

@@ -1,0 +1,137 @@
+//! Flows that have left the node with a NodePort as source port, and what became of them.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::node_ports::AllocatedNodePorts;
+use crate::flow::{Destination, Endpoint, Protocol};
+use crate::ledger::{Ledger, NodePortFlow, Spans};
+use crate::model::hairpin::tcp_counted;
+use crate::model::holders::Holders;
+use crate::report::{CollidingPortReport, LiveFlowsReport, LiveOverlap};
+use crate::time::Now;
+
+/// Pairs of destination and pod listed at most.
+const MAX_LISTED: usize = 50;
+/// Ports listed of each at most.
+const MAX_PORTS: usize = 8;
+/// An answer takes less than this.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How far back repeated SYNs count.
+const LATELY: Duration = Duration::from_secs(60);
+
+/// What is known of one pair.
+#[derive(Debug, Default)]
+struct Pair {
+    inside: u64,
+    colliding: u64,
+    unanswered: u64,
+    ports: Vec<CollidingPortReport>,
+}
+
+/// The live part of the report.
+pub(super) fn live(
+    ledger: &Ledger,
+    allocated: &AllocatedNodePorts<'_>,
+    holders: &Holders<'_>,
+    now: Now,
+) -> LiveOverlap {
+    if ledger.conntrack_doubt().is_some() {
+        return LiveOverlap::default();
+    }
+    let conntrack = ledger.conntrack();
+    let (translated, inside) = conntrack.translated();
+    let mut pairs: BTreeMap<(Destination, IpAddr), Pair> = BTreeMap::new();
+    for (pair, count) in conntrack.in_node_ports_by_pair() {
+        let held = pairs.entry((pair.destination, pair.source)).or_default();
+        held.inside = held.inside.saturating_add(count.into());
+    }
+    for (source, destination, flow) in conntrack.node_port_flows().iter() {
+        let Some(port) = collision(destination.protocol, flow, allocated, holders, now) else { continue };
+        let held = pairs.entry((destination, source)).or_default();
+        held.colliding = held.colliding.saturating_add(1);
+        held.unanswered = held.unanswered.saturating_add(u64::from(port.unanswered_secs.is_some()));
+        held.ports.push(port);
+    }
+    let sum = |of: fn(&Pair) -> u64| pairs.values().map(of).fold(0, u64::saturating_add);
+    let (colliding, unanswered) = (sum(|pair| pair.colliding), sum(|pair| pair.unanswered));
+    let known = allocated.is_known();
+    let repeated = if unanswered > 0 && tcp_counted(ledger) { Some(repeated_syns(ledger, now)) } else { None };
+    let mut pairs: Vec<_> = pairs.into_iter().collect();
+    pairs.sort_by_key(|(key, pair)| (Reverse((pair.unanswered, pair.colliding, pair.inside)), *key));
+    let omitted = pairs.split_off(pairs.len().min(MAX_LISTED)).len();
+    LiveOverlap {
+        translated: Some(translated),
+        in_node_port_range: Some(inside),
+        colliding: (known || colliding > 0).then_some(colliding),
+        unanswered: (known || colliding > 0).then_some(unanswered),
+        flows: pairs
+            .into_iter()
+            .map(|((destination, source), pair)| {
+                let repeated =
+                    repeated.as_ref().map(|all| all.get(&(destination.endpoint, source)).copied().unwrap_or(0));
+                row(destination, source, pair, known, repeated, holders)
+            })
+            .collect(),
+        flows_omitted: u64::try_from(omitted).unwrap_or(u64::MAX),
+    }
+}
+
+/// Whether a flow has an allocated NodePort of this node as source port, and what became of it.
+fn collision(
+    protocol: Protocol,
+    flow: &NodePortFlow,
+    allocated: &AllocatedNodePorts<'_>,
+    holders: &Holders<'_>,
+    now: Now,
+) -> Option<CollidingPortReport> {
+    let allocation = allocated.get(protocol, flow.translated.port)?;
+    // A NodePort is one of the node's addresses; another (of an egress gateway, say) has none.
+    if holders.knows_host() && !holders.is_host(flow.translated.address) {
+        return None;
+    }
+    let silent = Duration::from_secs(flow.silent_secs.unwrap_or(0).into()).max(now.node.since(flow.seen));
+    let unanswered = flow.answered == Some(false) && silent >= PATIENCE;
+    Some(CollidingPortReport {
+        port: flow.translated.port,
+        service: allocation.service.map(str::to_owned),
+        answered: flow.answered,
+        unanswered_secs: unanswered.then_some(silent.as_secs()),
+    })
+}
+
+/// SYNs repeated in the last minute, by destination and source.
+fn repeated_syns(ledger: &Ledger, now: Now) -> BTreeMap<(Endpoint, IpAddr), u64> {
+    let spans = Spans { lately: LATELY, ..Spans::all(Duration::ZERO) };
+    let rows = ledger.tcp().iter(now.node, spans);
+    rows.map(|(destination, source, tally)| ((destination, source), tally.syn_retransmitted_lately)).collect()
+}
+
+fn row(
+    destination: Destination,
+    source: IpAddr,
+    mut pair: Pair,
+    known: bool,
+    repeated: Option<u64>,
+    holders: &Holders<'_>,
+) -> LiveFlowsReport {
+    pair.ports.sort_by_key(|port| (Reverse(port.unanswered_secs), port.port));
+    pair.ports.truncate(MAX_PORTS);
+    let pod = holders.pod(source);
+    LiveFlowsReport {
+        protocol: destination.protocol,
+        address: destination.endpoint.address,
+        port: destination.endpoint.port,
+        namespace: pod.map(|pod| pod.namespace.clone()),
+        name: pod.map(|pod| pod.name.clone()),
+        source,
+        host: pod.is_none() && holders.is_host(source),
+        in_node_port_range: pair.inside,
+        colliding: (known || pair.colliding > 0).then_some(pair.colliding),
+        unanswered: pair.unanswered,
+        syn_unanswered_1m: repeated,
+        ports: pair.ports,
+    }
+}
