@@ -6,7 +6,7 @@ mod agent;
 mod check;
 pub mod doctor;
 mod explain;
-mod plan;
+pub mod plan;
 mod scan;
 
 /// Exit code for wrong usage and wrong settings (`EX_USAGE`).

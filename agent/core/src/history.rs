@@ -1,4 +1,4 @@
-//! Demand over the last hour: peaks, and the trend of the present minute.
+//! Demand over the last hour: peaks, and the trend of the present minute. Reserved addresses likewise: `history/reserved.rs`.
 //!
 //! At most one sample a second is kept for an hour: 3,600 of 16 bytes a protocol.
 
@@ -6,6 +6,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::time::NodeTime;
+
+mod reserved;
+
+pub use reserved::ReservedHistory;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Over how long a trend is looked for.
@@ -35,6 +39,12 @@ impl Exhaustion {
     pub fn basis(&self, what: &str) -> String {
         format!("rising {:.2} {what}/s over the last {:.0} s", self.per_sec, self.covered_secs)
     }
+
+    /// The same of what moves slowly: `rising 6.0 addresses/h over the last 240 min`.
+    pub fn slow_basis(&self, what: &str) -> String {
+        let (per_hour, minutes) = (self.per_sec * 3600.0, self.covered_secs / 60.0);
+        format!("rising {per_hour:.1} {what}/h over the last {minutes:.0} min")
+    }
 }
 
 impl DemandHistory {
@@ -62,22 +72,7 @@ impl DemandHistory {
     ///   fall, and a single step, after which demand stands still, has half of them;
     /// - if it has not stopped: the last third of the span rose at least half as much as the trend says.
     pub fn exhaustion(&self, now: NodeTime, limit: u32) -> Option<Exhaustion> {
-        let (samples, rest) = (self.lately(now), f64::from(limit));
-        let (first, last) = (samples.first()?, samples.last()?);
-        let covered = last.0 - first.0;
-        if samples.len() < 5 || covered < 5.0 || last.1 >= rest {
-            return None;
-        }
-        let slope = trend(&samples)?;
-        let expected = slope * covered / 3.0;
-        let recent_from = samples.partition_point(|(at, _)| *at < last.0 - covered / 3.0);
-        let recent = samples.get(recent_from).map_or(0.0, |(_, ports)| last.1 - ports);
-        // Less than two ports are too few to say that the rise has stopped.
-        if slope * covered < 1.0 || (expected >= 2.0 && recent < expected / 2.0) {
-            return None;
-        }
-        let secs = ((rest - last.1) / slope).clamp(0.0, 1e7);
-        Some(Exhaustion { within: Duration::from_secs_f64(secs), per_sec: slope, covered_secs: covered })
+        exhaustion(&self.lately(now), f64::from(limit), Least { covered_secs: 5.0, rise: 1.0 })
     }
 
     /// Samples of the last minute: seconds before now (negative), and ports.
@@ -88,6 +83,33 @@ impl DemandHistory {
         samples.reverse();
         samples
     }
+}
+
+/// What a trend must show at least.
+struct Least {
+    /// Over how long.
+    covered_secs: f64,
+    /// By how much.
+    rise: f64,
+}
+
+/// When the limit will be reached, at the trend of samples in the order of their time.
+fn exhaustion(samples: &[(f64, f64)], limit: f64, least: Least) -> Option<Exhaustion> {
+    let (first, last) = (samples.first()?, samples.last()?);
+    let covered = last.0 - first.0;
+    if samples.len() < 5 || covered < least.covered_secs || last.1 >= limit {
+        return None;
+    }
+    let slope = trend(samples)?;
+    let expected = slope * covered / 3.0;
+    let recent_from = samples.partition_point(|(at, _)| *at < last.0 - covered / 3.0);
+    let recent = samples.get(recent_from).map_or(0.0, |(_, amount)| last.1 - amount);
+    // Less than two are too few to say that the rise has stopped.
+    if slope * covered < least.rise || (expected >= 2.0 && recent < expected / 2.0) {
+        return None;
+    }
+    let secs = ((limit - last.1) / slope).clamp(0.0, 1e8);
+    Some(Exhaustion { within: Duration::from_secs_f64(secs), per_sec: slope, covered_secs: covered })
 }
 
 /// The median slope between any two samples; `None` unless enough of them rise. At most 61 samples: 1,830 pairs.

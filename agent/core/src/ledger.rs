@@ -21,6 +21,7 @@ use crate::observe::{
 use crate::ports::PortRange;
 use crate::time::NodeTime;
 
+mod attachments;
 mod conntrack;
 mod no_port;
 mod occupants;
@@ -28,6 +29,7 @@ mod reservations;
 mod services;
 mod tcp;
 
+pub use attachments::Attachments;
 pub use conntrack::{
     Census, Cohort, CohortState, Cohorts, Conntrack, Drift, EntryState, HAIRPIN_SILENT_SECS, Hairpin, HairpinKey,
     Hairpins, Most, NodePortFlow, NodePortFlows, Pair, SILENCE_SECS,
@@ -77,6 +79,7 @@ pub struct Ledger {
     reservations: Reservations,
     rules: Services,
     services: Services,
+    attachments: Attachments,
     conntrack_use: Option<ConntrackUse>,
     /// The first statistics there were.
     conntrack_began: Option<ConntrackStats>,
@@ -89,8 +92,8 @@ pub struct Ledger {
     coverage: BTreeMap<SourceId, Known<CoverageDetail>>,
     programs: BTreeMap<String, Program>,
     lost: BTreeMap<Loss, u64>,
-    open: BTreeMap<Snapshot, NodeTime>,
-    brackets: BTreeMap<Snapshot, Bracket>,
+    open: BTreeMap<(Snapshot, SourceId), NodeTime>,
+    brackets: BTreeMap<(Snapshot, SourceId), Bracket>,
 }
 
 impl Ledger {
@@ -104,6 +107,7 @@ impl Ledger {
             reservations: Reservations::default(),
             rules: Services::default(),
             services: Services::default(),
+            attachments: Attachments::default(),
             conntrack_use: None,
             conntrack_began: None,
             conntrack_filling: DemandHistory::default(),
@@ -123,9 +127,9 @@ impl Ledger {
     pub fn apply(&mut self, observation: Observation) {
         let Observation { at, source, fact } = observation;
         match fact {
-            Fact::Begin(snapshot) => self.begin(snapshot, at),
-            Fact::End { snapshot, outcome } => self.end(snapshot, at, outcome),
-            Fact::Flow(entry) if self.open.contains_key(&Snapshot::Conntrack) => {
+            Fact::Begin(snapshot) => self.begin(snapshot, source, at),
+            Fact::End { snapshot, outcome } => self.end(snapshot, source, at, outcome),
+            Fact::Flow(entry) if self.open.contains_key(&(Snapshot::Conntrack, source)) => {
                 self.conntrack.dumped(&entry, at, self.timeouts());
             }
             Fact::Flow(entry) => self.conntrack.begun(&entry, at),
@@ -134,11 +138,14 @@ impl Ledger {
             Fact::NoPort(no_port) => self.no_ports.counter(no_port),
             Fact::TcpCounter(counter) => self.tcp.counter(counter, at),
             Fact::Socket(socket) => self.tcp.socket(socket, at),
-            Fact::Network(network) => self.reservations.network(network),
-            Fact::Reservation(reservation) => self.reservations.reservation(reservation, at),
+            Fact::Network(network) => self.reservations.network(source, network),
+            Fact::Reservation(reservation) => self.reservations.reservation(source, reservation, at),
+            Fact::Attachment(attachment) => self.attachments.attachment(attachment),
+            Fact::Runtime(runtime) => self.occupants.answered(runtime),
             Fact::Sandbox(sandbox) => self.occupants.sandbox(sandbox),
             Fact::Container(id) => self.occupants.container(id),
             Fact::Namespace(namespace) => self.occupants.namespace(namespace),
+            Fact::PodRoute(route) => self.occupants.route(route),
             Fact::DialledRange { inode, ephemeral } => self.occupants.dialled_range(inode, ephemeral),
             Fact::SourceNat(rule) => self.services_of(source).shown_rule(rule),
             Fact::ServiceProxy(proxy) => self.services_of(source).shown_proxy(proxy),
@@ -175,15 +182,16 @@ impl Ledger {
         self.conntrack_use = Some(used);
     }
 
-    fn begin(&mut self, snapshot: Snapshot, at: NodeTime) {
-        self.open.insert(snapshot, at);
+    fn begin(&mut self, snapshot: Snapshot, source: SourceId, at: NodeTime) {
+        self.open.insert((snapshot, source), at);
         match snapshot {
             Snapshot::Conntrack => self.conntrack.begin_dump(),
             Snapshot::ConntrackCounters => self.conntrack.begin_counters(),
             Snapshot::NoPorts => self.no_ports.begin(),
             Snapshot::TcpCounters => self.tcp.begin_counters(),
             Snapshot::Sockets => self.tcp.begin_sockets(),
-            Snapshot::Reservations => self.reservations.begin(),
+            Snapshot::Reservations => self.reservations.begin(source),
+            Snapshot::Attachments => self.attachments.begin(),
             Snapshot::Runtime => self.occupants.begin_runtime(),
             Snapshot::Namespaces => self.occupants.begin_namespaces(),
             Snapshot::Rules => self.rules.begin(),
@@ -191,22 +199,23 @@ impl Ledger {
         }
     }
 
-    fn end(&mut self, snapshot: Snapshot, at: NodeTime, outcome: Outcome) {
+    fn end(&mut self, snapshot: Snapshot, source: SourceId, at: NodeTime, outcome: Outcome) {
         // An end without a beginning (a torn capture) closes nothing.
-        let Some(begin) = self.open.remove(&snapshot) else { return };
+        let Some(begin) = self.open.remove(&(snapshot, source)) else { return };
         match snapshot {
             Snapshot::Conntrack => self.conntrack.end_dump(at, &outcome, self.timeouts()),
             Snapshot::ConntrackCounters => self.conntrack.end_counters(at, &outcome, self.timeouts()),
             Snapshot::NoPorts => self.no_ports.end(at, &outcome),
             Snapshot::TcpCounters => self.tcp.end_counters(begin, at, &outcome),
             Snapshot::Sockets => self.tcp.end_sockets(begin, at, &outcome),
-            Snapshot::Reservations => self.reservations.end(&outcome),
+            Snapshot::Reservations => self.reservations.end(source, &outcome),
+            Snapshot::Attachments => self.attachments.end(&outcome),
             Snapshot::Runtime => self.occupants.end_runtime(begin, outcome.clone()),
             Snapshot::Namespaces => self.occupants.end_namespaces(begin, outcome.clone()),
             Snapshot::Rules => self.rules.end(&outcome),
             Snapshot::Services => self.services.end(&outcome),
         }
-        self.brackets.insert(snapshot, Bracket { begin, end: at, outcome });
+        self.brackets.insert((snapshot, source), Bracket { begin, end: at, outcome });
     }
 
     /// The same facts come in two kinds of snapshots: which it is, the source tells.
@@ -251,6 +260,11 @@ impl Ledger {
     /// What tables of their own show: NodePorts of IPVS and of Cilium.
     pub fn services(&self) -> &Services {
         &self.services
+    }
+
+    /// What libcni remembers.
+    pub fn attachments(&self) -> &Attachments {
+        &self.attachments
     }
 
     /// Size of the conntrack table, once read.
@@ -308,9 +322,14 @@ impl Ledger {
         }
     }
 
-    /// The last finished snapshot of a kind.
+    /// The last finished snapshot of a kind that only one source reads.
     pub fn bracket(&self, snapshot: Snapshot) -> Option<&Bracket> {
-        self.brackets.get(&snapshot)
+        self.brackets.iter().find(|((kind, _), _)| *kind == snapshot).map(|(_, bracket)| bracket)
+    }
+
+    /// The last finished snapshot of a kind that a source read.
+    pub fn bracket_of(&self, source: SourceId, snapshot: Snapshot) -> Option<&Bracket> {
+        self.brackets.get(&(snapshot, source))
     }
 
     /// What was lost, in total since the sources started.

@@ -57,6 +57,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         conntrack: pressure::report(ledger, &holders, now),
         findings: Vec::new(),
     };
+    memory.reserved.note(&mut report.ipam.networks, now.node);
     let view = View {
         ledger,
         policy,

@@ -27,7 +27,10 @@ pub use conntrack::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, FlowKey
 pub use conntrack_use::{ConntrackCpu, ConntrackStats, ConntrackTimeouts, ConntrackUse};
 pub use loss::Loss;
 pub use platform::{Cloud, Platform};
-pub use pods::{AddressRange, Holder, Keepalive, Namespace, Network, Reservation, Sandbox};
+pub use pods::{
+    AddressRange, Attachment, Holder, Ipam, Keepalive, Namespace, Network, PodRoute, Pool, PoolInterface, Reservation,
+    Runtime, Sandbox, WarmTargets,
+};
 pub use program::{Program, ProgramRuns};
 pub use rules::{
     NodePort, PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceNat, SourceNatKind, SourceNatRule,
@@ -60,11 +63,13 @@ pub enum Snapshot {
     TcpCounters,
     /// [`Fact::Socket`]: the socket tables of all namespaces that could be read.
     Sockets,
-    /// [`Fact::Network`] and [`Fact::Reservation`].
+    /// [`Fact::Network`] and [`Fact::Reservation`] of one source: every IPAM has its own.
     Reservations,
-    /// [`Fact::Sandbox`] and [`Fact::Container`].
+    /// [`Fact::Attachment`]: libcni's cache.
+    Attachments,
+    /// [`Fact::Runtime`], [`Fact::Sandbox`] and [`Fact::Container`].
     Runtime,
-    /// [`Fact::Namespace`].
+    /// [`Fact::Namespace`] and [`Fact::PodRoute`].
     Namespaces,
     /// [`Fact::SourceNat`], and [`Fact::ServiceProxy`] and [`Fact::NodePort`] of proxies that work by rules.
     Rules,
@@ -113,12 +118,18 @@ pub enum Fact {
     Network(Network),
     /// One reserved pod address.
     Reservation(Reservation),
+    /// What libcni keeps of a successful ADD.
+    Attachment(Attachment),
+    /// A container runtime that answered.
+    Runtime(Runtime),
     /// A pod sandbox the runtime knows.
     Sandbox(Sandbox),
     /// A container the runtime knows.
     Container(ContainerId),
     /// A live network namespace.
     Namespace(Namespace),
+    /// A way from the node to one address in another namespace.
+    PodRoute(PodRoute),
     /// `ip_local_port_range` of a namespace, as a socket of it showed it on dialling.
     DialledRange {
         /// The namespace.

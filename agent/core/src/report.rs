@@ -16,7 +16,7 @@ pub use conntrack::{
     CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, CiliumHairpinReport, CiliumReport,
     ConntrackReport, DriftReport, HairpinReport,
 };
-pub use ipam::{EntryReport, IpamReport, NetworkReport, VerdictCounts};
+pub use ipam::{EntryReport, IpamReport, NetworkReport, PoolReport, RangeSetReport, StrandedReport, VerdictCounts};
 pub use nat::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, LocalReport, MasqueradedReport, NatReport,
     OmittedDestinations, OmittedPods, PodDemand, PodShare, RateReport, WorstDestination,

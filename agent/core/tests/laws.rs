@@ -288,6 +288,7 @@ proptest! {
             store: "/s".to_owned(), address: IpAddr::from([10, 0, 0, 5]),
             holder: Known::Present(Holder { container: ContainerId(id.to_owned()), ifname: None }),
             modified: Known::Present(WallTime::from_secs(0)),
+            pod: None,
         });
         let mut ledger = Ledger::new(LedgerLimits::default());
         for (from, id) in [(1000, "a"), (2000, if same { "a" } else { "b" })] {

@@ -1,6 +1,7 @@
 //! Verdicts on reservations: leaked only when everything speaks for it, undetermined when something is missing.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use headroom_core::findings::{FindingId, Severity, exit_code};
@@ -11,7 +12,7 @@ use headroom_core::model::leak::Verdict;
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
-    CoverageDetail, Fact, Holder, Namespace, Network, Observation, Outcome, Reservation, Snapshot, SourceId,
+    CoverageDetail, Fact, Holder, Ipam, Namespace, Network, Observation, Outcome, Reservation, Snapshot, SourceId,
 };
 use headroom_core::time::{NodeTime, Now, WallTime};
 
@@ -67,10 +68,13 @@ fn observe(ledger: &mut Ledger, second: u64, round: &Round) {
         SourceId::HostLocal,
         Fact::Network(Network {
             store: STORE.to_owned(),
+            ipam: Ipam::HostLocal,
             name: "gke-pod-network".to_owned(),
             range_sets: Known::Absent,
             complete: !round.cut,
             ignored: vec![],
+            last_reserved: BTreeMap::new(),
+            pool: Known::Absent,
         }),
     );
     if !round.cut {
@@ -81,6 +85,7 @@ fn observe(ledger: &mut Ledger, second: u64, round: &Round) {
                 address: address(),
                 holder: round.holder.clone(),
                 modified: Known::Present(WallTime::from_secs(NOW - round.age_secs)),
+                pod: None,
             }),
         );
     }

@@ -32,7 +32,7 @@ fn observe(source: &mut CriSource) -> Round {
     source.observe(&mut |observation| match observation.fact {
         Fact::Begin(snapshot) => assert_eq!(snapshot, Snapshot::Runtime),
         Fact::Sandbox(sandbox) => sandboxes.push(sandbox),
-        Fact::Container(_) => {}
+        Fact::Container(_) | Fact::Runtime(_) => {}
         Fact::End { outcome: how, .. } => outcome = Some(how),
         Fact::Coverage(known) => coverage = Some(known),
         other => panic!("{other:?}"),

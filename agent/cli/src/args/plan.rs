@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use headroom_core::ports::PortRange;
 use headroom_core::sizing::nat::{Demand, NodesDemand};
+use ipnet::{IpNet, Ipv4Net};
 
 use super::Format;
 use super::nat::{ModeArg, ProfileArg};
@@ -14,6 +15,10 @@ use super::nat::{ModeArg, ProfileArg};
 pub enum PlanCommand {
     /// NAT sizes: how many nodes fit behind a gateway, how many NAT IPs they take, what to set.
     Nat(PlanNatArgs),
+    /// GKE pod ranges: how many nodes fit, which range ends first, how much of it lies idle.
+    Pods(PlanPodsArgs),
+    /// The AWS VPC CNI's warm pools: interfaces and addresses that a node takes from its subnet.
+    Eni(PlanEniArgs),
 }
 
 /// `headroom plan nat`
@@ -62,6 +67,79 @@ pub struct PlanNatArgs {
     /// Output format.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
+}
+
+/// `headroom plan pods`
+#[derive(Debug, Args)]
+pub struct PlanPodsArgs {
+    /// A secondary range that pods' addresses come from; may be given more than once.
+    #[arg(long, value_name = "CIDR", value_parser = ipv4_range, value_delimiter = ',')]
+    pub pod_range: Vec<Ipv4Net>,
+    /// The subnet's primary range, which the nodes' own addresses come from.
+    #[arg(long, value_name = "CIDR", value_parser = ipv4_range)]
+    pub node_range: Option<Ipv4Net>,
+    /// Maximum of pods per node, 8 to 256 [default: 110]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub max_pods: Option<u32>,
+    /// Nodes that are wanted.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub nodes: Option<u64>,
+    /// Pods that really run on a node.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub pods_per_node: Option<u32>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// `headroom plan eni`
+#[derive(Debug, Args)]
+pub struct PlanEniArgs {
+    /// The EC2 instance type; of those that are not known, give --max-enis and --ips-per-eni.
+    #[arg(long, value_name = "TYPE")]
+    pub instance_type: Option<String>,
+    /// Network interfaces that the instance can carry.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub max_enis: Option<u32>,
+    /// IPv4 addresses of each, the primary one among them.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub ips_per_eni: Option<u32>,
+    /// Pods on the pod network, one started after the other; those on the host's network take no address.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub pods: u32,
+    /// WARM_ENI_TARGET [default: 1]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub warm_eni_target: Option<u32>,
+    /// WARM_IP_TARGET; wins over WARM_ENI_TARGET and WARM_PREFIX_TARGET.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub warm_ip_target: Option<u32>,
+    /// MINIMUM_IP_TARGET; likewise.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub minimum_ip_target: Option<u32>,
+    /// WARM_PREFIX_TARGET; counts with prefix delegation only [default: 1, as in the stock manifest]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub warm_prefix_target: Option<u32>,
+    /// ENABLE_PREFIX_DELEGATION: addresses come in prefixes of 16.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub prefix_delegation: Option<bool>,
+    /// kubelet's maximum of pods: the pool does not grow beyond it.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub max_pods: Option<u32>,
+    /// Nodes that are all alike.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, allow_negative_numbers = true)]
+    pub nodes: u32,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// An IPv4 range: GKE's nodes draw pods' ranges from nothing else.
+fn ipv4_range(text: &str) -> Result<Ipv4Net, String> {
+    match text.trim().parse::<IpNet>() {
+        Ok(IpNet::V4(range)) => Ok(range),
+        Ok(IpNet::V6(_)) => Err("an IPv4 range is needed; IPv6 ranges do not run out".to_owned()),
+        Err(_not_a_prefix) => Err("not a range like 10.0.0.0/14".to_owned()),
+    }
 }
 
 /// `100,3x2000`

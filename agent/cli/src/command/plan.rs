@@ -2,7 +2,9 @@
 
 use crate::args::PlanCommand;
 
+pub mod eni;
 mod nat;
+pub mod pods;
 
 /// It fits.
 const FITS: u8 = 0;
@@ -16,6 +18,8 @@ const DOES_NOT_FIT: u8 = 1;
 pub(super) fn run(command: &PlanCommand) -> anyhow::Result<u8> {
     match command {
         PlanCommand::Nat(args) => nat::run(args),
+        PlanCommand::Pods(args) => pods::run(args),
+        PlanCommand::Eni(args) => eni::run(args),
     }
 }
 

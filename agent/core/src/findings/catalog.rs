@@ -136,9 +136,21 @@ catalog! {
 
     /// A pod network has few addresses left.
     IpamLow = "ipam-low", "The node runs out of pod addresses", since "0.1.0";
-    means "Most addresses of a pod network on this node are reserved (90 % or more).";
+    means "Most addresses of a range set of a pod network on this node are reserved (90 % or more), or all will be within an hour if their number goes on rising as it does. Every pod takes an address of each range set, so the fullest one counts.";
     matters "The next pods scheduled here will not start.";
     remedy "Free leaked addresses if there are any; otherwise lower the maximum number of pods of the node or give nodes a larger range (a new node pool on GKE).";
+
+    /// A node holds back a range that its pods do not fill.
+    IpamRangeStranded = "ipam-range-stranded", "The node's range of pod addresses is mostly empty", since "0.1.0";
+    means "Every node has a range of pod addresses of its own, at least twice as large as its maximum of pods (GKE: 110 pods, /24, 256 addresses). The pods that run here would fit into a range a quarter of that size, with as many addresses to spare.";
+    matters "The addresses of a node's range go to no other node. A cluster of nodes with one pod each runs out of pod addresses after a few hundred pods: then no node can be added, although almost every address is free.";
+    remedy "Make a node pool with a smaller maximum of pods per node (it cannot be changed on an existing one), or larger nodes that take more pods. `headroom plan pods` calculates both. Once addresses are no longer the brake, more nodes may start than before: watch the bill.";
+
+    /// More addresses are attached to the node than its pods need.
+    EniWarmWaste = "eni-warm-waste", "The AWS VPC CNI holds many addresses that no pod uses", since "0.1.0";
+    means "ipamd attaches addresses to the node ahead of need. More than half of them (and at least 16) are used by no pod, or at least 16 more than its own settings ask for: with WARM_ENI_TARGET=1, the default, a whole network interface of addresses is always kept spare, and an interface with a single pod on it cannot be given back.";
+    matters "These addresses are taken from the subnet. When it has none left, new nodes and pods anywhere in it get no address, while they lie idle here.";
+    remedy "Set WARM_IP_TARGET (2 or 5) and MINIMUM_IP_TARGET (the usual number of pods per node) on the DaemonSet aws-node: they win over WARM_ENI_TARGET. `headroom plan eni` calculates what a node takes then. Never set MINIMUM_IP_TARGET alone: the pool would not grow beyond it.";
 
     /// A source does not work.
     SourceDegraded = "source-degraded", "Something could not be observed", since "0.1.0";

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::ids::{ContainerId, NetnsInode, PodName};
 use crate::known::Known;
-use crate::observe::{Namespace, Outcome, Sandbox};
+use crate::observe::{Namespace, Outcome, PodRoute, Runtime, Sandbox};
 use crate::ports::PortRange;
 use crate::time::NodeTime;
 
@@ -31,8 +31,17 @@ pub struct NamespaceRound {
     pub outcome: Outcome,
     /// The addresses that live namespaces carry.
     pub addresses: BTreeSet<IpAddr>,
+    /// Addresses that the node routes to an interface whose other end is in another namespace, and that interface.
+    pub routed: BTreeMap<IpAddr, String>,
     /// Namespaces whose addresses could not be read.
     pub unreadable: usize,
+}
+
+impl NamespaceRound {
+    /// Whether a namespace has the address, or the node routes it to one.
+    pub fn carries(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) || self.routed.contains_key(&address)
+    }
 }
 
 /// What is alive.
@@ -40,18 +49,28 @@ pub struct NamespaceRound {
 pub struct Occupants {
     runtime: [Option<RuntimeRound>; 2],
     namespace_rounds: [Option<NamespaceRound>; 2],
+    runtimes: Vec<Runtime>,
     sandboxes: Vec<Sandbox>,
     namespaces: Vec<Namespace>,
     dialled_ranges: BTreeMap<NetnsInode, PortRange>,
+    incoming_runtimes: Vec<Runtime>,
     incoming_sandboxes: Vec<Sandbox>,
     incoming_ids: BTreeSet<ContainerId>,
     incoming_namespaces: Vec<Namespace>,
+    incoming_routes: BTreeMap<IpAddr, String>,
 }
 
 impl Occupants {
     pub(super) fn begin_runtime(&mut self) {
+        self.incoming_runtimes.clear();
         self.incoming_sandboxes.clear();
         self.incoming_ids.clear();
+    }
+
+    pub(super) fn answered(&mut self, runtime: Runtime) {
+        if !self.incoming_runtimes.contains(&runtime) {
+            self.incoming_runtimes.push(runtime);
+        }
     }
 
     pub(super) fn sandbox(&mut self, sandbox: Sandbox) {
@@ -68,6 +87,11 @@ impl Occupants {
         let mut sandboxes = std::mem::take(&mut self.incoming_sandboxes);
         let ids = std::mem::take(&mut self.incoming_ids);
         sandboxes.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut runtimes = std::mem::take(&mut self.incoming_runtimes);
+        if !matches!(outcome, Outcome::Failed(_)) {
+            runtimes.sort();
+            self.runtimes = runtimes;
+        }
         match &outcome {
             Outcome::Complete => self.sandboxes = sandboxes,
             // What it shows is true, what it does not show may still be there.
@@ -84,6 +108,7 @@ impl Occupants {
 
     pub(super) fn begin_namespaces(&mut self) {
         self.incoming_namespaces.clear();
+        self.incoming_routes.clear();
     }
 
     pub(super) fn namespace(&mut self, namespace: Namespace) {
@@ -92,10 +117,15 @@ impl Occupants {
         }
     }
 
+    pub(super) fn route(&mut self, route: PodRoute) {
+        self.incoming_routes.insert(route.address, route.interface);
+    }
+
     pub(super) fn end_namespaces(&mut self, begin: NodeTime, outcome: Outcome) {
         let mut namespaces = std::mem::take(&mut self.incoming_namespaces);
         namespaces.sort_by_key(|namespace| namespace.inode);
         let addresses = namespaces.iter().filter_map(|ns| ns.addresses.present()).flatten().copied().collect();
+        let routed = std::mem::take(&mut self.incoming_routes);
         let unreadable = namespaces.iter().filter(|ns| ns.addresses.unknown().is_some()).count();
         if !matches!(outcome, Outcome::Failed(_)) {
             self.namespaces = namespaces;
@@ -104,7 +134,7 @@ impl Occupants {
             self.dialled_ranges.retain(|inode, _| alive.contains(inode));
         }
         let [current, previous] = &mut self.namespace_rounds;
-        *previous = current.replace(NamespaceRound { begin, outcome, addresses, unreadable });
+        *previous = current.replace(NamespaceRound { begin, outcome, addresses, routed, unreadable });
     }
 
     pub(super) fn dialled_range(&mut self, inode: NetnsInode, ephemeral: PortRange) {
@@ -126,6 +156,11 @@ impl Occupants {
     pub fn namespace_rounds(&self) -> (Option<&NamespaceRound>, Option<&NamespaceRound>) {
         let [current, previous] = &self.namespace_rounds;
         (current.as_ref(), previous.as_ref())
+    }
+
+    /// The runtimes that gave the last usable answer.
+    pub fn runtimes(&self) -> &[Runtime] {
+        &self.runtimes
     }
 
     /// The pod sandboxes of the runtime's last usable answer, by id.

@@ -2,7 +2,7 @@
 //!
 //! A reservation is *leaked* only if all of this holds: its container is unknown to the runtime, twice in a row, in
 //! complete answers that were asked for after the reservation had been read; no live network namespace carries the
-//! address, twice in a row; and it is older than the grace period. Anything short of that is settling or undetermined.
+//! address and the node routes it to none, twice in a row; and it is older than the grace period. Anything short of that is settling or undetermined.
 
 use std::time::Duration;
 
@@ -61,6 +61,12 @@ pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now
         let how = if walk.outcome == Outcome::Complete { "" } else { " (others could not be read)" };
         return say(Verdict::InUse, vec![format!("a live network namespace carries the address{how}")]);
     }
+    if let Some(interface) = walk.and_then(|walk| walk.routed.get(&reservation.address)) {
+        return say(
+            Verdict::InUse,
+            vec![format!("the node routes it to {interface}, whose other end is in a live network namespace")],
+        );
+    }
     let holder = match &reservation.holder {
         Known::Present(holder) => Some(holder),
         Known::Absent => None,
@@ -102,7 +108,7 @@ pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now
     }
     let mut evidence = vec![
         format!("the runtime does not know {}", short(&holder.container.0)),
-        "no live network namespace carries the address".to_owned(),
+        "no live network namespace carries the address, no route leads to one".to_owned(),
     ];
 
     // 4. Is it certain?
@@ -112,7 +118,7 @@ pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now
     }
     if complete(runtime_before, walk_before, held.first_seen).is_err()
         || runtime_before.is_some_and(|round| round.ids.contains(&holder.container))
-        || walk_before.is_some_and(|walk| walk.addresses.contains(&reservation.address))
+        || walk_before.is_some_and(|walk| walk.carries(reservation.address))
     {
         evidence.push("seen so once; a second look is needed".to_owned());
         return say(Verdict::Settling, evidence);

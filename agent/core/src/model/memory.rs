@@ -7,6 +7,7 @@ use crate::flow::{Destination, Protocol};
 use crate::history::DemandHistory;
 use crate::ledger::Ledger;
 use crate::model::demand::Account;
+use crate::model::ipam::ReservedMemory;
 use crate::model::nat::NodePorts;
 use crate::observe::{Loss, SourceId};
 use crate::time::NodeTime;
@@ -25,6 +26,7 @@ pub struct Memory {
     rates: Rates,
     allocation: Option<u32>,
     shrunk: Option<Shrunk>,
+    pub(super) reserved: ReservedMemory,
     losses: BTreeMap<Loss, u64>,
     lost_at: Option<NodeTime>,
 }

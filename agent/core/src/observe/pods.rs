@@ -1,5 +1,6 @@
 //! Facts of pods: reservations of their addresses, their sandboxes, their network namespaces.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -7,14 +8,55 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ContainerId, NetnsInode, PodName};
 use crate::known::Known;
+use crate::observe::SourceId;
 use crate::ports::PortSettings;
 use crate::time::WallTime;
+
+/// Who hands out a network's addresses, and hence in which shape its store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipam {
+    /// host-local: a directory with one file per address.
+    #[default]
+    HostLocal,
+    /// ipamd of the AWS VPC CNI: its checkpoint file and its introspection server.
+    AwsVpcCni,
+    /// Azure CNI or Azure CNS: their state files.
+    AzureCni,
+    /// Cilium: the state of its endpoints.
+    Cilium,
+}
+
+impl Ipam {
+    /// The name in JSON and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HostLocal => "host-local",
+            Self::AwsVpcCni => "aws-vpc-cni",
+            Self::AzureCni => "azure-cni",
+            Self::Cilium => "cilium",
+        }
+    }
+
+    /// The source that reads its stores.
+    pub fn source(self) -> SourceId {
+        match self {
+            Self::HostLocal => SourceId::HostLocal,
+            Self::AwsVpcCni => SourceId::AwsVpcCni,
+            Self::AzureCni => SourceId::AzureCni,
+            Self::Cilium => SourceId::Cilium,
+        }
+    }
+}
 
 /// A network with a store of reservations on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// Path of the network's directory on the node.
+    /// Path of the network's directory or file on the node.
     pub store: String,
+    /// Who writes it.
+    #[serde(default)]
+    pub ipam: Ipam,
     /// Name of the network (`gke-pod-network`).
     pub name: String,
     /// From where addresses are drawn: one entry per range set, each a list of ranges; unknown without a readable configuration.
@@ -23,6 +65,64 @@ pub struct Network {
     pub complete: bool,
     /// Directory entries that are not reservations and were passed over (unexpected names), at most a few named.
     pub ignored: Vec<String>,
+    /// Where the search for the next free address begins, by range set (host-local's `last_reserved_ip.N`).
+    #[serde(default)]
+    pub last_reserved: BTreeMap<u32, IpAddr>,
+    /// The addresses attached to the node for pods, where the IPAM attaches them ahead of need. Absent: it does not.
+    #[serde(default = "no_pool")]
+    pub pool: Known<Pool>,
+}
+
+fn no_pool() -> Known<Pool> {
+    Known::Absent
+}
+
+/// Addresses that an IPAM holds for pods of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// All of them; those of the network interfaces themselves do not count.
+    pub total: u64,
+    /// Held by pods.
+    pub assigned: u64,
+    /// Given back by a pod so lately that they are not handed out yet; they count as free in [`Pool::total`] less
+    /// [`Pool::assigned`].
+    pub cooling: u64,
+    /// Per network interface, in the order of their device numbers.
+    pub interfaces: Vec<PoolInterface>,
+    /// Addresses come in prefixes of 16.
+    pub prefixes: bool,
+    /// How many the IPAM keeps ahead of need.
+    pub targets: Known<WarmTargets>,
+}
+
+/// One network interface of a [`Pool`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolInterface {
+    /// Its id in the cloud.
+    pub id: String,
+    /// It is the node's first one, which cannot be given back.
+    pub primary: bool,
+    /// Addresses attached to it for pods.
+    pub total: u64,
+    /// Of these, held by pods.
+    pub assigned: u64,
+    /// Of those that are not, given back lately.
+    pub cooling: u64,
+}
+
+/// The environment of ipamd; absent: not set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WarmTargets {
+    /// `WARM_ENI_TARGET`.
+    pub warm_eni: Option<u32>,
+    /// `WARM_IP_TARGET`.
+    pub warm_ip: Option<u32>,
+    /// `MINIMUM_IP_TARGET`.
+    pub minimum_ip: Option<u32>,
+    /// `WARM_PREFIX_TARGET`.
+    pub warm_prefix: Option<u32>,
+    /// `ENABLE_PREFIX_DELEGATION`.
+    pub prefix_delegation: bool,
 }
 
 /// One range of a host-local range set, as configured.
@@ -49,6 +149,9 @@ pub struct Reservation {
     pub holder: Known<Holder>,
     /// When it was last written (mtime).
     pub modified: Known<WallTime>,
+    /// The pod it was reserved for, where the store says so.
+    #[serde(default)]
+    pub pod: Option<PodName>,
 }
 
 /// The content of a reservation.
@@ -58,6 +161,42 @@ pub struct Holder {
     pub container: ContainerId,
     /// The interface; older host-local versions did not write it.
     pub ifname: Option<String>,
+}
+
+/// A result that libcni keeps of an ADD that succeeded as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// For which container.
+    pub container: ContainerId,
+    /// For which interface.
+    pub ifname: String,
+    /// In which network.
+    pub network: String,
+    /// For which pod, if the runtime said so.
+    pub pod: Option<PodName>,
+    /// The addresses it got.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A container runtime that answered.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Runtime {
+    /// What it calls itself (`containerd`, `cri-o`).
+    pub name: String,
+    /// Its version, as it says.
+    pub version: String,
+    /// Where it listens.
+    pub socket: String,
+}
+
+/// A route of the node's own namespace to one address, through an interface whose other end is in another namespace: the
+/// way to a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRoute {
+    /// The address.
+    pub address: IpAddr,
+    /// The node's end.
+    pub interface: String,
 }
 
 /// A pod sandbox.

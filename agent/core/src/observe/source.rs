@@ -20,6 +20,14 @@ pub enum SourceId {
     Namespaces,
     /// host-local's reservation directories and the CNI configuration.
     HostLocal,
+    /// The AWS VPC CNI's checkpoint file and introspection server.
+    AwsVpcCni,
+    /// The state files of Azure CNI and Azure CNS.
+    AzureCni,
+    /// The state of Cilium's endpoints.
+    Cilium,
+    /// libcni's cache of results.
+    CniCache,
     /// The container runtime over its CRI socket.
     Cri,
     /// Rules that translate source addresses or make NodePorts: iptables and nftables.
@@ -32,7 +40,7 @@ pub enum SourceId {
 
 impl SourceId {
     /// All of them, in the order they are shown.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Platform,
         Self::Tcp,
         Self::Conntrack,
@@ -41,6 +49,10 @@ impl SourceId {
         Self::CiliumConntrack,
         Self::Namespaces,
         Self::HostLocal,
+        Self::AwsVpcCni,
+        Self::AzureCni,
+        Self::Cilium,
+        Self::CniCache,
         Self::Cri,
         Self::Rules,
         Self::Services,
@@ -56,6 +68,10 @@ impl SourceId {
             Self::CiliumConntrack => "cilium-conntrack",
             Self::Namespaces => "namespaces",
             Self::HostLocal => "host-local",
+            Self::AwsVpcCni => "aws-vpc-cni",
+            Self::AzureCni => "azure-cni",
+            Self::Cilium => "cilium",
+            Self::CniCache => "cni-cache",
             Self::Cri => "cri",
             Self::Rules => "rules",
             Self::Services => "services",

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::PodName;
 use crate::model::leak::Verdict;
+use crate::observe::Ipam;
 
 /// Pod addresses.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -17,14 +18,33 @@ pub struct IpamReport {
 /// One network's store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkReport {
-    /// Its directory.
+    /// Its directory or file.
     pub store: String,
+    /// Who writes it.
+    #[serde(default)]
+    pub ipam: Ipam,
     /// Its name.
     pub network: String,
-    /// Addresses it can hand out; absent if that is not known.
+    /// Pods that can have an address of it at the same time; absent if that is not known. Where a pod takes one address of
+    /// each range set, that is the smallest set; with addresses attached ahead of need, those that are attached.
     pub usable: Option<u64>,
     /// Why it is not known.
     pub usable_why: Option<String>,
+    /// host-local's range sets; empty if they are not known.
+    #[serde(default)]
+    pub range_sets: Vec<RangeSetReport>,
+    /// Reservations that are in none of the ranges, as after a change of the configuration; absent if these are not known.
+    #[serde(default)]
+    pub outside_ranges: Option<u64>,
+    /// The addresses attached to the node for its pods, where the IPAM attaches them ahead of need.
+    #[serde(default)]
+    pub pool: Option<PoolReport>,
+    /// Why that is not known, where there should be one.
+    #[serde(default)]
+    pub pool_why: Option<String>,
+    /// Addresses of the node's own range that its pods do not need; absent where a network has no such range.
+    #[serde(default)]
+    pub stranded: Option<StrandedReport>,
     /// Its directory was read to the end; if not, there may be more reservations than are counted.
     #[serde(default = "yes")]
     pub complete: bool,
@@ -40,6 +60,59 @@ pub struct NetworkReport {
 
 fn yes() -> bool {
     true
+}
+
+/// One range set of host-local.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeSetReport {
+    /// Its ranges, `first-last`.
+    pub ranges: Vec<String>,
+    /// Addresses it can hand out, all together.
+    pub usable: u64,
+    /// Of these, reserved.
+    pub used: u64,
+    /// The address that comes next; absent if there is none.
+    pub next: Option<IpAddr>,
+    /// All are reserved: the next pod fails with "no IP addresses available in range set".
+    pub exhausted: bool,
+    /// Seconds until then, at the present trend; absent without a clear upward one, and outside of the daemon.
+    pub exhausted_in_secs: Option<u64>,
+    /// What that prediction rests on.
+    pub exhausted_basis: Option<String>,
+}
+
+/// Addresses attached to the node ahead of need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// Attached for pods; each interface takes one address more for itself.
+    pub total: u64,
+    /// Held by pods.
+    pub assigned: u64,
+    /// Given back so lately that they are not handed out yet.
+    pub cooling: u64,
+    /// Held by no pod, cooling ones among them.
+    pub idle: u64,
+    /// Of the idle ones, more than the IPAM's own settings ask for at this number of pods; absent if these are not known.
+    pub beyond_target: Option<u64>,
+    /// What the settings are, or why they are not known.
+    pub targets: String,
+    /// Network interfaces that carry them.
+    pub interfaces: u64,
+    /// Of these, without a pod.
+    pub interfaces_empty: u64,
+}
+
+/// What a node's own range wastes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrandedReport {
+    /// Addresses of the range, usable or not.
+    pub addresses: u64,
+    /// Pods that have one.
+    pub pods: u64,
+    /// Addresses that a range for these pods would leave to other nodes.
+    pub stranded: u64,
+    /// The prefix length of such a range.
+    pub prefix_needed: u8,
 }
 
 /// Reservations by verdict.
@@ -86,6 +159,9 @@ pub struct EntryReport {
     pub age_secs: Option<u64>,
     /// The pod that has the address now, if one has.
     pub pod: Option<PodName>,
+    /// The pod it was reserved for, by the store or by libcni's cache, where no pod has it now.
+    #[serde(default)]
+    pub reserved_for: Option<PodName>,
     /// What it is.
     pub verdict: Verdict,
     /// Why.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use headroom_core::ids::{ContainerId, PodName};
 use headroom_core::known::{Known, Why};
-use headroom_core::observe::{Fact, Outcome, Sandbox, Snapshot, SourceId};
+use headroom_core::observe::{self, Fact, Outcome, Sandbox, Snapshot, SourceId};
 use k8s_cri::v1::{NamespaceMode, PodSandbox, PodSandboxState, PodSandboxStatus};
 use tokio::time::Instant;
 
@@ -59,7 +59,7 @@ struct Details {
 struct Answer {
     sandboxes: Vec<Sandbox>,
     containers: Vec<ContainerId>,
-    runtimes: Vec<String>,
+    runtimes: Vec<observe::Runtime>,
     /// Sockets that nobody listens on, each a sentence.
     silent: Vec<String>,
 }
@@ -157,12 +157,11 @@ impl CriSource {
             answer.sandboxes.push(fact(sandbox, details));
         }
         answer.containers.extend(containers.into_iter().map(|container| ContainerId(container.id)));
-        answer.runtimes.push(format!(
-            "{} {} at {}",
-            shown(version.runtime_name.as_bytes()),
-            shown(version.runtime_version.as_bytes()),
-            socket.display()
-        ));
+        answer.runtimes.push(observe::Runtime {
+            name: shown(version.runtime_name.as_bytes()),
+            version: shown(version.runtime_version.as_bytes()),
+            socket: socket.display().to_string(),
+        });
         Ok(())
     }
 }
@@ -218,7 +217,12 @@ impl Source for CriSource {
             Ok(answer) => {
                 answer.sandboxes.into_iter().map(Fact::Sandbox).for_each(&mut emit);
                 answer.containers.into_iter().map(Fact::Container).for_each(&mut emit);
-                let how = answer.runtimes.join("; ");
+                let runtimes = answer.runtimes.iter();
+                let how: Vec<String> = runtimes
+                    .map(|runtime| format!("{} {} at {}", runtime.name, runtime.version, runtime.socket))
+                    .collect();
+                let how = how.join("; ");
+                answer.runtimes.into_iter().map(Fact::Runtime).for_each(&mut emit);
                 if answer.silent.is_empty() {
                     emit(end(Outcome::Complete));
                     emit(works(how));

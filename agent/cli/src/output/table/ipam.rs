@@ -20,6 +20,56 @@ pub(super) fn ipam(out: &mut String, report: &Report, width: Width) {
         return;
     }
     out.push_str(&networks(&report.ipam.networks, width));
+    report.ipam.networks.iter().for_each(|network| capacity(out, network, width));
+}
+
+/// Where a network's addresses come from, and how much of that is left.
+fn capacity(out: &mut String, network: &NetworkReport, width: Width) {
+    for set in &network.range_sets {
+        let next = match set.next {
+            Some(next) => format!("next {next}"),
+            None => "none is left".to_owned(),
+        };
+        let soon = match (set.exhausted_in_secs, &set.exhausted_basis) {
+            (Some(secs), Some(basis)) => format!("; none left in about {} ({basis})", whole(Duration::from_secs(secs))),
+            _ => String::new(),
+        };
+        let text = format!("{} of {} in {} reserved, {next}{soon}", set.used, set.usable, set.ranges.join(", "));
+        width.wrap(out, "  ", "    ", &format!("{}: {text}", network.network));
+    }
+    if let Some(outside) = network.outside_ranges.filter(|outside| *outside > 0) {
+        let text = format!("{outside} reservations are in none of its ranges: the configuration has changed");
+        width.wrap(out, "  ", "    ", &format!("{}: {text}", network.network));
+    }
+    if let Some(pool) = &network.pool {
+        let beyond = pool.beyond_target.filter(|beyond| *beyond > 0);
+        let text = format!(
+            "{} attached, {} held by pods, {} idle ({} cooling{}); {}",
+            pool.total,
+            pool.assigned,
+            pool.idle,
+            pool.cooling,
+            beyond.map_or_else(String::new, |beyond| format!(", {beyond} more than asked for")),
+            pool.targets
+        );
+        width.wrap(out, "  ", "    ", &format!("{}: {text}", network.network));
+    }
+    if let Some(why) = &network.pool_why {
+        width.wrap(
+            out,
+            "  ",
+            "    ",
+            &format!("{}: how many addresses are attached is not known: {why}", network.network),
+        );
+    }
+    if let Some(stranded) = network.stranded.as_ref().filter(|stranded| stranded.stranded * 4 >= stranded.addresses * 3)
+    {
+        let text = format!(
+            "{} of the range's {} addresses are stranded: {} pods need no more than a /{}",
+            stranded.stranded, stranded.addresses, stranded.pods, stranded.prefix_needed
+        );
+        width.wrap(out, "  ", "    ", &format!("{}: {text}", network.network));
+    }
 }
 
 /// What to say where no network is listed: why the store could not be read, or that there is `none`.
@@ -90,6 +140,7 @@ pub fn scan(scan: &Scan<'_>, width: Width) -> String {
                 &format!("and {} more (-o json has all)", network.entries.len() - MAX_ENTRIES),
             );
         }
+        capacity(&mut out, network, width);
         if let Some(why) = &network.usable_why {
             width.wrap(&mut out, "  usable addresses are not known: ", "    ", why);
         }

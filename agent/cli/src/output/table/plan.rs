@@ -5,6 +5,12 @@ use headroom_core::sizing::nat::NatPlan;
 
 use super::{Width, heading, verdict_of_plan};
 
+mod eni;
+mod pods;
+
+pub use eni::eni;
+pub use pods::pods;
+
 /// The answer of `headroom plan nat`.
 pub fn nat(plan: &NatPlan, width: Width) -> String {
     let mut out = String::new();

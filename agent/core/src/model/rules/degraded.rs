@@ -22,10 +22,14 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
         };
         let (open, severity) = match source {
             // What is missing may be just what was asked for.
-            SourceId::HostLocal | SourceId::Cri if works_partly && cut_short(view, *source) => (
-                "what it shows is true, but not all there is: verdicts stay undetermined".to_owned(),
-                Severity::Unknown,
-            ),
+            SourceId::HostLocal | SourceId::AwsVpcCni | SourceId::AzureCni | SourceId::Cilium | SourceId::Cri
+                if works_partly && cut_short(view, *source) =>
+            {
+                (
+                    "what it shows is true, but not all there is: verdicts stay undetermined".to_owned(),
+                    Severity::Unknown,
+                )
+            }
             SourceId::Namespaces
                 if works_partly && cut_short(view, *source) && !view.ledger.reservations().is_empty() =>
             {
@@ -58,7 +62,12 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
                 "port ranges and addresses of network namespaces stay unknown, verdicts undetermined".to_owned(),
                 Severity::Unknown,
             ),
-            SourceId::HostLocal => ("which pod addresses are reserved stays unknown".to_owned(), Severity::Unknown),
+            SourceId::CniCache => {
+                ("for which pods leaked addresses were reserved is not told".to_owned(), Severity::Info)
+            }
+            SourceId::HostLocal | SourceId::AwsVpcCni | SourceId::AzureCni | SourceId::Cilium => {
+                ("which pod addresses are reserved stays unknown".to_owned(), Severity::Unknown)
+            }
             SourceId::Cri if view.ledger.reservations().is_empty() => {
                 ("pods have no names here".to_owned(), Severity::Info)
             }
@@ -107,7 +116,8 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
 /// Whether the source's last reading was not complete.
 fn cut_short(view: &View<'_>, source: SourceId) -> bool {
     let snapshot = match source {
-        SourceId::HostLocal => Snapshot::Reservations,
+        SourceId::HostLocal | SourceId::AwsVpcCni | SourceId::AzureCni | SourceId::Cilium => Snapshot::Reservations,
+        SourceId::CniCache => Snapshot::Attachments,
         SourceId::Cri => Snapshot::Runtime,
         SourceId::Namespaces => Snapshot::Namespaces,
         SourceId::Tcp => Snapshot::TcpCounters,
@@ -117,5 +127,5 @@ fn cut_short(view: &View<'_>, source: SourceId) -> bool {
         SourceId::Services => Snapshot::Services,
         SourceId::ConntrackUse | SourceId::CiliumConntrack | SourceId::Platform => return false,
     };
-    view.ledger.bracket(snapshot).is_some_and(|bracket| bracket.outcome != Outcome::Complete)
+    view.ledger.bracket_of(source, snapshot).is_some_and(|bracket| bracket.outcome != Outcome::Complete)
 }

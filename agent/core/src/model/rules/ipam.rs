@@ -1,13 +1,21 @@
 //! Rules on pod addresses.
 
+use std::time::Duration;
+
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
-use crate::model::leak::Verdict;
-use crate::observe::SourceId;
-use crate::report::{NetworkReport, Report};
+use crate::model::leak::{Verdict, whole};
+use crate::observe::{Ipam, SourceId};
+use crate::report::{NetworkReport, PoolReport, RangeSetReport, Report};
 
-/// Reserved share of a pod network from which it is called low, in percent.
+/// Reserved share of a range set from which it is called low, in percent.
 const IPAM_LOW_PERCENT: u64 = 90;
+/// A range set that will be used up within this time is low, however much of it is left.
+const IPAM_LOW_WITHIN: Duration = Duration::from_secs(3600);
+/// Idle addresses of a node from which they are called wasted, if they are more than half of what it holds.
+const WARM_WASTE: u64 = 16;
+/// A node's range is called stranded if its pods would fit into a range this many times smaller.
+const STRANDED_TIMES: u64 = 4;
 
 pub(super) fn ipam(_view: &View<'_>, report: &Report) -> Vec<Finding> {
     report.ipam.networks.iter().flat_map(ipam_of).collect()
@@ -15,61 +23,173 @@ pub(super) fn ipam(_view: &View<'_>, report: &Report) -> Vec<Finding> {
 
 fn ipam_of(network: &NetworkReport) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let counts = network.counts;
-    let reserved = counts.total();
-    let of = network.usable.map_or_else(String::new, |usable| format!(" of {usable}"));
-    let full = network.usable.is_some_and(|usable| reserved >= usable);
-    if counts.leaked > 0 {
-        let leaked = network.entries.iter().filter(|entry| entry.verdict == Verdict::Leaked);
-        let mut evidence = vec![Evidence::seen(
-            SourceId::HostLocal,
-            format!("{reserved}{of} addresses reserved in {}", network.store),
-        )];
-        evidence.extend(
-            leaked.take(3).map(|entry| {
-                Evidence::seen(SourceId::Cri, format!("{}: {}", entry.address, entry.evidence.join("; ")))
-            }),
-        );
-        findings.push(Finding {
-            id: FindingId::IpamLeaked,
-            severity: if full { Severity::Critical } else { Severity::Warning },
-            title: format!(
-                "{} pod addresses of {} are leaked ({reserved}{of} reserved)",
-                counts.leaked, network.network
-            ),
-            subject: network.network.clone(),
-            evidence,
-            remedy: "look at them with `headroom ipam scan`, then give them back; upgrade the runtime that leaked them"
-                .to_owned(),
-        });
-    }
-    if counts.undetermined > 0 {
-        findings.push(undetermined(network));
-    }
-    if let Some(usable) =
-        network.usable.filter(|usable| reserved.saturating_mul(100) >= usable.saturating_mul(IPAM_LOW_PERCENT))
-    {
-        findings.push(Finding {
-            id: FindingId::IpamLow,
-            severity: if full { Severity::Critical } else { Severity::Warning },
-            title: format!(
-                "{} has {} of {usable} pod addresses left",
-                network.network,
-                usable.saturating_sub(reserved)
-            ),
-            subject: network.network.clone(),
-            evidence: vec![Evidence::seen(
-                SourceId::HostLocal,
-                format!(
-                    "{} in use, {} settling, {} leaked, {} undetermined",
-                    counts.in_use, counts.settling, counts.leaked, counts.undetermined
-                ),
-            )],
-            remedy: "free leaked addresses; otherwise lower the node's maximum of pods or give nodes a larger range"
-                .to_owned(),
-        });
-    }
+    findings.extend((network.counts.leaked > 0).then(|| leaked(network)));
+    findings.extend((network.counts.undetermined > 0).then(|| undetermined(network)));
+    findings.extend(network.range_sets.iter().filter_map(|set| low(network, set)));
+    findings.extend(low_pool(network));
+    findings.extend(network.pool.as_ref().and_then(|pool| wasted(network, pool)));
+    findings.extend(stranded(network));
     findings
+}
+
+/// Whether no pod can get an address any more.
+fn is_full(network: &NetworkReport) -> bool {
+    network.range_sets.iter().any(|set| set.exhausted)
+        || (fixed_pool(network) && network.pool.as_ref().is_some_and(|pool| pool.idle == 0))
+}
+
+fn leaked(network: &NetworkReport) -> Finding {
+    let reserved = network.counts.total();
+    let of = network.usable.map_or_else(String::new, |usable| format!(" of {usable}"));
+    let entries = network.entries.iter().filter(|entry| entry.verdict == Verdict::Leaked);
+    let said = format!("{reserved}{of} addresses reserved in {}", network.store);
+    let mut evidence = vec![Evidence::seen(network.ipam.source(), said)];
+    evidence.extend(
+        entries
+            .take(3)
+            .map(|entry| Evidence::seen(SourceId::Cri, format!("{}: {}", entry.address, entry.evidence.join("; ")))),
+    );
+    let remedy = match network.ipam {
+        Ipam::HostLocal => {
+            "look at them with `headroom ipam scan`, then give them back; upgrade the runtime that leaked them"
+        }
+        Ipam::AwsVpcCni => {
+            "restart aws-node on this node: ipamd drops rows whose pod has no interface; headroom does not write its file"
+        }
+        Ipam::AzureCni => {
+            "restart azure-cns on this node, or drain and reimage it; headroom does not write Azure's state files"
+        }
+        Ipam::Cilium => {
+            "restart the Cilium agent of this node: it drops endpoints whose interface is gone; headroom does not write its state"
+        }
+    };
+    Finding {
+        id: FindingId::IpamLeaked,
+        severity: if is_full(network) { Severity::Critical } else { Severity::Warning },
+        title: format!(
+            "{} pod addresses of {} are leaked ({reserved}{of} reserved)",
+            network.counts.leaked, network.network
+        ),
+        subject: network.network.clone(),
+        evidence,
+        remedy: remedy.to_owned(),
+    }
+}
+
+/// A range set of host-local that is used up, or soon will be.
+fn low(network: &NetworkReport, set: &RangeSetReport) -> Option<Finding> {
+    let soon = set.exhausted_in_secs.map(Duration::from_secs).filter(|within| *within <= IPAM_LOW_WITHIN);
+    let share = set.used.saturating_mul(100) >= set.usable.saturating_mul(IPAM_LOW_PERCENT);
+    if !share && soon.is_none() {
+        return None;
+    }
+    let (left, ranges) = (set.usable.saturating_sub(set.used), set.ranges.join(", "));
+    let when =
+        set.exhausted_in_secs.map(|secs| format!("; none will be left in about {}", whole(Duration::from_secs(secs))));
+    let mut evidence = vec![counted(network)];
+    evidence
+        .push(Evidence::seen(network.ipam.source(), format!("{} of {} in {ranges} reserved", set.used, set.usable)));
+    evidence.extend(set.exhausted_basis.as_ref().map(|basis| Evidence::seen(network.ipam.source(), basis.as_str())));
+    Some(Finding {
+        id: FindingId::IpamLow,
+        severity: if set.exhausted { Severity::Critical } else { Severity::Warning },
+        title: format!(
+            "{} has {left} of {} pod addresses left{}",
+            network.network,
+            set.usable,
+            when.unwrap_or_default()
+        ),
+        subject: network.network.clone(),
+        evidence,
+        remedy: "free leaked addresses; otherwise lower the node's maximum of pods or give nodes a larger range"
+            .to_owned(),
+    })
+}
+
+/// Whether the addresses attached to the node are all it will get. ipamd attaches more as it needs them.
+fn fixed_pool(network: &NetworkReport) -> bool {
+    network.ipam == Ipam::AzureCni && network.range_sets.is_empty()
+}
+
+/// A pool of fixed size that is nearly used up.
+fn low_pool(network: &NetworkReport) -> Option<Finding> {
+    let pool = network.pool.as_ref().filter(|pool| fixed_pool(network) && pool.total > 0)?;
+    (pool.assigned.saturating_mul(100) >= pool.total.saturating_mul(IPAM_LOW_PERCENT)).then(|| Finding {
+        id: FindingId::IpamLow,
+        severity: if pool.idle == 0 { Severity::Critical } else { Severity::Warning },
+        title: format!("{} has {} of {} pod addresses left", network.network, pool.idle, pool.total),
+        subject: network.network.clone(),
+        evidence: vec![counted(network)],
+        remedy: "free leaked addresses; otherwise give the node pool a larger maximum of pods".to_owned(),
+    })
+}
+
+fn counted(network: &NetworkReport) -> Evidence {
+    let counts = network.counts;
+    let said = format!(
+        "{} in use, {} settling, {} leaked, {} undetermined",
+        counts.in_use, counts.settling, counts.leaked, counts.undetermined
+    );
+    Evidence::seen(network.ipam.source(), said)
+}
+
+/// Addresses of the subnet that lie idle on this node.
+fn wasted(network: &NetworkReport, pool: &PoolReport) -> Option<Finding> {
+    let beyond = pool.beyond_target.filter(|beyond| *beyond >= WARM_WASTE);
+    let most = pool.idle >= WARM_WASTE && pool.idle.saturating_mul(2) > pool.total;
+    if network.ipam != Ipam::AwsVpcCni || (!most && beyond.is_none()) {
+        return None;
+    }
+    let mut evidence = vec![Evidence::seen(
+        network.ipam.source(),
+        format!(
+            "{} attached to {} interfaces, {} held by pods, {} cooling",
+            pool.total, pool.interfaces, pool.assigned, pool.cooling
+        ),
+    )];
+    evidence.push(Evidence::seen(network.ipam.source(), pool.targets.as_str()));
+    evidence.extend(beyond.map(|beyond| {
+        let said = format!(
+            "{beyond} more than these settings ask for at {} pods; {} interfaces are without a pod",
+            pool.assigned, pool.interfaces_empty
+        );
+        Evidence::seen(network.ipam.source(), said)
+    }));
+    Some(Finding {
+        id: FindingId::EniWarmWaste,
+        severity: Severity::Warning,
+        title: format!("{} of {} addresses attached to this node are used by no pod", pool.idle, pool.total),
+        subject: network.network.clone(),
+        evidence,
+        remedy: format!(
+            "set WARM_IP_TARGET=2 and MINIMUM_IP_TARGET to the usual number of pods on aws-node; `headroom plan eni --pods {} --warm-ip-target 2 --minimum-ip-target {}` says what it takes then",
+            pool.assigned, pool.assigned
+        ),
+    })
+}
+
+/// A node's range that its pods leave empty.
+fn stranded(network: &NetworkReport) -> Option<Finding> {
+    let report = network.stranded.as_ref()?;
+    let held = report.addresses.saturating_sub(report.stranded);
+    (report.addresses >= held.saturating_mul(STRANDED_TIMES)).then(|| Finding {
+        id: FindingId::IpamRangeStranded,
+        // One node at one moment: a pool of nodes is judged by all of them.
+        severity: Severity::Info,
+        title: format!(
+            "{} of the {} addresses of this node's range are of no use to anybody: {} pods have one",
+            report.stranded, report.addresses, report.pods
+        ),
+        subject: network.network.clone(),
+        evidence: vec![Evidence::seen(
+            network.ipam.source(),
+            format!("a /{} would hold these pods and as many again", report.prefix_needed),
+        )],
+        remedy: format!(
+            "if nodes stay like this, make a node pool with a smaller maximum of pods; `headroom plan pods --pods-per-node {}` tells what it saves",
+            report.pods.max(1)
+        ),
+    })
 }
 
 /// Reservations without a verdict are an answer that is missing, whatever the reason.
@@ -83,7 +203,7 @@ fn undetermined(network: &NetworkReport) -> Finding {
         severity: Severity::Unknown,
         title: format!("{} reservations of {} could not be judged", network.counts.undetermined, network.network),
         subject: network.network.clone(),
-        evidence: whys.into_iter().take(3).map(|why| Evidence::seen(SourceId::HostLocal, why)).collect(),
+        evidence: whys.into_iter().take(3).map(|why| Evidence::seen(network.ipam.source(), why)).collect(),
         remedy: "`headroom ipam scan` lists them; a runtime's socket elsewhere is named with --cri-socket".to_owned(),
     }
 }

@@ -1,11 +1,12 @@
 //! One network's directory: names first, then one open, fstat, read and close per reservation.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use headroom_core::known::{Known, Why};
-use headroom_core::observe::{AddressRange, Fact, Network, Reservation};
+use headroom_core::observe::{AddressRange, Fact, Ipam, Network, Reservation};
 use headroom_core::time::NodeTime;
 use nix::dir::{Dir, Type};
 use nix::sys::stat::fstat;
@@ -16,6 +17,10 @@ use crate::clock;
 
 /// host-local writes less than 200 bytes; more than this is not its file.
 const CONTENT_LIMIT: usize = 4096;
+/// The file beside the reservations that names the last one, before the number of its range set.
+const LAST_RESERVED: &str = "last_reserved_ip.";
+/// More range sets than any network has.
+const RANGE_SETS_LIMIT: u32 = 64;
 /// How many unexpected names are shown.
 const IGNORED_SHOWN: usize = 8;
 /// After how many files the clock is looked at.
@@ -61,7 +66,7 @@ pub(super) fn identity(dir: &Dir) -> Option<(u64, u64)> {
 /// Reads a network's directory: its reservations, then one [`Network`] that tells whether these are all.
 pub(super) fn read(mut dir: Dir, named: Named, bounds: Bounds, emit: &mut dyn FnMut(Fact)) -> Remarks {
     let mut remarks = Remarks::default();
-    let (listed, ignored) = list(&mut dir, bounds, &named.store, &mut remarks);
+    let Listing { listed, ignored, last_reserved } = list(&mut dir, bounds, &named.store, &mut remarks);
     let Named { store, network, range_sets } = named;
 
     let mut buffer = [0; CONTENT_LIMIT + 1];
@@ -87,22 +92,59 @@ pub(super) fn read(mut dir: Dir, named: Named, bounds: Bounds, emit: &mut dyn Fn
                 (Known::Unknown(why.clone()), Known::Unknown(why))
             }
         };
-        emit(Fact::Reservation(Reservation { store: store.clone(), address: *address, holder, modified }));
+        emit(Fact::Reservation(Reservation { store: store.clone(), address: *address, holder, modified, pod: None }));
     }
     let complete = remarks.partial.is_none();
-    emit(Fact::Network(Network { store, name: network, range_sets, complete, ignored }));
+    let last_reserved = last_reserved.iter().filter_map(|set| Some((*set, last_reserved_in(&dir, *set)?))).collect();
+    emit(Fact::Network(Network {
+        store,
+        ipam: Ipam::HostLocal,
+        name: network,
+        range_sets,
+        complete,
+        ignored,
+        last_reserved,
+        pool: Known::Absent,
+    }));
     remarks
+}
+
+/// The address that was reserved last from a range set. host-local itself begins anew where it cannot read it.
+fn last_reserved_in(dir: &Dir, set: u32) -> Option<IpAddr> {
+    let mut buffer = [0; 65];
+    let small = bounded::read_small(dir, format!("{LAST_RESERVED}{set}").as_str(), &mut buffer).ok()?;
+    std::str::from_utf8(buffer.get(..small.len)?).ok()?.trim().parse().ok()
 }
 
 /// A network whose directory is there but could not be opened.
 pub(super) fn unread(named: Named) -> Fact {
     let Named { store, network, range_sets } = named;
-    Fact::Network(Network { store, name: network, range_sets, complete: false, ignored: Vec::new() })
+    Fact::Network(Network {
+        store,
+        ipam: Ipam::HostLocal,
+        name: network,
+        range_sets,
+        complete: false,
+        ignored: Vec::new(),
+        last_reserved: BTreeMap::new(),
+        pool: Known::Absent,
+    })
+}
+
+/// What a directory lists.
+#[derive(Debug, Default)]
+struct Listing {
+    listed: Vec<Listed>,
+    /// Names that are no reservations, a few of them.
+    ignored: Vec<String>,
+    /// Range sets that something was reserved from.
+    last_reserved: Vec<u32>,
 }
 
 /// The reservations a directory lists, and the names that are none.
-fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> (Vec<Listed>, Vec<String>) {
-    let (mut listed, mut ignored, mut unexpected, mut seen) = (Vec::new(), Vec::new(), 0_usize, 0_usize);
+fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> Listing {
+    let Listing { mut listed, mut ignored, mut last_reserved } = Listing::default();
+    let (mut unexpected, mut seen) = (0_usize, 0_usize);
     for entry in dir.iter() {
         let entry = match entry {
             Ok(entry) => entry,
@@ -124,7 +166,12 @@ fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> (V
             )));
             break;
         }
-        if name == b"lock" || name.starts_with(b"last_reserved_ip.") {
+        if name == b"lock" {
+            continue;
+        }
+        if let Some(set) = name.strip_prefix(LAST_RESERVED.as_bytes()) {
+            let set = std::str::from_utf8(set).ok().and_then(|set| set.parse::<u32>().ok());
+            last_reserved.extend(set.filter(|set| *set < RANGE_SETS_LIMIT));
             continue;
         }
         match address(name) {
@@ -140,7 +187,7 @@ fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> (V
     if unexpected > ignored.len() {
         ignored.push(format!("… and {} more", unexpected - ignored.len()));
     }
-    (listed, ignored)
+    Listing { listed, ignored, last_reserved }
 }
 
 /// The address a file stands for. Only the spelling that host-local uses counts: no other one is looked up by it.
