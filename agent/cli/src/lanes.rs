@@ -12,6 +12,7 @@ use headroom_host::source::host_local::HostLocalSource;
 use headroom_host::source::namespaces::NamespacesSource;
 use headroom_host::source::paced::Paced;
 use headroom_host::source::platform::PlatformSource;
+use headroom_host::source::rules::RulesSource;
 
 use crate::engine::Lane;
 use crate::settings::Settings;
@@ -66,6 +67,14 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
         pause: Duration::from_secs(10),
         rounds_wanted: 1,
         sources: vec![Box::new(CiliumConntrackSource::new(root))],
+    });
+    lanes.push(Lane {
+        name: "rules",
+        reports: &[SourceId::Rules],
+        // The source itself looks less often where there is much to read.
+        pause: Duration::from_secs(5),
+        rounds_wanted: 1,
+        sources: vec![Box::new(RulesSource::new(root, Duration::from_secs(30)))],
     });
     lanes.push(pods(settings, pace));
     lanes

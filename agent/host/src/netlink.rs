@@ -8,4 +8,6 @@ pub mod conntrack;
 pub mod conntrack_stats;
 mod filter;
 pub mod message;
+pub mod nftables;
+pub mod query;
 pub mod socket;

@@ -17,7 +17,7 @@ pub struct Capability {
 const WANTED: [(u8, &str, &str); 6] = [
     (39, "CAP_BPF", "load the eBPF programs that count connects, closes and conntrack entries"),
     (38, "CAP_PERFMON", "attach them to the kernel's tracepoints and functions"),
-    (12, "CAP_NET_ADMIN", "read the conntrack table and its events"),
+    (12, "CAP_NET_ADMIN", "read the conntrack table and its events, and the rules that translate addresses"),
     (19, "CAP_SYS_PTRACE", "look at the network namespaces of other processes"),
     (2, "CAP_DAC_READ_SEARCH", "read reservations and /proc of other users where modes forbid it"),
     (

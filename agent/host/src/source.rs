@@ -17,6 +17,7 @@ pub mod lines;
 pub mod namespaces;
 pub mod paced;
 pub mod platform;
+pub mod rules;
 pub mod sockets;
 pub mod tcp;
 

@@ -1,4 +1,4 @@
-//! Maps of the programs, read in batches. The only module of headroom-host with unsafe code.
+//! Maps of the programs, read in batches. With `iptables::kernel` the only modules of headroom-host with unsafe code.
 //!
 //! aya reads a hash map with two system calls per key; `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) takes one for a thousand and a
 //! sixth of the time. There is no wrapper for it in aya, hence the call here.

@@ -1,0 +1,314 @@
+//! Matches and targets of `x_tables`, from the layouts in `include/uapi/linux/netfilter/xt_*.h` (stable, numbers in the
+//! machine's byte order unless said otherwise).
+//!
+//! What is not decoded is named as not understood, never passed over: a rule may apply to fewer packets than it seems.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use headroom_core::flow::Protocol;
+use headroom_core::known::Known;
+use headroom_core::observe::{PortChoice, RuleFamily, SourceNat, SourceNatKind};
+use headroom_core::ports::PortRange;
+
+use crate::rules::{Action, Parts};
+
+/// Comments have at most 256 bytes (`XT_MAX_COMMENT_LEN`).
+const COMMENT_BYTES: usize = 256;
+
+/// `NF_NAT_RANGE_*` (`uapi/linux/netfilter/nf_nat.h`).
+pub mod nat_flags {
+    /// Addresses are given.
+    pub const MAP_IPS: u32 = 1;
+    /// Ports are given.
+    pub const PROTO_SPECIFIED: u32 = 2;
+    /// `--random`
+    pub const PROTO_RANDOM: u32 = 4;
+    /// `--persistent`
+    pub const PERSISTENT: u32 = 8;
+    /// `--random-fully`
+    pub const PROTO_RANDOM_FULLY: u32 = 16;
+}
+
+/// How ports are chosen, from `NF_NAT_RANGE_*`.
+pub fn choice(flags: u32) -> PortChoice {
+    if flags & nat_flags::PROTO_RANDOM_FULLY != 0 {
+        PortChoice::RandomFully
+    } else if flags & nat_flags::PROTO_RANDOM != 0 {
+        PortChoice::Random
+    } else {
+        PortChoice::Keep
+    }
+}
+
+/// Adds what a match asks.
+pub fn read_match(name: &str, revision: u8, data: &[u8], parts: &mut Parts) {
+    if understood(name, revision, data, parts).is_none() {
+        parts.unclear.push(format!("match `{name}`"));
+    }
+}
+
+/// `None` if the match is not one that is decoded, or not laid out as it should be.
+fn understood(name: &str, revision: u8, data: &[u8], parts: &mut Parts) -> Option<()> {
+    let condition = match (name, revision) {
+        ("comment", _) => {
+            parts.comment = Some(text(data.get(..COMMENT_BYTES.min(data.len()))?));
+            return Some(());
+        }
+        ("statistic", 0) => {
+            parts.probability *= statistic(data)?;
+            return Some(());
+        }
+        ("tcp", 0) => ports_and(data, *data.get(11)?, Some(data.get(8..11)?), parts)?,
+        ("udp" | "udplite", 0) => ports_and(data, *data.get(8)?, None, parts)?,
+        ("mark", 1) | ("connmark", 1) => {
+            let (mark, mask) = (u32_at(data, 0)?, u32_at(data, 4)?);
+            let not = if *data.get(8)? != 0 { "! " } else { "" };
+            let mask = if mask == u32::MAX { String::new() } else { format!("/{mask:#x}") };
+            format!("{not}{} {mark:#x}{mask}", if name == "mark" { "mark" } else { "ct mark" })
+        }
+        ("addrtype", 0 | 1) => addrtype(revision, data)?,
+        ("multiport", 1) => multiport(data)?,
+        ("pkttype", 0) => format!("-m pkttype {}--pkt-type {}", not(u32_at(data, 4)? != 0), u32_at(data, 0)?),
+        ("set", 1..=4) => {
+            let flags = *data.get(3)?;
+            let side = if flags & 2 != 0 { "src" } else { "dst" };
+            format!("-m set {}--match-set #{} {side}", not(flags & 1 != 0), u16_at(data, 0)?)
+        }
+        ("physdev", 0) => "-m physdev …".to_owned(),
+        ("conntrack", 1..=3) => "-m conntrack …".to_owned(),
+        ("state", 0) => "-m state …".to_owned(),
+        ("owner", 1) => "-m owner …".to_owned(),
+        ("policy", 0) => policy(data)?,
+        ("realm", 0) => format!("-m realm {}--realm {:#x}", not(*data.get(8)? != 0), u32_at(data, 0)?),
+        ("limit", 0) => "-m limit …".to_owned(),
+        ("iprange", 1) => iprange(data)?,
+        _ => return None,
+    };
+    if !condition.is_empty() {
+        parts.conditions.push(condition);
+    }
+    Some(())
+}
+
+fn not(invert: bool) -> &'static str {
+    if invert { "! " } else { "" }
+}
+
+/// `struct xt_statistic_info`: the part of packets that fulfil it.
+fn statistic(data: &[u8]) -> Option<f64> {
+    const INVERT: u16 = 1;
+    let (mode, flags, number) = (u16_at(data, 0)?, u16_at(data, 2)?, u32_at(data, 4)?);
+    let part = match mode {
+        // XT_STATISTIC_MODE_RANDOM: of 2^31.
+        0 => f64::from(number) / f64::from(1_u32 << 31),
+        // XT_STATISTIC_MODE_NTH: every (n + 1)th.
+        1 => 1.0 / (f64::from(number) + 1.0),
+        _ => return None,
+    };
+    Some(if flags & INVERT != 0 { 1.0 - part } else { part.min(1.0) })
+}
+
+/// `struct xt_tcp` and `struct xt_udp`: both begin with two source and two destination ports.
+fn ports_and(data: &[u8], inverted: u8, flags: Option<&[u8]>, parts: &mut Parts) -> Option<String> {
+    let mut words = Vec::new();
+    for (name, at, bit) in [("--sport", 0, 1), ("--dport", 4, 2)] {
+        let range = PortRange::new(u16_at(data, at)?, u16_at(data, at + 2)?)?;
+        if (range.first(), range.last()) != (0, u16::MAX) || inverted & bit != 0 {
+            words.push(format!("{}{name} {range}", not(inverted & bit != 0)));
+            if name == "--dport" && range.count() == 1 && inverted & bit == 0 {
+                parts.destination_port = Some(range.first());
+            }
+        }
+    }
+    // option, flg_mask, flg_cmp
+    if flags.is_some_and(|flags| flags.iter().any(|byte| *byte != 0)) {
+        words.push("--tcp-flags …".to_owned());
+    }
+    Some(words.join(" "))
+}
+
+fn addrtype(revision: u8, data: &[u8]) -> Option<String> {
+    const NAMES: [&str; 12] = [
+        "UNSPEC",
+        "UNICAST",
+        "LOCAL",
+        "BROADCAST",
+        "ANYCAST",
+        "MULTICAST",
+        "BLACKHOLE",
+        "UNREACHABLE",
+        "PROHIBIT",
+        "THROW",
+        "NAT",
+        "XRESOLVE",
+    ];
+    let (source, destination, flags) = (u16_at(data, 0)?, u16_at(data, 2)?, u32_at(data, 4)?);
+    let (not_source, not_destination) =
+        if revision == 0 { (flags != 0, u32_at(data, 8)? != 0) } else { (flags & 1 != 0, flags & 2 != 0) };
+    let types = |mask: u16| {
+        let set = NAMES.iter().enumerate().filter(|(bit, _)| mask >> bit & 1 == 1);
+        set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
+    };
+    let mut words = Vec::new();
+    if source != 0 {
+        words.push(format!("{}--src-type {}", not(not_source), types(source)));
+    }
+    if destination != 0 {
+        words.push(format!("{}--dst-type {}", not(not_destination), types(destination)));
+    }
+    Some(words.join(" "))
+}
+
+/// `struct xt_multiport_v1`.
+fn multiport(data: &[u8]) -> Option<String> {
+    let (flags, count, inverted) = (*data.first()?, usize::from(*data.get(1)?), *data.get(47)? != 0);
+    let mut ports = Vec::new();
+    let mut at = 0;
+    while at < count.min(15) {
+        let port = u16_at(data, 2 + 2 * at)?;
+        if *data.get(32 + at)? != 0 {
+            ports.push(format!("{port}:{}", u16_at(data, 4 + 2 * at)?));
+            at += 1;
+        } else {
+            ports.push(port.to_string());
+        }
+        at += 1;
+    }
+    let name = match flags {
+        0 => "--sports",
+        1 => "--dports",
+        _ => "--ports",
+    };
+    Some(format!("{}{name} {}", not(inverted), ports.join(",")))
+}
+
+/// `struct xt_policy_info`: direction and whether there is a policy; what it says is left out.
+fn policy(data: &[u8]) -> Option<String> {
+    // Four elements of 76 bytes, then flags and their number.
+    let flags = u16_at(data, 304)?;
+    let direction = if flags & 2 != 0 { "out" } else { "in" };
+    Some(format!("-m policy --dir {direction} --pol {}", if flags & 4 != 0 { "none" } else { "ipsec" }))
+}
+
+/// `struct xt_iprange_mtinfo`, IPv4 or IPv6 by what is not zero.
+fn iprange(data: &[u8]) -> Option<String> {
+    let flags = *data.get(64)?;
+    let address = |at: usize| -> Option<IpAddr> {
+        let bytes: [u8; 16] = data.get(at..at + 16)?.try_into().ok()?;
+        let rest = bytes.get(4..)?;
+        let [a, b, c, d, ..] = bytes;
+        Some(if rest.iter().all(|byte| *byte == 0) {
+            Ipv4Addr::new(a, b, c, d).into()
+        } else {
+            Ipv6Addr::from(bytes).into()
+        })
+    };
+    let mut words = Vec::new();
+    if flags & 1 != 0 {
+        words.push(format!("{}--src-range {}-{}", not(flags & 16 != 0), address(0)?, address(16)?));
+    }
+    if flags & 2 != 0 {
+        words.push(format!("{}--dst-range {}-{}", not(flags & 32 != 0), address(32)?, address(48)?));
+    }
+    Some(words.join(" "))
+}
+
+/// What a target other than the standard one does.
+pub fn read_target(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: &mut Parts) -> Action {
+    let kind = match name {
+        "MASQUERADE" => SourceNatKind::Masquerade,
+        "SNAT" => SourceNatKind::Snat,
+        "NETMAP" => SourceNatKind::Netmap,
+        "REJECT" => return Action::End,
+        _ => return Action::Continue,
+    };
+    let v4_only = family == RuleFamily::Ip && revision == 0;
+    let decoded = if v4_only { multi_range(data) } else { range(data) };
+    Action::Translate(decoded.map_or_else(
+        || {
+            parts.unclear.push(format!("target `{name}` revision {revision}"));
+            let ports = Known::because(format!("revision {revision} of target `{name}` is not understood"));
+            SourceNat { kind, addresses: None, ports, choice: PortChoice::Keep, persistent: false }
+        },
+        |range| range.into_source_nat(kind),
+    ))
+}
+
+/// What all layouts of a range hold.
+struct NatRange {
+    flags: u32,
+    addresses: (IpAddr, IpAddr),
+    ports: (u16, u16),
+}
+
+impl NatRange {
+    fn into_source_nat(self, kind: SourceNatKind) -> SourceNat {
+        let (first, last) = self.addresses;
+        let addresses = (self.flags & nat_flags::MAP_IPS != 0)
+            .then(|| if first == last { first.to_string() } else { format!("{first}-{last}") });
+        // The kernel takes them either way round.
+        let (low, high) = (self.ports.0.min(self.ports.1), self.ports.0.max(self.ports.1));
+        let ports = match PortRange::new(low, high) {
+            Some(range) if self.flags & nat_flags::PROTO_SPECIFIED != 0 => Known::Present(range),
+            _ => Known::Absent,
+        };
+        let persistent = self.flags & nat_flags::PERSISTENT != 0;
+        SourceNat { kind, addresses, ports, choice: choice(self.flags), persistent }
+    }
+}
+
+/// `struct nf_nat_ipv4_multi_range_compat`, with one range.
+fn multi_range(data: &[u8]) -> Option<NatRange> {
+    (u32_at(data, 0)? == 1).then_some(())?;
+    let address = |at: usize| -> Option<IpAddr> {
+        let bytes: [u8; 4] = data.get(at..at + 4)?.try_into().ok()?;
+        Some(Ipv4Addr::from(bytes).into())
+    };
+    Some(NatRange {
+        flags: u32_at(data, 4)?,
+        addresses: (address(8)?, address(12)?),
+        ports: (be16_at(data, 16)?, be16_at(data, 18)?),
+    })
+}
+
+/// `struct nf_nat_range` and `struct nf_nat_range2`, which has one port more.
+fn range(data: &[u8]) -> Option<NatRange> {
+    let address = |at: usize| -> Option<IpAddr> {
+        let bytes: [u8; 16] = data.get(at..at + 16)?.try_into().ok()?;
+        let [a, b, c, d, rest @ ..] = bytes;
+        Some(if rest == [0; 12] { Ipv4Addr::new(a, b, c, d).into() } else { Ipv6Addr::from(bytes).into() })
+    };
+    Some(NatRange {
+        flags: u32_at(data, 0)?,
+        addresses: (address(4)?, address(20)?),
+        ports: (be16_at(data, 36)?, be16_at(data, 38)?),
+    })
+}
+
+/// A protocol number in a rule; 0 is all.
+pub fn protocol(number: u16, inverted: bool, parts: &mut Parts) {
+    let Ok(number @ 1..) = u8::try_from(number) else { return };
+    if inverted {
+        parts.conditions.push(format!("! -p {}", Protocol(number)));
+    } else {
+        parts.protocol = Some(Protocol(number));
+    }
+}
+
+/// Text up to the first zero byte.
+pub fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
+}
+
+pub(crate) fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(data.get(at..at.checked_add(2)?)?.try_into().ok()?))
+}
+
+pub(crate) fn be16_at(data: &[u8], at: usize) -> Option<u16> {
+    u16_at(data, at).map(u16::from_be)
+}
+
+pub(crate) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(data.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}

@@ -1,0 +1,495 @@
+//! A rule of `nf_tables`: its expressions run over registers that hold words instead of packets.
+//!
+//! Rules of `iptables-nft` mix native expressions with `match` and `target`, which hold the layouts of `x_tables`
+//! (`nft_compat`); `nft -j` hides what is in those.
+
+use std::collections::BTreeMap;
+
+use headroom_core::flow::Protocol;
+use headroom_core::known::Known;
+use headroom_core::observe::{RuleFamily, SourceNat, SourceNatKind};
+use headroom_core::ports::PortRange;
+
+use super::super::message::{Attributes, Malformed};
+use super::value::{NETWORK, NETWORK_V6, Value};
+use super::{RawRule, nfta, text, verdict};
+use crate::iptables::xt::{self, nat_flags};
+use crate::rules::{Action, Parts, Rule};
+
+/// Verdicts (`enum nft_verdicts`); those of netfilter, DROP and ACCEPT, are not below zero.
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+const RETURN: i32 = -5;
+const CONTINUE: i32 = -1;
+
+/// `NFT_REG32_00`; before it are four registers of 16 bytes.
+const FIRST_SMALL_REGISTER: u32 = 8;
+
+/// What a rule is worth reading for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// It translates source addresses.
+    pub translates: bool,
+    /// It leads to another chain.
+    pub chain: Option<String>,
+    /// It leads to chains that a map names.
+    pub map: bool,
+}
+
+/// One expression.
+struct Expression<'a> {
+    name: &'a [u8],
+    data: Attributes<'a>,
+}
+
+/// `NFTA_LIST_ELEM`, with `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA` in it.
+fn expressions<'a>(list: Attributes<'a>) -> impl Iterator<Item = Result<Expression<'a>, Malformed>> {
+    list.map(|one| {
+        let (mut name, mut data) = (&[][..], Attributes::new(&[]));
+        for part in one?.nested() {
+            let part = part?;
+            match part.kind {
+                1 => name = part.payload.strip_suffix(b"\0").unwrap_or(part.payload),
+                2 => data = part.nested(),
+                _ => {}
+            }
+        }
+        Ok(Expression { name, data })
+    })
+}
+
+/// Looks a rule over, without decoding what it asks.
+///
+/// # Errors
+/// Its expressions are not laid out as they should be.
+pub fn glance(rule: &RawRule<'_>) -> Result<Glance, Malformed> {
+    let mut glance = Glance::default();
+    for expression in expressions(rule.expressions.clone()) {
+        let Expression { name, data } = expression?;
+        match name {
+            b"masq" => glance.translates = true,
+            b"nat" => {
+                // NFTA_NAT_TYPE: 0 is SNAT.
+                for attribute in data {
+                    let attribute = attribute?;
+                    if attribute.kind == 1 {
+                        glance.translates |= attribute.be32("NFTA_NAT_TYPE")? == 0;
+                    }
+                }
+            }
+            b"target" => {
+                let (name, ..) = extension(data)?;
+                glance.translates |= matches!(name.as_str(), "MASQUERADE" | "SNAT" | "NETMAP");
+            }
+            b"immediate" => {
+                if let Some((JUMP | GOTO, chain)) = immediate_verdict(data)? {
+                    glance.chain = chain;
+                }
+            }
+            b"lookup" => glance.map |= lookup(data)?.leads,
+            _ => {}
+        }
+    }
+    Ok(glance)
+}
+
+/// A rule in words. `set` tells what is in a set, where that is known.
+///
+/// # Errors
+/// Its expressions are not laid out as they should be.
+pub fn rule(
+    raw: &RawRule<'_>,
+    family: RuleFamily,
+    position: u32,
+    set: &mut dyn FnMut(&str) -> Option<String>,
+) -> Result<Rule, Malformed> {
+    let v6 = family == RuleFamily::Ip6;
+    let mut run =
+        Run { family, v6, registers: BTreeMap::new(), parts: Parts::default(), action: Action::Continue, set };
+    for expression in expressions(raw.expressions.clone()) {
+        let Expression { name, data } = expression?;
+        run.step(name, data)?;
+    }
+    let Run { mut parts, action, .. } = run;
+    parts.comment = parts.comment.or_else(|| comment(raw.userdata));
+    Ok(Rule { position, parts, action })
+}
+
+/// `NFTNL_UDATA_RULE_COMMENT`: type, length, text.
+fn comment(mut userdata: &[u8]) -> Option<String> {
+    while let Some(([kind, length], rest)) = userdata.split_first_chunk::<2>() {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == 0 {
+            return Some(text(value));
+        }
+        userdata = rest.get(usize::from(*length)..)?;
+    }
+    None
+}
+
+/// Name, revision and data of a `match` or `target`.
+fn extension(data: Attributes<'_>) -> Result<(String, u8, &[u8]), Malformed> {
+    let (mut name, mut revision, mut info) = (String::new(), 0, &[][..]);
+    for attribute in data {
+        let attribute = attribute?;
+        match attribute.kind {
+            1 => name = text(attribute.payload),
+            2 => revision = u8::try_from(attribute.be32("NFTA_TARGET_REV")?).unwrap_or(u8::MAX),
+            3 => info = attribute.payload,
+            _ => {}
+        }
+    }
+    Ok((name, revision, info))
+}
+
+/// The verdict of an `immediate`, if it holds one.
+fn immediate_verdict(data: Attributes<'_>) -> Result<Option<(i32, Option<String>)>, Malformed> {
+    for attribute in data {
+        let attribute = attribute?;
+        // NFTA_IMMEDIATE_DATA
+        if attribute.kind == 2 {
+            for part in attribute.nested() {
+                let part = part?;
+                if part.kind == nfta::data::VERDICT {
+                    return verdict(part.nested()).map(Some);
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// `NFTA_LOOKUP_*`
+#[derive(Default)]
+struct Lookup {
+    set: String,
+    source: u32,
+    destination: Option<u32>,
+    inverted: bool,
+    /// Its result is a verdict.
+    leads: bool,
+}
+
+fn lookup(data: Attributes<'_>) -> Result<Lookup, Malformed> {
+    let mut lookup = Lookup::default();
+    for attribute in data {
+        let attribute = attribute?;
+        match attribute.kind {
+            1 => lookup.set = text(attribute.payload),
+            2 => lookup.source = attribute.be32("NFTA_LOOKUP_SREG")?,
+            3 => lookup.destination = Some(attribute.be32("NFTA_LOOKUP_DREG")?),
+            5 => lookup.inverted = attribute.be32("NFTA_LOOKUP_FLAGS")? & 1 != 0,
+            _ => {}
+        }
+    }
+    // NFT_REG_VERDICT
+    lookup.leads = lookup.destination == Some(0);
+    Ok(lookup)
+}
+
+/// Which of the sixteen small registers a number begins at.
+fn slot(register: u32) -> u32 {
+    if register >= FIRST_SMALL_REGISTER { register - FIRST_SMALL_REGISTER } else { register.saturating_sub(1) * 4 }
+}
+
+/// A rule while it runs.
+struct Run<'a> {
+    family: RuleFamily,
+    /// Only IPv6 packets come so far.
+    v6: bool,
+    /// What is in a register, and the mask it was put through.
+    registers: BTreeMap<u32, (Value, Option<Vec<u8>>)>,
+    parts: Parts,
+    action: Action,
+    set: &'a mut dyn FnMut(&str) -> Option<String>,
+}
+
+/// Numbers and bytes of an expression, by attribute.
+struct Fields<'a>(BTreeMap<u16, &'a [u8]>);
+
+impl<'a> Fields<'a> {
+    fn of(data: Attributes<'a>) -> Result<Self, Malformed> {
+        data.map(|attribute| attribute.map(|attribute| (attribute.kind, attribute.payload)))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn number(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_be_bytes((*self.0.get(&kind)?).try_into().ok()?))
+    }
+
+    fn bytes(&self, kind: u16) -> Result<Option<&'a [u8]>, Malformed> {
+        self.0.get(&kind).map(|nested| super::value(Attributes::new(nested))).transpose()
+    }
+}
+
+impl Run<'_> {
+    fn step(&mut self, name: &[u8], data: Attributes<'_>) -> Result<(), Malformed> {
+        match name {
+            b"match" => {
+                let (name, revision, info) = extension(data)?;
+                xt::read_match(&name, revision, info, &mut self.parts);
+            }
+            b"target" => {
+                let (name, revision, info) = extension(data)?;
+                self.action = xt::read_target(&name, revision, info, self.family, &mut self.parts);
+            }
+            b"immediate" => self.immediate(data)?,
+            b"masq" => {
+                let fields = Fields::of(data)?;
+                let flags = fields.number(1).unwrap_or(0);
+                self.translate(SourceNatKind::Masquerade, None, flags, (fields.number(2), fields.number(3)));
+            }
+            b"nat" => {
+                let fields = Fields::of(data)?;
+                if fields.number(1) == Some(0) {
+                    let flags = fields.number(7).unwrap_or(0);
+                    let addresses = self.addresses(fields.number(3), fields.number(4));
+                    // NF_NAT_RANGE_NETMAP
+                    let kind = if flags & 0x40 != 0 { SourceNatKind::Netmap } else { SourceNatKind::Snat };
+                    self.translate(kind, addresses, flags, (fields.number(5), fields.number(6)));
+                } else {
+                    self.action = Action::End;
+                }
+            }
+            b"redir" | b"reject" | b"tproxy" | b"queue" => self.action = Action::End,
+            b"payload" | b"meta" | b"ct" | b"fib" | b"numgen" | b"bitwise" | b"byteorder" => {
+                self.load(name, &Fields::of(data)?)?
+            }
+            b"cmp" | b"range" => self.compare(name, &Fields::of(data)?)?,
+            b"lookup" => self.look_up(lookup(data)?),
+            b"limit" | b"quota" | b"connlimit" => self.parts.conditions.push(format!("{} …", text(name))),
+            // They let every packet pass.
+            b"counter" | b"log" | b"notrack" | b"last" | b"dynset" | b"objref" | b"dup" | b"synproxy" => {}
+            _ => {
+                // hash, rt, socket, exthdr, osf, xfrm, tunnel, inner: what is in their register is not told.
+                let fields = Fields::of(data)?;
+                for register in [1, 2].iter().filter_map(|kind| fields.number(*kind)) {
+                    self.registers.insert(slot(register), (Value::Other(text(name)), None));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn immediate(&mut self, data: Attributes<'_>) -> Result<(), Malformed> {
+        if let Some((code, chain)) = immediate_verdict(data.clone())? {
+            self.action = match (code, chain) {
+                (JUMP, Some(chain)) => Action::Jump(chain),
+                (GOTO, Some(chain)) => Action::Goto(chain),
+                (RETURN, _) => Action::Return,
+                (CONTINUE, _) => Action::Continue,
+                _ => Action::End,
+            };
+            return Ok(());
+        }
+        let fields = Fields::of(data)?;
+        if let (Some(register), Some(bytes)) = (fields.number(1), fields.bytes(2)?) {
+            self.registers.insert(slot(register), (Value::Bytes(bytes.to_vec()), None));
+        }
+        Ok(())
+    }
+
+    /// What puts something into a register.
+    fn load(&mut self, name: &[u8], fields: &Fields<'_>) -> Result<(), Malformed> {
+        let number = |kind| fields.number(kind).unwrap_or(u32::MAX);
+        let (register, value) = match name {
+            b"payload" => {
+                let base = if number(2) == NETWORK && self.v6 { NETWORK_V6 } else { number(2) };
+                (fields.number(1), Value::Payload(base, number(3), number(4)))
+            }
+            b"meta" => (fields.number(1), Value::Meta(number(2))),
+            b"ct" => (fields.number(1), Value::Conntrack(number(2))),
+            b"fib" => {
+                // NFT_FIB_RESULT_ADDRTYPE; NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR.
+                let value = match (number(2), number(3) & 3) {
+                    (3, 1) => Value::AddressType("src"),
+                    (3, 2) => Value::AddressType("dst"),
+                    _ => Value::Other("fib".to_owned()),
+                };
+                (fields.number(1), value)
+            }
+            b"numgen" => {
+                (fields.number(1), Value::Number { modulus: number(2), offset: fields.number(4).unwrap_or(0) })
+            }
+            b"bitwise" => return self.bitwise(fields),
+            // byteorder: the same number, the other way round; constants are told in network order then.
+            _ => {
+                let moved = fields.number(1).and_then(|source| self.registers.get(&slot(source)).cloned());
+                if let (Some(register), Some(value)) = (fields.number(2), moved) {
+                    self.registers.insert(slot(register), value);
+                }
+                return Ok(());
+            }
+        };
+        // `meta mark set` and its like have a source instead of a destination, and let every packet pass.
+        if let Some(register) = register {
+            self.registers.insert(slot(register), (value, None));
+        }
+        Ok(())
+    }
+
+    fn bitwise(&mut self, fields: &Fields<'_>) -> Result<(), Malformed> {
+        let (Some(source), Some(destination)) = (fields.number(1), fields.number(2)) else { return Ok(()) };
+        let value = self.registers.get(&slot(source)).map(|(value, _)| value.clone());
+        let plain = fields.bytes(5)?.is_none_or(|xor| xor.iter().all(|byte| *byte == 0));
+        let (value, mask) = match (value, fields.bytes(4)?) {
+            (Some(value), Some(mask)) if plain => (value, Some(mask.to_vec())),
+            _ => (Value::Other("bitwise".to_owned()), None),
+        };
+        self.registers.insert(slot(destination), (value, mask));
+        Ok(())
+    }
+
+    fn compare(&mut self, name: &[u8], fields: &Fields<'_>) -> Result<(), Malformed> {
+        let held = fields.number(1).and_then(|source| self.registers.get(&slot(source)).cloned());
+        let Some((value, mask)) = held else {
+            self.parts.unclear.push(format!("`{}` of something unknown", text(name)));
+            return Ok(());
+        };
+        let operator = fields.number(2).unwrap_or(0);
+        let (first, last) = match name {
+            b"cmp" => (fields.bytes(3)?.unwrap_or_default(), None),
+            _ => (fields.bytes(3)?.unwrap_or_default(), fields.bytes(4)?),
+        };
+        self.condition(&value, mask.as_deref(), operator, first, last);
+        Ok(())
+    }
+
+    fn condition(&mut self, value: &Value, mask: Option<&[u8]>, operator: u32, first: &[u8], last: Option<&[u8]>) {
+        let not = if operator == 1 { "! " } else { "" };
+        let equal = operator == 0 && last.is_none();
+        if let (Value::Number { modulus, offset }, None) = (value, last) {
+            match part(*modulus, *offset, operator, first) {
+                Some(part) => self.parts.probability *= part,
+                None => self.parts.unclear.push("a comparison of `numgen`".to_owned()),
+            }
+            return;
+        }
+        if equal && value.is_protocol() && mask.is_none() {
+            self.parts.protocol = first.first().copied().map(Protocol);
+            return;
+        }
+        // Which family a rule of an `inet` table is for.
+        if value.is_family() {
+            let v6 = first.first() == Some(&10);
+            self.v6 = v6 == equal;
+            let family = if v6 { "IPv6" } else { "IPv4" };
+            self.parts.conditions.push(format!("{not}{family}"));
+            return;
+        }
+        if !value.is_understood() {
+            self.parts.unclear.push(format!("a comparison of `{}`", value.name()));
+            return;
+        }
+        if equal && value.is_destination_port() {
+            self.parts.destination_port = first.try_into().ok().map(u16::from_be_bytes);
+        }
+        let shown = value.shown(first, mask);
+        let condition = match (last, operator) {
+            (Some(last), _) => format!("{not}{} {shown}-{}", value.name(), value.shown(last, mask)),
+            // iptables has no word for "any of these bits", which nft tests by comparing with zero.
+            (None, 1) if mask.is_some() && first.iter().all(|byte| *byte == 0) => {
+                format!("{} any of {}", value.name(), value.shown(mask.unwrap_or_default(), None))
+            }
+            (None, 0 | 1) => format!("{not}{} {shown}", value.name()),
+            (None, operator) => {
+                let sign = ["=", "!=", "<", "<=", ">", ">="].get(usize::try_from(operator).unwrap_or(usize::MAX));
+                format!("{} {} {shown}", value.name(), sign.unwrap_or(&"?"))
+            }
+        };
+        self.parts.conditions.push(condition);
+    }
+
+    fn look_up(&mut self, lookup: Lookup) {
+        if lookup.leads {
+            self.action = Action::Map;
+            return;
+        }
+        if let Some(destination) = lookup.destination {
+            self.registers.insert(slot(destination), (Value::Other(format!("map @{}", lookup.set)), None));
+            return;
+        }
+        let value = self.registers.get(&slot(lookup.source)).map(|(value, _)| value.clone());
+        let name = value.as_ref().map_or_else(|| "?".to_owned(), Value::name);
+        let within = (self.set)(&lookup.set).unwrap_or_else(|| format!("@{}", lookup.set));
+        let not = if lookup.inverted { "! " } else { "" };
+        let condition = format!("{not}{name} in {within}");
+        if value.is_some_and(|value| value.is_understood()) {
+            self.parts.conditions.push(condition);
+        } else {
+            self.parts.unclear.push(condition);
+        }
+    }
+
+    /// The bytes of a constant in a register.
+    fn constant(&self, register: u32) -> Option<&[u8]> {
+        match self.registers.get(&slot(register)) {
+            Some((Value::Bytes(bytes), _)) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    fn addresses(&self, first: Option<u32>, last: Option<u32>) -> Option<String> {
+        let address = |register: u32| {
+            let bytes = self.constant(register)?;
+            let v4 = bytes
+                .first_chunk::<4>()
+                .filter(|_| bytes.len() == 4)
+                .map(|bytes| std::net::Ipv4Addr::from(*bytes).to_string());
+            v4.or_else(|| Some(std::net::Ipv6Addr::from(*bytes.first_chunk::<16>()?).to_string()))
+        };
+        let first = first.map(|register| address(register).unwrap_or_else(|| "?".to_owned()))?;
+        match last.and_then(address) {
+            Some(last) if last != first => Some(format!("{first}-{last}")),
+            _ => Some(first),
+        }
+    }
+
+    fn translate(
+        &mut self,
+        kind: SourceNatKind,
+        addresses: Option<String>,
+        flags: u32,
+        ports: (Option<u32>, Option<u32>),
+    ) {
+        let port = |register: u32| self.constant(register)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
+        let ports = match ports {
+            (None, _) => Known::Absent,
+            (Some(first), last) => match (port(first), port(last.unwrap_or(first))) {
+                (Some(a), Some(b)) => PortRange::new(a.min(b), a.max(b)).map_or(Known::Absent, Known::Present),
+                _ => Known::because("its ports are not in the rule but in a map"),
+            },
+        };
+        let persistent = flags & nat_flags::PERSISTENT != 0;
+        self.action = Action::Translate(SourceNat { kind, addresses, ports, choice: xt::choice(flags), persistent });
+    }
+}
+
+/// Of the numbers that `numgen` makes, the part that a comparison lets pass. `nft` compares in network order where order
+/// matters, and in the machine's where only equality does.
+fn part(modulus: u32, offset: u32, operator: u32, bytes: &[u8]) -> Option<f64> {
+    let bytes: [u8; 4] = bytes.try_into().ok()?;
+    let range = u64::from(offset)..u64::from(offset) + u64::from(modulus);
+    if range.is_empty() || modulus == u32::MAX {
+        return None;
+    }
+    let fits = |value: u32| range.contains(&u64::from(value));
+    let (native, network) = (u32::from_ne_bytes(bytes), u32::from_be_bytes(bytes));
+    let all = f64::from(modulus);
+    if operator < 2 {
+        let one = if fits(native) || fits(network) { 1.0 / all } else { 0.0 };
+        return Some(if operator == 0 { one } else { 1.0 - one });
+    }
+    // With an end: how many of them are below it.
+    let below =
+        |value: u64| f64::from(u32::try_from(value.saturating_sub(range.start)).unwrap_or(u32::MAX).min(modulus));
+    let end = u64::from(network);
+    Some(match operator {
+        2 => below(end) / all,
+        3 => below(end + 1) / all,
+        4 => 1.0 - below(end + 1) / all,
+        5 => 1.0 - below(end) / all,
+        _ => return None,
+    })
+}

@@ -1,0 +1,189 @@
+//! What is in a register while a rule runs, in words.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// `NFT_PAYLOAD_NETWORK_HEADER`, and the same of packets that are known to be IPv6.
+pub(super) const NETWORK: u32 = 1;
+pub(super) const NETWORK_V6: u32 = 0x100 | NETWORK;
+
+/// Something that an expression has put into a register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    /// Bytes of the rule itself.
+    Bytes(Vec<u8>),
+    /// `meta <key>`
+    Meta(u32),
+    /// `ct <key>`
+    Conntrack(u32),
+    /// Bytes of the packet: base (`enum nft_payload_bases`, or [`NETWORK_V6`]), offset, length.
+    Payload(u32, u32, u32),
+    /// `fib … type`: source or destination.
+    AddressType(&'static str),
+    /// `numgen random mod N` or `numgen inc mod N`, with its offset.
+    Number { modulus: u32, offset: u32 },
+    /// Something else, by its name.
+    Other(String),
+}
+
+/// What bytes mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Address,
+    Port,
+    Protocol,
+    Name,
+    Mark,
+    Type,
+    Raw,
+}
+
+/// `enum nft_meta_keys`.
+mod meta {
+    pub(super) const MARK: u32 = 3;
+    pub(super) const IIF: u32 = 4;
+    pub(super) const OIF: u32 = 5;
+    pub(super) const IIFNAME: u32 = 6;
+    pub(super) const OIFNAME: u32 = 7;
+    pub(super) const NFPROTO: u32 = 15;
+    pub(super) const L4PROTO: u32 = 16;
+}
+
+impl Value {
+    /// How `iptables` or `nft` calls it.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Bytes(_) => "a constant".to_owned(),
+            Self::Meta(key) => match *key {
+                meta::MARK => "mark".to_owned(),
+                meta::IIF => "iif".to_owned(),
+                meta::OIF => "oif".to_owned(),
+                meta::IIFNAME => "-i".to_owned(),
+                meta::OIFNAME => "-o".to_owned(),
+                meta::NFPROTO => "nfproto".to_owned(),
+                meta::L4PROTO => "-p".to_owned(),
+                key => format!("meta {key}"),
+            },
+            Self::Conntrack(3) => "ct mark".to_owned(),
+            Self::Conntrack(0) => "ct state".to_owned(),
+            Self::Conntrack(2) => "ct status".to_owned(),
+            Self::Conntrack(key) => format!("ct {key}"),
+            Self::Payload(..) if self.is_source_address() => "-s".to_owned(),
+            Self::Payload(..) if self.is_destination_address() => "-d".to_owned(),
+            Self::Payload(NETWORK, 9, 1) | Self::Payload(NETWORK_V6, 6, 1) => "-p".to_owned(),
+            Self::Payload(2, 0, 2) => "--sport".to_owned(),
+            Self::Payload(2, 2, 2) => "--dport".to_owned(),
+            Self::Payload(base, offset, length) => format!("payload {base},{offset},{length}"),
+            Self::AddressType(side) => format!("--{side}-type"),
+            Self::Number { modulus, .. } => format!("numgen mod {modulus}"),
+            Self::Other(name) => name.clone(),
+        }
+    }
+
+    /// Whether it is one of the things that [`Value::name`] and [`Value::shown`] have words for.
+    pub(super) fn is_understood(&self) -> bool {
+        match self {
+            Self::Meta(key) => matches!(
+                *key,
+                meta::MARK | meta::IIF | meta::OIF | meta::IIFNAME | meta::OIFNAME | meta::NFPROTO | meta::L4PROTO
+            ),
+            Self::Conntrack(key) => matches!(key, 0 | 2 | 3),
+            Self::Payload(..) => self.kind() != Kind::Raw,
+            Self::AddressType(_) | Self::Number { .. } => true,
+            Self::Bytes(_) | Self::Other(_) => false,
+        }
+    }
+
+    pub(super) fn is_protocol(&self) -> bool {
+        self.kind() == Kind::Protocol
+    }
+
+    pub(super) fn is_family(&self) -> bool {
+        *self == Self::Meta(meta::NFPROTO)
+    }
+
+    pub(super) fn is_destination_port(&self) -> bool {
+        *self == Self::Payload(2, 2, 2)
+    }
+
+    fn is_source_address(&self) -> bool {
+        // A prefix that ends at a byte is compared without the rest (`nft_payload` of fewer bytes).
+        matches!(self, Self::Payload(NETWORK, 12, 1..=4) | Self::Payload(NETWORK_V6, 8, 1..=16))
+    }
+
+    fn is_destination_address(&self) -> bool {
+        matches!(self, Self::Payload(NETWORK, 16, 1..=4) | Self::Payload(NETWORK_V6, 24, 1..=16))
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Meta(meta::IIFNAME | meta::OIFNAME) => Kind::Name,
+            Self::Meta(meta::L4PROTO) | Self::Payload(NETWORK, 9, 1) | Self::Payload(NETWORK_V6, 6, 1) => {
+                Kind::Protocol
+            }
+            Self::Meta(meta::MARK) | Self::Conntrack(_) => Kind::Mark,
+            Self::Payload(2, 0 | 2, 2) => Kind::Port,
+            Self::Payload(..) if self.is_source_address() || self.is_destination_address() => Kind::Address,
+            Self::AddressType(_) => Kind::Type,
+            _ => Kind::Raw,
+        }
+    }
+
+    /// A constant this is compared with, in its words; with a mask where there is one.
+    pub(super) fn shown(&self, bytes: &[u8], mask: Option<&[u8]>) -> String {
+        let native = || bytes.try_into().ok().map(u32::from_ne_bytes);
+        match self.kind() {
+            Kind::Name => {
+                let name = super::text(bytes);
+                // `eth+` is compared without the zero byte at the end of a name.
+                if bytes.contains(&0) { name } else { format!("{name}+") }
+            }
+            Kind::Protocol => {
+                bytes.first().map_or_else(String::new, |number| headroom_core::flow::Protocol(*number).to_string())
+            }
+            Kind::Port => bytes.try_into().map_or_else(|_| raw(bytes), |port| u16::from_be_bytes(port).to_string()),
+            Kind::Mark => {
+                let mask: Option<u32> = mask.and_then(|mask| mask.try_into().ok()).map(u32::from_ne_bytes);
+                match (native(), mask) {
+                    (Some(mark), Some(mask)) => format!("{mark:#x}/{mask:#x}"),
+                    (Some(mark), None) => format!("{mark:#x}"),
+                    (None, _) => raw(bytes),
+                }
+            }
+            Kind::Type => native().map_or_else(
+                || raw(bytes),
+                |kind| match kind {
+                    1 => "UNICAST".to_owned(),
+                    2 => "LOCAL".to_owned(),
+                    3 => "BROADCAST".to_owned(),
+                    5 => "MULTICAST".to_owned(),
+                    kind => kind.to_string(),
+                },
+            ),
+            Kind::Address => self.address(bytes, mask),
+            Kind::Raw => raw(bytes),
+        }
+    }
+
+    /// An address with the length of its prefix.
+    fn address(&self, bytes: &[u8], mask: Option<&[u8]>) -> String {
+        let v4 = matches!(self, Self::Payload(NETWORK, ..));
+        let compared = mask.map_or_else(
+            || u32::try_from(bytes.len() * 8).unwrap_or(0),
+            |mask| mask.iter().map(|byte| byte.count_ones()).sum(),
+        );
+        if v4 {
+            let mut whole = [0; 4];
+            whole.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+            format!("{}/{compared}", Ipv4Addr::from(whole))
+        } else {
+            let mut whole = [0; 16];
+            whole.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+            format!("{}/{compared}", Ipv6Addr::from(whole))
+        }
+    }
+}
+
+fn raw(bytes: &[u8]) -> String {
+    let digits: String = bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("0x{digits}")
+}

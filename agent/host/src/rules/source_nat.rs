@@ -1,0 +1,220 @@
+//! The rules that translate source addresses, each with what leads to it and what is taken out before it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use headroom_core::flow::Protocol;
+use headroom_core::observe::{RuleBackend, RuleFamily, RulePlace, SourceNatRule};
+
+use super::{Action, Chain, Parts, Rule};
+
+/// Chains within chains at most; the kernel's own limit is 16 for nftables.
+const MAX_DEPTH: usize = 16;
+/// Steps through rules at most: chains that call each other twice over would take for ever.
+const MAX_STEPS: usize = 65_536;
+/// Exceptions told of one rule at most.
+const MAX_EXCEPTIONS: usize = 16;
+
+/// A table, by its interface, its family and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The interface it was made through.
+    pub backend: RuleBackend,
+    /// Whose packets it sees.
+    pub family: RuleFamily,
+    /// Its name.
+    pub name: String,
+}
+
+/// What holds for a packet on its way.
+#[derive(Debug, Clone, Default)]
+struct Way {
+    path: Vec<String>,
+    protocol: Option<Protocol>,
+    conditions: Vec<String>,
+    comments: Vec<String>,
+    unclear: Vec<String>,
+    probability: f64,
+}
+
+struct Walk<'a> {
+    table: &'a Table,
+    chains: BTreeMap<&'a str, &'a Chain>,
+    /// Taken out for good, from the hook on.
+    ended: Vec<String>,
+    found: BTreeMap<RulePlace, SourceNatRule>,
+    steps: usize,
+    /// Some packets go where a map says.
+    mapped: bool,
+}
+
+/// The rules of a table that translate source addresses.
+///
+/// Chains that are not in `chains` lead to none of them. A rule that packets reach on several ways is told with what all of
+/// these have in common.
+pub fn source_nat(table: &Table, chains: &[Chain]) -> Vec<SourceNatRule> {
+    let by_name = chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
+    let mut walk = Walk { table, chains: by_name, ended: Vec::new(), found: BTreeMap::new(), steps: 0, mapped: false };
+    for chain in chains.iter().filter(|chain| chain.at_hook) {
+        walk.ended.clear();
+        let way = Way { probability: 1.0, ..Way::default() };
+        walk.chain(chain, &way, &mut BTreeSet::new());
+    }
+    walk.unreached(chains);
+    walk.found.into_values().collect()
+}
+
+impl<'a> Walk<'a> {
+    fn chain(&mut self, chain: &'a Chain, way: &Way, inside: &mut BTreeSet<&'a str>) {
+        if way.path.len() >= MAX_DEPTH || !inside.insert(&chain.name) {
+            return;
+        }
+        let mut way = way.clone();
+        // Taken out for the rest of this chain only.
+        let mut returned: Vec<String> = Vec::new();
+        for rule in &chain.rules {
+            self.steps += 1;
+            if self.steps > MAX_STEPS {
+                break;
+            }
+            match &rule.action {
+                Action::Continue => {}
+                Action::Map => self.mapped = true,
+                Action::Translate(target) => {
+                    let Some(way) = way.through(&rule.parts, Some(&chain.name)) else { continue };
+                    let exceptions = exceptions(self.ended.iter().chain(&returned));
+                    self.find(place(self.table, chain, rule), &way, exceptions, target.clone());
+                }
+                Action::Jump(to) | Action::Goto(to) => {
+                    let next = self.chains.get(to.as_str()).copied();
+                    if let (Some(next), Some(way)) = (next, way.through(&rule.parts, Some(&chain.name))) {
+                        let before = self.ended.len();
+                        self.ended.extend(returned.iter().cloned());
+                        let own = self.ended.len();
+                        self.chain(next, &way, inside);
+                        // What a chain called only for some ends for good is ended for those only.
+                        let ended = self.ended.split_off(own);
+                        self.ended.truncate(before);
+                        self.ended.extend(ended.into_iter().map(|what| within(&rule.parts, &what)));
+                    }
+                    if matches!(rule.action, Action::Goto(_)) {
+                        returned.push(rule.parts.sentence());
+                    }
+                }
+                Action::Return if rule.parts.probability >= 1.0 => match rule.parts.opposite() {
+                    Some(condition) => way.conditions.push(condition.to_owned()),
+                    None => returned.push(rule.parts.sentence()),
+                },
+                Action::End if rule.parts.probability >= 1.0 => self.ended.push(rule.parts.sentence()),
+                Action::Return | Action::End => {}
+            }
+        }
+        inside.remove(chain.name.as_str());
+    }
+
+    fn find(
+        &mut self,
+        place: RulePlace,
+        way: &Way,
+        exceptions: Vec<String>,
+        target: headroom_core::observe::SourceNat,
+    ) {
+        let Way { path, protocol, conditions, comments, unclear, probability } = way.clone();
+        match self.found.get_mut(&place) {
+            None => {
+                let rule = SourceNatRule {
+                    place: place.clone(),
+                    path,
+                    protocol,
+                    conditions,
+                    exceptions,
+                    probability,
+                    target,
+                    comments,
+                    unclear,
+                };
+                self.found.insert(place, rule);
+            }
+            Some(rule) => {
+                rule.conditions.retain(|condition| conditions.contains(condition));
+                rule.exceptions.retain(|exception| exceptions.contains(exception));
+                rule.probability = rule.probability.max(probability);
+                rule.protocol = rule.protocol.filter(|_| rule.protocol == protocol);
+            }
+        }
+    }
+
+    /// Rules to which nothing leads: they do nothing, unless a map leads to them.
+    fn unreached(&mut self, chains: &[Chain]) {
+        for chain in chains {
+            for rule in &chain.rules {
+                let Action::Translate(target) = &rule.action else { continue };
+                let place = place(self.table, chain, rule);
+                if self.found.contains_key(&place) {
+                    continue;
+                }
+                let way = Way { probability: 1.0, ..Way::default() };
+                let Some(mut way) = way.through(&rule.parts, None) else { continue };
+                if self.mapped || self.steps > MAX_STEPS {
+                    way.path.push("…".to_owned());
+                    way.unclear.push("a map may lead here".to_owned());
+                }
+                self.find(place, &way, Vec::new(), target.clone());
+            }
+        }
+    }
+}
+
+impl Way {
+    /// The way through a rule, by a jump of `chain` if there is one; `None` where no packet can go.
+    fn through(&self, parts: &Parts, chain: Option<&str>) -> Option<Self> {
+        let mut way = self.clone();
+        way.path.extend(chain.map(str::to_owned));
+        match (way.protocol, parts.protocol) {
+            (Some(here), Some(asked)) if here != asked => return None,
+            (here, asked) => way.protocol = here.or(asked),
+        }
+        for condition in &parts.conditions {
+            if !way.conditions.contains(condition) {
+                way.conditions.push(condition.clone());
+            }
+        }
+        way.comments.extend(parts.comment.clone());
+        way.unclear.extend(parts.unclear.iter().cloned());
+        way.probability *= parts.probability;
+        Some(way)
+    }
+}
+
+fn place(table: &Table, chain: &Chain, rule: &Rule) -> RulePlace {
+    RulePlace {
+        backend: table.backend,
+        family: table.family,
+        table: table.name.clone(),
+        chain: chain.name.clone(),
+        position: rule.position,
+    }
+}
+
+fn within(jump: &Parts, what: &str) -> String {
+    let jump = jump.sentence();
+    match (jump.as_str(), what) {
+        ("everything", what) => what.to_owned(),
+        (_, "everything") => jump,
+        (_, what) => format!("{jump} {what}"),
+    }
+}
+
+fn exceptions<'a>(all: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let mut seen: Vec<String> = Vec::new();
+    let mut more = 0_usize;
+    for one in all {
+        if seen.contains(one) {
+            continue;
+        }
+        if seen.len() < MAX_EXCEPTIONS { seen.push(one.clone()) } else { more += 1 }
+    }
+    if more > 0 {
+        seen.push(format!("{more} more"));
+    }
+    seen
+}

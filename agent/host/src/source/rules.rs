@@ -1,0 +1,165 @@
+//! The packet rules of the node that matter here: those that translate source addresses, and kube-proxy's NodePorts.
+//!
+//! From the kernel itself, in the agent's own network namespace: `x_tables` by `getsockopt`, `nf_tables` by netlink dumps. No
+//! program is executed, nothing is written, and no module is loaded: `nf_tables` is asked only where its functions are in
+//! `/proc/kallsyms` (asking makes the kernel load it), `x_tables` only for tables that exist. Both take CAP_NET_ADMIN.
+//! Reading takes at most [`ROUND_LIMIT`]; of the time at most one part in [`IDLE_PER_ROUND`].
+
+use std::time::{Duration, Instant};
+
+use headroom_core::known::Why;
+use headroom_core::observe::{
+    Fact, NodePort, Outcome, RuleBackend, RuleFamily, ServiceProxy, Snapshot, SourceId, SourceNatRule,
+};
+use headroom_core::time::NodeTime;
+
+use crate::clock;
+use crate::iptables;
+use crate::root::HostRoot;
+use crate::rules::source_nat::{Table, source_nat};
+use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
+
+mod nftables;
+mod symbols;
+
+pub use nftables::{CHAINS_LIMIT, RULES_LIMIT};
+
+const ID: SourceId = SourceId::Rules;
+/// How long one round may take.
+pub const ROUND_LIMIT: Duration = Duration::from_secs(5);
+/// Reading rules may take one part in two hundred of the time.
+pub const IDLE_PER_ROUND: u32 = 200;
+/// Rules that translate source addresses at most; a node with 250 pods has some 500 of CNI plugins.
+pub const TRANSLATING_LIMIT: usize = 4096;
+/// NodePorts at most; a cluster has 2,768 of them per protocol unless its range is wider.
+pub const NODE_PORTS_LIMIT: usize = 65_536;
+
+/// What was read, and what is missing from it.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// Rules that translate source addresses.
+    pub source_nat: Vec<SourceNatRule>,
+    /// NodePorts of kube-proxy.
+    pub node_ports: Vec<NodePort>,
+    /// The kinds of kube-proxy that are at work.
+    pub proxies: Vec<ServiceProxy>,
+    /// Rules that were looked at.
+    pub rules: usize,
+    /// The interfaces that hold rules.
+    pub seen: Vec<&'static str>,
+    /// What could not be read, and why.
+    pub missing: Vec<String>,
+    /// Interfaces that could not be read at all.
+    pub failed: usize,
+}
+
+/// Reads the rules, at once and then every so often.
+#[derive(Debug)]
+pub struct RulesSource {
+    root: HostRoot,
+    every: Duration,
+    next: Option<NodeTime>,
+    said: Option<Fact>,
+}
+
+impl RulesSource {
+    /// Reads at most once in `every`, and less often where it takes long.
+    pub fn new(root: &HostRoot, every: Duration) -> Self {
+        Self { root: root.clone(), every, next: None, said: None }
+    }
+}
+
+/// Reads all there is, once.
+pub fn read(root: &HostRoot) -> Reading {
+    let deadline = Instant::now() + ROUND_LIMIT;
+    let mut reading = Reading::default();
+    for (family, name) in [(RuleFamily::Ip, "iptables-legacy"), (RuleFamily::Ip6, "ip6tables-legacy")] {
+        match iptables::kernel::nat_table(root, family) {
+            Ok(None) => {}
+            Ok(Some(table)) => {
+                reading.seen.push(name);
+                reading.legacy(family, table);
+            }
+            Err(error) => {
+                reading.failed += 1;
+                reading.missing.push(format!("{name}: {error}"));
+            }
+        }
+    }
+    match symbols::has_nf_tables(root) {
+        Ok(false) => {}
+        Ok(true) => nftables::read(&mut reading, deadline),
+        Err(why) => {
+            reading.failed += 1;
+            reading.missing.push(format!("nftables: {why}"));
+        }
+    }
+    if reading.source_nat.len() > TRANSLATING_LIMIT {
+        reading.missing.push(format!("there are more than {TRANSLATING_LIMIT} rules that translate source addresses"));
+        reading.source_nat.truncate(TRANSLATING_LIMIT);
+    }
+    if reading.node_ports.len() > NODE_PORTS_LIMIT {
+        reading.missing.push(format!("there are more than {NODE_PORTS_LIMIT} NodePorts"));
+        reading.node_ports.truncate(NODE_PORTS_LIMIT);
+    }
+    reading
+}
+
+impl Reading {
+    fn legacy(&mut self, family: RuleFamily, table: iptables::blob::Table) {
+        let place = Table { backend: RuleBackend::IptablesLegacy, family, name: "nat".to_owned() };
+        self.source_nat.extend(source_nat(&place, &table.chains));
+        self.rules += table.rules;
+        if table.kube_proxy {
+            self.proxy(ServiceProxy::Iptables);
+        }
+        self.node_ports.extend(table.node_ports);
+    }
+
+    fn proxy(&mut self, proxy: ServiceProxy) {
+        if !self.proxies.contains(&proxy) {
+            self.proxies.push(proxy);
+        }
+    }
+
+    fn outcome(&self) -> (Outcome, Fact) {
+        let how = || format!("{} rules of {}", self.rules, self.seen.join(", "));
+        let why = self.missing.join("; ");
+        match (self.seen.is_empty(), self.missing.is_empty()) {
+            (true, true) => (Outcome::Complete, absent()),
+            (false, true) => (Outcome::Complete, works(how())),
+            (true, false) => (Outcome::Failed(Why::new(why.as_str())), unreadable(why)),
+            (false, false) => (Outcome::Partial(Why::new(why.as_str())), degraded(how(), why)),
+        }
+    }
+}
+
+impl Source for RulesSource {
+    fn id(&self) -> SourceId {
+        ID
+    }
+
+    fn observe(&mut self, sink: Sink<'_>) {
+        let mut emit = |fact| sink(observation(ID, fact));
+        if !self.root.is_live() {
+            // Rules are not files: a captured tree has none, and nobody knows whether the node had.
+            emit(unreadable("rules are read from a running kernel, not from a captured tree"));
+            return;
+        }
+        let begun = clock::node_time();
+        if self.next.is_none_or(|next| begun >= next) {
+            emit(Fact::Begin(Snapshot::Rules));
+            let reading = read(&self.root);
+            let (outcome, coverage) = reading.outcome();
+            reading.source_nat.into_iter().for_each(|rule| emit(Fact::SourceNat(rule)));
+            reading.proxies.into_iter().for_each(|proxy| emit(Fact::ServiceProxy(proxy)));
+            reading.node_ports.into_iter().for_each(|node_port| emit(Fact::NodePort(node_port)));
+            emit(Fact::End { snapshot: Snapshot::Rules, outcome });
+            let now = clock::node_time();
+            self.next = Some(now.after(self.every.max(now.since(begun).saturating_mul(IDLE_PER_ROUND))));
+            self.said = Some(coverage);
+        }
+        // Said in every round: a lane that was taken for dead is heard of again.
+        self.said.iter().cloned().for_each(emit);
+    }
+}

@@ -1,0 +1,474 @@
+//! Reading `nf_tables`: chains first, then the rules of tables that translate addresses, then once more those chains that
+//! matter, in full. kube-proxy's NodePorts are in a chain (`iptables-nft`) or in maps of a table of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use headroom_core::flow::Protocol;
+use headroom_core::observe::{NodePort, RuleBackend, RuleFamily, ServiceProxy};
+
+use super::Reading;
+use crate::netlink::nftables::rule::{glance, rule};
+use crate::netlink::nftables::{self as nft, ChainHead, Element, Place, Request};
+use crate::netlink::query::{Query, QueryError};
+use crate::rules::source_nat::{Table, source_nat};
+use crate::rules::{Chain, Rule};
+
+/// Chains at most: kube-proxy with iptables makes some five for each Service and Endpoint.
+pub const CHAINS_LIMIT: usize = 500_000;
+/// Rules at most.
+pub const RULES_LIMIT: usize = 1_000_000;
+/// Chains that are read in full at most.
+const FULL_CHAINS_LIMIT: usize = 2048;
+/// Rules of them in full at most.
+const FULL_RULES_LIMIT: usize = 16_384;
+/// Sets whose elements are told at most, and elements of each.
+const SETS_LIMIT: usize = 64;
+const SET_ELEMENTS_SHOWN: usize = 16;
+/// Elements of kube-proxy's maps at most.
+const ELEMENTS_LIMIT: usize = 262_144;
+/// How often a table is read that changes meanwhile.
+const ATTEMPTS: u32 = 3;
+/// `NF_INET_LOCAL_IN` and `NF_INET_POST_ROUTING`.
+const TRANSLATING_HOOKS: [u32; 2] = [1, 4];
+/// Chains of `iptables` at hooks.
+const IPTABLES_CHAINS: [&str; 4] = ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"];
+/// kube-proxy's table, and its maps with NodePorts as keys.
+const KUBE_PROXY: &str = "kube-proxy";
+const KUBE_MAPS: [&str; 2] = ["service-nodeports", "no-endpoint-nodeports"];
+/// kube-proxy's chain of NodePorts, in tables of `iptables-nft`.
+const KUBE_CHAIN: &str = "KUBE-NODEPORTS";
+
+/// A table that translates addresses.
+#[derive(Debug, Default)]
+struct Nat {
+    /// Its chains at hooks, and those at which source addresses are translated.
+    hooks: BTreeSet<String>,
+    translating: BTreeSet<String>,
+    /// kube-proxy has its chain of NodePorts there.
+    node_ports: bool,
+}
+
+/// Where a chain leads, as far as that matters.
+#[derive(Debug, Default)]
+struct Links {
+    translates: bool,
+    map: bool,
+    chains: Vec<String>,
+}
+
+/// Reads what there is.
+pub(super) fn read(reading: &mut Reading, deadline: Instant) {
+    match tables(deadline) {
+        Ok(tables) => {
+            for ((family, name), nat) in tables {
+                let result = table(reading, family, &name, &nat, deadline);
+                if let Err(error) = result {
+                    reading.missing.push(format!("nftables table `{} {name}`: {error}", family.name()));
+                }
+            }
+        }
+        Err(error) => {
+            reading.failed += 1;
+            reading.missing.push(format!("nftables: {error}"));
+        }
+    }
+}
+
+/// The tables with a chain of the type nat, and what of their chains matters.
+fn tables(deadline: Instant) -> Result<BTreeMap<(RuleFamily, String), Nat>, QueryError> {
+    let mut tables: BTreeMap<(RuleFamily, String), Nat> = BTreeMap::new();
+    // Chains come table by table; without a hook of their own they are worth nothing but for their name.
+    let mut with_node_ports: BTreeSet<(RuleFamily, String)> = BTreeSet::new();
+    let mut query = Query::open()?;
+    let request = nft::request(&Request::Chains, query.next_sequence());
+    let mut count = 0;
+    query.list("chains", &request, deadline, |message| {
+        let Some(ChainHead { family, table, name, nat_hook }) = nft::chain(message)? else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        if let Some(hook) = nat_hook {
+            let nat = tables.entry((family, table)).or_default();
+            if TRANSLATING_HOOKS.contains(&hook) {
+                nat.translating.insert(name.clone());
+            }
+            nat.hooks.insert(name);
+        } else if name == KUBE_CHAIN {
+            with_node_ports.insert((family, table));
+        }
+        count += 1;
+        Ok(if count > CHAINS_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    if count > CHAINS_LIMIT {
+        return Err(QueryError::TooMany { what: "chains", limit: CHAINS_LIMIT });
+    }
+    for (place, nat) in &mut tables {
+        nat.node_ports = with_node_ports.contains(place);
+    }
+    Ok(tables)
+}
+
+/// Reads a table, again if it changes meanwhile.
+fn table(
+    reading: &mut Reading,
+    family: RuleFamily,
+    name: &str,
+    nat: &Nat,
+    deadline: Instant,
+) -> Result<(), QueryError> {
+    let like_iptables = name == "nat" && family != RuleFamily::Inet;
+    let like_iptables = like_iptables && nat.hooks.iter().all(|chain| IPTABLES_CHAINS.contains(&chain.as_str()));
+    let backend = if like_iptables { RuleBackend::IptablesNft } else { RuleBackend::Nftables };
+    let seen = match (like_iptables, family) {
+        (true, RuleFamily::Ip6) => "ip6tables-nft",
+        (true, _) => "iptables-nft",
+        (false, _) => "nftables",
+    };
+    if !reading.seen.contains(&seen) {
+        reading.seen.push(seen);
+    }
+    let place = Table { backend, family, name: name.to_owned() };
+    let mut unsteady = true;
+    for _attempt in 0..ATTEMPTS {
+        let (links, rules, interrupted) = links(family, name, deadline)?;
+        reading.rules += rules;
+        let wanted = matter(&links, &nat.translating);
+        let (chains, changed) = full(family, name, nat, &wanted, deadline)?;
+        unsteady = interrupted || changed;
+        if unsteady {
+            reading.rules -= rules;
+            continue;
+        }
+        reading.source_nat.extend(source_nat(&place, &chains));
+        break;
+    }
+    if unsteady {
+        reading.missing.push(format!("nftables table `{} {name}` changed each time it was read", family.name()));
+    }
+    if nat.node_ports && like_iptables {
+        reading.proxy(ServiceProxy::Iptables);
+        chain_node_ports(reading, family, name, deadline)?;
+    }
+    if name == KUBE_PROXY && !like_iptables {
+        reading.proxy(ServiceProxy::Nftables);
+        for map in KUBE_MAPS {
+            map_node_ports(reading, family, map, deadline)?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks all rules of a table over: where chains lead, how many rules there are, and whether they changed meanwhile.
+fn links(
+    family: RuleFamily,
+    table: &str,
+    deadline: Instant,
+) -> Result<(BTreeMap<String, Links>, usize, bool), QueryError> {
+    let mut links: BTreeMap<String, Links> = BTreeMap::new();
+    let mut current = (Vec::new(), Links::default());
+    let (mut rules, mut interrupted) = (0, false);
+    let mut query = Query::open()?;
+    let request = nft::request(&Request::Rules(Place { family, table, within: None }), query.next_sequence());
+    let mut keep = |(chain, held): (Vec<u8>, Links)| {
+        if held.translates || held.map || !held.chains.is_empty() {
+            links.insert(nft::text(&chain), held);
+        }
+    };
+    query.list("rules", &request, deadline, |message| {
+        interrupted |= nft::is_interrupted(message);
+        let Some(raw) = nft::raw_rule(message)? else { return Ok(ControlFlow::Continue(())) };
+        // The rules of a chain come one after the other.
+        if raw.chain != current.0 {
+            keep(std::mem::replace(&mut current, (raw.chain.to_vec(), Links::default())));
+        }
+        let seen = glance(&raw)?;
+        current.1.translates |= seen.translates;
+        current.1.map |= seen.map;
+        if let Some(chain) = seen.chain.filter(|chain| current.1.chains.last() != Some(chain)) {
+            current.1.chains.push(chain);
+        }
+        rules += 1;
+        Ok(if rules > RULES_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    keep(current);
+    if rules > RULES_LIMIT {
+        return Err(QueryError::TooMany { what: "rules", limit: RULES_LIMIT });
+    }
+    Ok((links, rules, interrupted))
+}
+
+/// The chains that translate, those from a hook that lead by a map, and all that lead to these.
+fn matter<'a>(links: &'a BTreeMap<String, Links>, hooks: &'a BTreeSet<String>) -> BTreeSet<&'a str> {
+    let mut callers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (chain, held) in links {
+        for called in &held.chains {
+            callers.entry(called).or_default().push(chain);
+        }
+    }
+    let reached = closure(hooks.iter().map(String::as_str), |chain| {
+        links.get(chain).into_iter().flat_map(|held| &held.chains).map(String::as_str).collect()
+    });
+    let ends = links.iter().filter(|(chain, held)| held.translates || held.map && reached.contains(chain.as_str()));
+    closure(ends.map(|(chain, _)| chain.as_str()), |chain| callers.get(chain).cloned().unwrap_or_default())
+}
+
+/// Everything that can be reached.
+fn closure<'a>(from: impl Iterator<Item = &'a str>, next: impl Fn(&'a str) -> Vec<&'a str>) -> BTreeSet<&'a str> {
+    let mut waiting: Vec<&str> = from.collect();
+    let mut reached = BTreeSet::new();
+    while let Some(one) = waiting.pop() {
+        if reached.insert(one) {
+            waiting.extend(next(one));
+        }
+    }
+    reached
+}
+
+/// Reads some chains in full; whether they changed meanwhile.
+fn full(
+    family: RuleFamily,
+    table: &str,
+    nat: &Nat,
+    wanted: &BTreeSet<&str>,
+    deadline: Instant,
+) -> Result<(Vec<Chain>, bool), QueryError> {
+    if wanted.len() > FULL_CHAINS_LIMIT {
+        return Err(QueryError::TooMany { what: "chains that lead to a translating rule", limit: FULL_CHAINS_LIMIT });
+    }
+    let mut sets = Sets { family, table, deadline, known: BTreeMap::new() };
+    let (mut chains, mut count, mut interrupted) = (Vec::new(), 0, false);
+    for name in wanted {
+        let mut rules: Vec<Rule> = Vec::new();
+        let mut query = Query::open()?;
+        let place = Place { family, table, within: Some(name) };
+        let request = nft::request(&Request::Rules(place), query.next_sequence());
+        query.list("rules", &request, deadline, |message| {
+            interrupted |= nft::is_interrupted(message);
+            if let Some(raw) = nft::raw_rule(message)? {
+                let position = u32::try_from(rules.len() + 1).unwrap_or(u32::MAX);
+                rules.push(rule(&raw, family, position, &mut |set| sets.shown(set))?);
+                count += 1;
+            }
+            Ok(if count > FULL_RULES_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        if count > FULL_RULES_LIMIT {
+            let what = "rules in chains that lead to a translating one";
+            return Err(QueryError::TooMany { what, limit: FULL_RULES_LIMIT });
+        }
+        chains.push(Chain { name: (*name).to_owned(), at_hook: nat.translating.contains(*name), rules });
+    }
+    Ok((chains, interrupted))
+}
+
+/// What is in the sets that rules name.
+struct Sets<'a> {
+    family: RuleFamily,
+    table: &'a str,
+    deadline: Instant,
+    known: BTreeMap<String, Option<String>>,
+}
+
+impl Sets<'_> {
+    /// `{10.0.0.0/8, 172.16.0.0/12}` for a short set of addresses or ports; `None` for one that is told by its name.
+    fn shown(&mut self, set: &str) -> Option<String> {
+        if let Some(known) = self.known.get(set) {
+            return known.clone();
+        }
+        let shown = if self.known.len() < SETS_LIMIT { self.read(set) } else { None };
+        self.known.insert(set.to_owned(), shown.clone());
+        shown
+    }
+
+    fn read(&self, set: &str) -> Option<String> {
+        let mut keys: Vec<(Vec<u8>, bool)> = Vec::new();
+        let place = Place { family: self.family, table: self.table, within: Some(set) };
+        let more = elements(&place, SET_ELEMENTS_SHOWN * 2, self.deadline, |element| {
+            keys.push((element.key.to_vec(), element.is_end));
+        })
+        .ok()?;
+        (!more).then(|| intervals(keys)).flatten()
+    }
+}
+
+/// Keys of a set in words, if they are addresses or ports. Intervals come as their beginning, and as what follows their end.
+fn intervals(mut keys: Vec<(Vec<u8>, bool)>) -> Option<String> {
+    keys.sort();
+    let shown = |key: &[u8]| match key.len() {
+        2 => Some(u16::from_be_bytes(key.try_into().ok()?).to_string()),
+        4 => Some(Ipv4Addr::from(*key.first_chunk::<4>()?).to_string()),
+        16 => Some(Ipv6Addr::from(*key.first_chunk::<16>()?).to_string()),
+        _ => None,
+    };
+    let has_intervals = keys.iter().any(|(_, is_end)| *is_end);
+    let mut words = Vec::new();
+    let mut keys = keys.into_iter().peekable();
+    while let Some((key, is_end)) = keys.next() {
+        // What is below the first interval.
+        if is_end {
+            continue;
+        }
+        let first = shown(&key)?;
+        let next = keys.next_if(|_| has_intervals).map(|(key, _)| before(&key));
+        words.push(match next {
+            None if has_intervals => format!("{first}-"),
+            None => first,
+            Some(last) if last == key => first,
+            Some(last) => {
+                prefix(&key, &last).map_or(format!("{first}-{}", shown(&last)?), |bits| format!("{first}/{bits}"))
+            }
+        });
+    }
+    Some(format!("{{{}}}", words.join(", ")))
+}
+
+/// The number before, of as many bytes.
+fn before(key: &[u8]) -> Vec<u8> {
+    let mut bytes = key.to_vec();
+    for byte in bytes.iter_mut().rev() {
+        let (less, borrowed) = byte.overflowing_sub(1);
+        *byte = less;
+        if !borrowed {
+            break;
+        }
+    }
+    bytes
+}
+
+/// The length of the prefix that covers exactly `first` to `last`.
+fn prefix(first: &[u8], last: &[u8]) -> Option<u32> {
+    if first.len() < 4 {
+        return None;
+    }
+    let mut bits = 0;
+    let mut differs = false;
+    for (first, last) in first.iter().zip(last) {
+        let differing = first ^ last;
+        if differs && (*first != 0 || *last != u8::MAX) {
+            return None;
+        }
+        if !differs {
+            bits += differing.leading_zeros();
+            let rest = u8::MAX.checked_shr(differing.leading_zeros()).unwrap_or(0);
+            if differing != rest || first & rest != 0 {
+                return None;
+            }
+            differs = differing != 0;
+        }
+    }
+    Some(bits)
+}
+
+/// Shows the elements of a set or map, at most so many; whether there are more.
+fn elements(
+    place: &Place<'_>,
+    limit: usize,
+    deadline: Instant,
+    mut each: impl FnMut(Element<'_>),
+) -> Result<bool, QueryError> {
+    let mut query = Query::open()?;
+    let request = nft::request(&Request::Elements(*place), query.next_sequence());
+    let mut count = 0;
+    query.list("elements", &request, deadline, |message| {
+        nft::elements(message, |element| {
+            count += 1;
+            if count <= limit {
+                each(element);
+            }
+        })?;
+        Ok(if count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(count > limit)
+}
+
+/// NodePorts as `iptables-nft` rules: `-p tcp -m comment --comment "ns/name:port" --dport 30080 -j KUBE-EXT-…`.
+fn chain_node_ports(
+    reading: &mut Reading,
+    family: RuleFamily,
+    table: &str,
+    deadline: Instant,
+) -> Result<(), QueryError> {
+    let mut query = Query::open()?;
+    let place = Place { family, table, within: Some(KUBE_CHAIN) };
+    let request = nft::request(&Request::Rules(place), query.next_sequence());
+    let found = &mut reading.node_ports;
+    query.list("NodePorts", &request, deadline, |message| {
+        if let Some(raw) = nft::raw_rule(message)? {
+            let parts = rule(&raw, family, 1, &mut |_| None)?.parts;
+            if let (Some(protocol), Some(port)) = (parts.protocol, parts.destination_port) {
+                found.push(NodePort { proxy: ServiceProxy::Iptables, protocol, port, service: parts.comment });
+            }
+        }
+        Ok(if found.len() > super::NODE_PORTS_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })
+}
+
+/// NodePorts as keys of a map: protocol and port, each in four bytes; the chain it leads to holds the Service's name.
+fn map_node_ports(
+    reading: &mut Reading,
+    family: RuleFamily,
+    map: &'static str,
+    deadline: Instant,
+) -> Result<(), QueryError> {
+    let place = Place { family, table: KUBE_PROXY, within: Some(map) };
+    let found = &mut reading.node_ports;
+    let read = elements(&place, ELEMENTS_LIMIT, deadline, |element| {
+        let [protocol, _, _, _, high, low, ..] = *element.key else { return };
+        found.push(NodePort {
+            proxy: ServiceProxy::Nftables,
+            protocol: Protocol(protocol),
+            port: u16::from_be_bytes([high, low]),
+            service: element.chain.as_deref().and_then(service),
+        });
+    });
+    match read {
+        Ok(true) => reading.missing.push(format!("kube-proxy's map `{map}` has more than {ELEMENTS_LIMIT} elements")),
+        Ok(false) => {}
+        // Older versions of kube-proxy lack one of them.
+        Err(error) if error.is_missing() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// `external-ULMVA6XW-ns1/svc1/tcp/p80` names `ns1/svc1:p80`.
+fn service(chain: &str) -> Option<String> {
+    let rest = chain.split_once('-')?.1.split_once('-')?.1;
+    let mut words = rest.split('/');
+    let (namespace, name, _protocol) = (words.next()?, words.next()?, words.next()?);
+    let port = words.next().filter(|port| !port.is_empty()).map(|port| format!(":{port}")).unwrap_or_default();
+    Some(format!("{namespace}/{name}{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_of_kube_proxy_names_its_service() {
+        assert_eq!(service("external-ULMVA6XW-ns1/svc1/tcp/p80").as_deref(), Some("ns1/svc1:p80"));
+        assert_eq!(service("external-ULMVA6XW-ns1/svc1/udp/").as_deref(), Some("ns1/svc1"));
+        assert_eq!(service("reject-chain"), None);
+    }
+
+    #[test]
+    fn sets_are_told_as_prefixes_where_they_are_some() {
+        let key = |address: [u8; 4], is_end| (address.to_vec(), is_end);
+        let private = vec![
+            key([0, 0, 0, 0], true),
+            key([10, 0, 0, 0], false),
+            key([11, 0, 0, 0], true),
+            key([172, 16, 0, 0], false),
+            key([172, 32, 0, 0], true),
+            key([192, 0, 2, 5], false),
+            key([192, 0, 2, 8], true),
+        ];
+        assert_eq!(intervals(private).as_deref(), Some("{10.0.0.0/8, 172.16.0.0/12, 192.0.2.5-192.0.2.7}"));
+        assert_eq!(
+            intervals(vec![key([1, 2, 3, 4], false), key([1, 2, 3, 9], false)]).as_deref(),
+            Some("{1.2.3.4, 1.2.3.9}")
+        );
+        assert_eq!(intervals(vec![(vec![0; 7], false)]), None);
+    }
+}
