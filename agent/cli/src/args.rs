@@ -19,7 +19,8 @@ pub use plan::PlanCommand;
 
 /// How close is this Kubernetes node to running out of NAT ports, NodePorts, conntrack entries and pod IPs?
 ///
-/// Nothing on the node is changed. Run it as root: what it may not read it reports as unknown.
+/// Nothing on the node is changed, unless `ipam clean --apply` or `ipam restore` says so. Run it as root: what it may not
+/// read it reports as unknown.
 #[derive(Debug, Parser)]
 #[command(name = "headroom", version, max_term_width = 100)]
 pub struct Cli {
@@ -71,6 +72,16 @@ pub enum IpamCommand {
     ///
     /// Exit code: 0 nothing leaked, 1 leaked reservations, 3 some could not be told.
     Scan(ScanArgs),
+    /// Give leaked reservations back. Without --apply it only says which, and why.
+    ///
+    /// They are moved into a journal under host-local's lock, after everything was looked at again; `ipam restore` puts them
+    /// back. Exit code: 0 nothing to give back, or all of it given back; 1 there is something to give back, or some of it was
+    /// refused; 3 it could not be told; 64 wrong usage.
+    Clean(CleanArgs),
+    /// Put back what `ipam clean` took in its last run, unless the address has been reserved anew.
+    ///
+    /// Exit code: 0 all of it is back, 1 some was refused, 3 could not tell, 64 wrong usage.
+    Restore(RestoreArgs),
 }
 
 /// `headroom check`
@@ -99,6 +110,9 @@ pub struct AgentArgs {
     /// How often to make a report.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub tick: Option<Duration>,
+    /// Give leaked pod IPs back this often, within the limits of `[clean]` in the configuration [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub clean_interval: Option<Duration>,
     #[command(flatten)]
     /// The node.
     pub node: NodeArgs,
@@ -110,6 +124,57 @@ pub struct AgentArgs {
 /// `headroom ipam scan`
 #[derive(Debug, Args)]
 pub struct ScanArgs {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    #[command(flatten)]
+    /// The node.
+    pub node: NodeArgs,
+}
+
+/// `headroom ipam clean`
+#[derive(Debug, Args)]
+pub struct CleanArgs {
+    /// Do it; without it, only the plan is shown.
+    #[arg(long)]
+    pub apply: bool,
+    #[command(flatten)]
+    /// How much.
+    pub limits: CleanLimits,
+    /// Give back more than --max-percent of a network, and with a grace period of less than a minute.
+    #[arg(long)]
+    pub force: bool,
+    /// Only this network.
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    #[command(flatten)]
+    /// The node.
+    pub node: NodeArgs,
+}
+
+/// How much may be given back at once.
+#[derive(Debug, Args, Default)]
+pub struct CleanLimits {
+    /// Give back at most so many in one run [default: 256; as an interval mode 32]
+    #[arg(long = "max", value_name = "COUNT")]
+    pub max: Option<usize>,
+    /// Give back nothing of a network of which more than this share seems leaked [default: 50]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_percent: Option<u32>,
+}
+
+/// `headroom ipam restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The run to undo, as `ipam clean` named it [default: the last one]
+    #[arg(long, value_name = "DIR")]
+    pub journal: Option<PathBuf>,
+    /// Change nothing; list the runs there are.
+    #[arg(long, conflicts_with = "journal")]
+    pub list: bool,
     /// Output format.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,

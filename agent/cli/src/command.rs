@@ -4,9 +4,11 @@ use crate::args::{Cli, Command, IpamCommand};
 
 mod agent;
 mod check;
+pub(crate) mod clean;
 pub mod doctor;
 mod explain;
 pub mod plan;
+mod restore;
 mod scan;
 
 /// Exit code for wrong usage and wrong settings (`EX_USAGE`).
@@ -22,6 +24,8 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Agent(args) => agent::run(&args),
         Command::Ipam { command: IpamCommand::Scan(args) } => scan::run(&args),
         Command::Plan { command } => plan::run(&command),
+        Command::Ipam { command: IpamCommand::Clean(args) } => clean::run(&args),
+        Command::Ipam { command: IpamCommand::Restore(args) } => restore::run(&args),
         Command::Explain { id } => explain::run(id.as_deref()),
         Command::Doctor(args) => doctor::run(&args),
     }

@@ -2,6 +2,7 @@
 //! sources, and the outputs. No rule about resources lives here.
 
 pub mod args;
+mod cleaner;
 pub mod command;
 pub mod engine;
 pub mod lanes;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use headroom_core::ledger::LedgerLimits;
 use headroom_core::model::policy::Policy;
+use headroom_core::plan::clean::Limits;
 use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::platform;
@@ -44,6 +45,31 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// How often the daemon makes a report.
     pub tick: Duration,
+    /// How the daemon gives leaked reservations back; `None`: it does not.
+    pub clean: Option<CleanSettings>,
+    clean_file: CleanFile,
+}
+
+/// The daemon's cleaner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CleanSettings {
+    /// From the end of one run to the beginning of the next.
+    pub interval: Duration,
+    /// Limits of one run.
+    pub limits: Limits,
+    /// Reservations in any hour.
+    pub max_per_hour: usize,
+}
+
+impl CleanSettings {
+    /// The shortest interval: the daemon's own looks are ten seconds apart.
+    const LEAST_INTERVAL: Duration = Duration::from_secs(60);
+    /// In one run: a node that leaks loses a few an hour.
+    const MAX: usize = 32;
+    /// In any hour.
+    const MAX_PER_HOUR: usize = 128;
+    /// Nobody looks at the evidence here, so a pod that starts slowly gets its time.
+    const LEAST_GRACE: Duration = Duration::from_secs(300);
 }
 
 /// The configuration file.
@@ -64,6 +90,18 @@ struct File {
     listen: Option<SocketAddr>,
     tick_secs: Option<u64>,
     nat: NatFile,
+    clean: CleanFile,
+}
+
+/// Its `[clean]` table.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CleanFile {
+    interval_secs: Option<u64>,
+    max: Option<usize>,
+    max_percent: Option<u32>,
+    max_per_hour: Option<usize>,
+    network: Option<String>,
 }
 
 impl Settings {
@@ -128,8 +166,48 @@ impl Settings {
             policy,
             listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9497))),
             tick,
+            clean: clean_settings(&file.clean, None)?,
+            clean_file: file.clean,
         })
     }
+
+    /// Lets the daemon clean this often, whatever the file says.
+    ///
+    /// # Errors
+    /// An interval or a limit out of range, a captured tree.
+    pub fn clean_every(&mut self, interval: Option<Duration>) -> anyhow::Result<()> {
+        self.clean = clean_settings(&self.clean_file, interval)?;
+        if self.clean.is_none() {
+            return Ok(());
+        }
+        if !self.root.is_live() {
+            bail!("a captured tree (--root) is not a node: nothing can be given back");
+        }
+        if self.policy.leak_grace < CleanSettings::LEAST_GRACE {
+            bail!(
+                "the daemon gives nothing back with a grace period of {}: {} is the least",
+                humantime::format_duration(self.policy.leak_grace),
+                humantime::format_duration(CleanSettings::LEAST_GRACE)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The cleaner as described; an interval switches it on.
+fn clean_settings(file: &CleanFile, interval: Option<Duration>) -> anyhow::Result<Option<CleanSettings>> {
+    let Some(interval) = interval.or(file.interval_secs.map(Duration::from_secs)) else { return Ok(None) };
+    if !(CleanSettings::LEAST_INTERVAL..=Duration::from_secs(86_400)).contains(&interval) {
+        bail!("cleaning every {} is not possible: 1m to 1d are", humantime::format_duration(interval));
+    }
+    let percent = file.max_percent.unwrap_or(Limits::PERCENT);
+    if !(1..=100).contains(&percent) {
+        bail!("`max_percent` of `[clean]` is {percent}: 1 to 100 are possible");
+    }
+    let limits =
+        Limits { max: file.max.unwrap_or(CleanSettings::MAX), percent, force: false, network: file.network.clone() };
+    let max_per_hour = file.max_per_hour.unwrap_or(CleanSettings::MAX_PER_HOUR);
+    Ok(Some(CleanSettings { interval, limits, max_per_hour }))
 }
 
 fn read(path: &Path) -> anyhow::Result<File> {
@@ -194,6 +272,24 @@ mod tests {
         let args = NodeArgs { config: Some(PathBuf::from("/dev/zero")), ..NodeArgs::default() };
         let error = Settings::new(&args, &NatArgs::default()).unwrap_err();
         assert!(error.to_string().contains("not a regular file"), "{error}");
+    }
+
+    #[test]
+    fn the_daemon_cleans_only_when_told_and_not_in_a_hurry() {
+        let plain = settings("", &NatArgs::default()).unwrap();
+        assert_eq!(plain.clean, None, "off by default");
+        let mut set = settings("[clean]\ninterval_secs = 600\nmax = 4\n", &NatArgs::default()).unwrap();
+        let clean = set.clean.clone().unwrap();
+        assert_eq!((clean.interval, clean.limits.max, clean.max_per_hour), (Duration::from_secs(600), 4, 128));
+        set.clean_every(Some(Duration::from_secs(120))).unwrap();
+        assert_eq!(set.clean.clone().unwrap().interval, Duration::from_secs(120));
+        assert_eq!(set.clean.clone().unwrap().limits.max, 4, "the file's limits hold for the flag, too");
+        assert!(set.clean_every(Some(Duration::from_secs(1))).unwrap_err().to_string().contains("1m to 1d"));
+        set.policy.leak_grace = Duration::from_secs(60);
+        assert!(set.clean_every(None).unwrap_err().to_string().contains("grace period of 1m"));
+        let bad = |toml: &str| format!("{:#}", settings(toml, &NatArgs::default()).unwrap_err());
+        assert!(bad("[clean]\ninterval_secs = 600\nmax_percent = 101\n").contains("max_percent"));
+        assert!(bad("[clean]\nforce = true\n").contains("force"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod known;
 pub mod ledger;
 pub mod model;
 pub mod observe;
+pub mod plan;
 pub mod ports;
 pub mod report;
 pub mod sizing;

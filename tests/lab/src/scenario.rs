@@ -1,5 +1,7 @@
 //! Scenarios: a lab in which one thing goes wrong, with headroom looking on and the truth beside it.
 
+mod ip_leak;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +15,8 @@ use crate::nat::{NatLab, NatOptions};
 use crate::pods::{Node, NodeOptions, Pod};
 use crate::process::Process;
 use crate::traffic::{Connect, Generator, Serve, Server, Statistics, parse_duration};
+
+pub use ip_leak::{FULL as NODE_FULL, FullNode, IpLeak};
 
 /// What the culprit wants and the gateway cannot give.
 const FULL: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 7), 443);

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::AgentArgs;
+use crate::cleaner;
 use crate::command::UsageError;
 use crate::engine::Engine;
 use crate::lanes::{self, DEADLINE, Pace};
@@ -33,6 +34,7 @@ pub(super) fn run(args: &AgentArgs) -> anyhow::Result<u8> {
     let mut settings = Settings::new(&args.node, &args.nat).map_err(UsageError)?;
     settings.listen = args.listen.unwrap_or(settings.listen);
     settings.tick = args.tick.unwrap_or(settings.tick);
+    settings.clean_every(args.clean_interval).map_err(UsageError)?;
     if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&settings.tick) {
         return Err(UsageError(anyhow::anyhow!("--tick must be 1s to 1h")).into());
     }
@@ -61,6 +63,7 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
             own(&settings, &publish, &stop)
         })?
     };
+    let cleaner = cleaner::start(&settings)?;
     tracing::info!(%address, tick = ?settings.tick, "listening");
 
     let (stopping, mut stopped) = watch::channel(false);
@@ -80,6 +83,8 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
         ended = &mut server => ended.context("run the server")?.context("serve requests")?,
     }
     stop.store(true, Ordering::Relaxed);
+    // A batch that is under way is finished: seconds at most.
+    drop(cleaner);
     stopping.send_replace(true);
     if !server.is_finished() && tokio::time::timeout(DRAIN, &mut server).await.is_err() {
         tracing::warn!("requests still under way were cut off");

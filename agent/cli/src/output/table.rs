@@ -5,6 +5,7 @@ use std::time::Duration;
 use headroom_core::findings::{Finding, Severity, exit_code};
 use headroom_core::report::Report;
 
+mod clean;
 mod conntrack;
 pub mod doctor;
 mod explain;
@@ -12,11 +13,14 @@ mod ipam;
 mod nat;
 mod overlap;
 pub mod plan;
+mod restore;
 mod sources;
 mod width;
 
+pub use clean::{CleanAnswer, clean};
 pub use explain::{catalogue, page};
 pub use ipam::{Scan, scan};
+pub use restore::{RestoreAnswer, restore};
 pub use width::Width;
 
 /// A whole report.

@@ -132,7 +132,7 @@ catalog! {
     IpamLeaked = "ipam-leaked", "Pod addresses are reserved for containers that no longer exist", since "0.1.0";
     means "host-local holds reservations whose container the runtime does not know, which no live network namespace carries and which are older than the grace period; seen so twice in a row.";
     matters "Every leaked address is one pod fewer. When all are gone, pods stay in ContainerCreating with \"no IP addresses available in range set\", and only on this node.";
-    remedy "Look at the evidence with `headroom ipam scan`. Upgrade a runtime that leaks (containerd issue 5768 and its relatives). Until then give the addresses back; do not delete the files while the runtime is down or a pod is starting.";
+    remedy "`headroom ipam clean` shows what would be given back and on what evidence; with --apply it does it, under host-local's lock and after looking again, and `headroom ipam restore` undoes it. Do not delete the files by hand: while the runtime is down or a pod is starting that frees live addresses. Upgrade a runtime that leaks (containerd issue 5768 and its relatives; a newer version is no proof that it does not).";
 
     /// A pod network has few addresses left.
     IpamLow = "ipam-low", "The node runs out of pod addresses", since "0.1.0";

@@ -103,6 +103,11 @@ impl Reservations {
         self.stores.get(store).into_iter().flat_map(|store| store.held.values())
     }
 
+    /// The reservation of an address in a store.
+    pub fn get(&self, store: &str, address: IpAddr) -> Option<&HeldReservation> {
+        self.stores.get(store)?.held.get(&address)
+    }
+
     /// How many reservations there are in all stores.
     pub fn len(&self) -> usize {
         self.stores.values().map(|store| store.held.len()).sum()

@@ -44,6 +44,9 @@ pub struct CriSource {
     root: HostRoot,
     /// What is known of the sandboxes of the last round, by id: an address does not change while the sandbox is ready.
     statuses: BTreeMap<String, Details>,
+    /// Ask for the lists alone.
+    lists_only: bool,
+    round_limit: Duration,
 }
 
 /// What only a sandbox's status tells.
@@ -72,7 +75,22 @@ impl CriSource {
             Some(path) => PathBuf::from(path),
             None => socket,
         });
-        Self { socket, root, statuses: BTreeMap::new() }
+        Self { socket, root, statuses: BTreeMap::new(), lists_only: false, round_limit: ROUND_LIMIT }
+    }
+
+    /// Asks only which sandboxes and containers there are: their addresses and whether they are on the host network stay
+    /// unknown.
+    #[must_use]
+    pub fn lists_only(mut self) -> Self {
+        self.lists_only = true;
+        self
+    }
+
+    /// Gives a round less time than [`ROUND_LIMIT`].
+    #[must_use]
+    pub fn with_round_limit(mut self, limit: Duration) -> Self {
+        self.round_limit = limit.min(ROUND_LIMIT);
+        self
     }
 
     /// The sockets to ask: the one given, or those of the default ones that exist.
@@ -97,7 +115,7 @@ impl CriSource {
             .map_err(|error| format!("the agent could not start its own event loop: {error}"))?;
         // Dropping the runtime ends whatever a hung server left behind.
         runtime.block_on(async {
-            let deadline = Instant::now() + ROUND_LIMIT;
+            let deadline = Instant::now() + self.round_limit;
             let mut answer = Answer::default();
             let mut no_runtime: Option<NoAnswer> = None;
             let mut fresh = BTreeMap::new();
@@ -141,8 +159,8 @@ impl CriSource {
         let known = |sandbox: &PodSandbox| {
             self.statuses.get(&sandbox.id).filter(|details| details.holds_for(is_ready(sandbox))).cloned()
         };
-        let asked =
-            sandboxes.iter().filter(|sandbox| known(sandbox).is_none()).map(|sandbox| sandbox.id.clone()).collect();
+        let unknown = sandboxes.iter().filter(|sandbox| !self.lists_only && known(sandbox).is_none());
+        let asked = unknown.map(|sandbox| sandbox.id.clone()).collect();
         let mut asked: BTreeMap<String, StatusAnswer> = runtime.statuses(asked).await.into_iter().collect();
         for sandbox in sandboxes {
             let ready = is_ready(&sandbox);

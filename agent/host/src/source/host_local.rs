@@ -107,6 +107,10 @@ impl HostLocalSource {
         }
         for entry in entries {
             let name = entry.name.to_bytes();
+            // CNI takes no such name for a network: the cleaner's journal is called so.
+            if name.starts_with(b".") {
+                continue;
+            }
             let store = store::path(&self.cni_dir, name);
             if entry.is_symlink() {
                 round.partial.push(format!("`{store}` {}", Refusal::Symlink));

@@ -52,6 +52,7 @@ const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 #[derive(Debug)]
 pub struct NamespacesSource {
     root: HostRoot,
+    round_limit: Duration,
 }
 
 /// How a namespace was found.
@@ -81,7 +82,14 @@ struct Scan {
 impl NamespacesSource {
     /// Reads the namespaces of the running machine, or the node's own from a captured tree.
     pub fn new(root: HostRoot) -> Self {
-        Self { root }
+        Self { root, round_limit: ROUND_LIMIT }
+    }
+
+    /// Gives a round less time than [`ROUND_LIMIT`].
+    #[must_use]
+    pub fn with_round_limit(mut self, limit: Duration) -> Self {
+        self.round_limit = limit.min(ROUND_LIMIT);
+        self
     }
 }
 
@@ -95,7 +103,7 @@ impl Source for NamespacesSource {
         let mut emit = |fact| sink(observation(SourceId::Namespaces, fact));
         emit(Fact::Begin(Snapshot::Namespaces));
         let (outcome, coverage) = if self.root.is_live() {
-            observe_live(&mut emit)
+            observe_live(self.round_limit, &mut emit)
         } else {
             emit(Fact::Namespace(captured(&self.root)));
             let why = "a captured tree shows the node's own network namespace only";
@@ -107,8 +115,8 @@ impl Source for NamespacesSource {
 }
 
 /// The running machine.
-fn observe_live(emit: &mut dyn FnMut(Fact)) -> (Outcome, Fact) {
-    let deadline = clock::node_time().after(ROUND_LIMIT);
+fn observe_live(limit: Duration, emit: &mut dyn FnMut(Fact)) -> (Outcome, Fact) {
+    let deadline = clock::node_time().after(limit);
     let mut proc = match bounded::open_dir(&HostRoot::live(), Path::new("/proc")) {
         Ok(proc) => proc,
         Err(refusal) => return failed(format!("`/proc` {refusal}")),

@@ -47,15 +47,26 @@ pub struct Interrupted {
 impl Node {
     /// Leaks a pod's address by removing its container behind the runtime's back; the runtime is restarted.
     pub fn leak(&self, pod: &Pod) -> Result<Leaked> {
-        let address = pod.address.context("a pod on the node's network has no address to leak")?;
-        let netns = self.netns_mount(pod)?;
-        self.ctr(&["tasks", "kill", "--signal", "SIGKILL", &pod.sandbox_id])?;
-        self.delete_container(&pod.sandbox_id)?;
-        // The CRI plugin still knows the sandbox (not ready): it must start anew to have forgotten.
+        self.leak_all(std::slice::from_ref(pod))?.pop().context("one pod, one leak")
+    }
+
+    /// The same for several pods, with one restart of the runtime.
+    pub fn leak_all(&self, pods: &[Pod]) -> Result<Vec<Leaked>> {
+        let mut mounts = Vec::new();
+        for pod in pods {
+            mounts.push(self.netns_mount(pod)?);
+            self.ctr(&["tasks", "kill", "--signal", "SIGKILL", &pod.sandbox_id])?;
+            self.delete_container(&pod.sandbox_id)?;
+        }
+        // The CRI plugin still knows the sandboxes (not ready): it must start anew to have forgotten.
         self.stop_runtime()?;
         self.start_runtime()?;
-        drop_netns(&netns)?;
-        self.check(Leaked { address, container_id: pod.sandbox_id.clone() })
+        mounts.iter().try_for_each(|mount| drop_netns(mount))?;
+        let leaked = pods.iter().map(|pod| {
+            let address = pod.address.context("a pod on the node's network has no address to leak")?;
+            self.check(Leaked { address, container_id: pod.sandbox_id.clone() })
+        });
+        leaked.collect()
     }
 
     /// Makes a leak of the wanted kind, with a pod of its own.

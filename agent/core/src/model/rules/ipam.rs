@@ -51,7 +51,7 @@ fn leaked(network: &NetworkReport) -> Finding {
     );
     let remedy = match network.ipam {
         Ipam::HostLocal => {
-            "look at them with `headroom ipam scan`, then give them back; upgrade the runtime that leaked them"
+            "`headroom ipam clean` shows what would be given back, with --apply it does it; upgrade the runtime that leaked them"
         }
         Ipam::AwsVpcCni => {
             "restart aws-node on this node: ipamd drops rows whose pod has no interface; headroom does not write its file"
