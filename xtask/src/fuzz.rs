@@ -14,7 +14,7 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
 
 /// Every target, as `tests/fuzz/Cargo.toml` names it.
-const TARGETS: [&str; 12] = [
+const TARGETS: [&str; 13] = [
     "btf",
     "btf_module",
     "cilium_conntrack",
@@ -24,6 +24,7 @@ const TARGETS: [&str; 12] = [
     "cri_status",
     "host_local_reservation",
     "namespace_addresses",
+    "nat_document",
     "netlink",
     "netlink_stats",
     "socket_table",

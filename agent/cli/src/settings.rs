@@ -15,7 +15,8 @@ use serde::Deserialize;
 
 use crate::args::{GivenNodePort, NatArgs, NodeArgs, ProxyArg};
 
-mod nat;
+pub(crate) mod documents;
+pub(crate) mod nat;
 
 use nat::NatFile;
 
@@ -114,8 +115,11 @@ impl Settings {
             Some(path) => read(path)?,
             None => File::default(),
         };
-        let settings = nat::settings(nat, &file.nat)?;
         let root = node.root.clone().or(file.root).map_or_else(HostRoot::live, HostRoot::at);
+        let node_name = node.node_name.clone().filter(|name| !name.is_empty()).or(file.node_name);
+        let settings = nat::settings(nat, &file.nat, || {
+            (platform::node(&root, node_name.as_deref()).ok(), platform::addresses(&root))
+        })?;
         // Ended flows are remembered for as long as the NAT that will be assumed holds their ports.
         let hold = settings
             .as_ref()
@@ -125,7 +129,7 @@ impl Settings {
         };
         let policy = Policy {
             nat: settings,
-            extra_private: nat.nat_bypass.iter().chain(&file.nat.bypass).copied().collect(),
+            extra_private: nat::bypass(&nat.nat_bypass, &file.nat.bypass)?,
             node_ports: node.node_port_range.or(file.node_port_range).unwrap_or(PortRange::NODE_PORTS),
             node_ports_given: node.node_port_range.or(file.node_port_range).is_some(),
             allocated_node_ports: {
@@ -156,7 +160,7 @@ impl Settings {
             cri_socket: node.cri_socket.clone().or(file.cri_socket),
             cni_dir: or(&node.cni_dir, file.cni_dir, "/var/lib/cni/networks"),
             cni_conf_dir: or(&node.cni_conf_dir, file.cni_conf_dir, "/etc/cni/net.d"),
-            node_name: node.node_name.clone().filter(|name| !name.is_empty()).or(file.node_name),
+            node_name,
             max_destinations,
             limits: LedgerLimits {
                 max_flows,
@@ -229,6 +233,8 @@ mod tests {
     use headroom_core::flow::Protocol;
     use headroom_core::observe::ServiceProxy;
 
+    use headroom_core::model::nat::Profile;
+
     use super::*;
 
     fn settings(toml: &str, nat: &NatArgs) -> anyhow::Result<Settings> {
@@ -290,6 +296,50 @@ mod tests {
         let bad = |toml: &str| format!("{:#}", settings(toml, &NatArgs::default()).unwrap_err());
         assert!(bad("[clean]\ninterval_secs = 600\nmax_percent = 101\n").contains("max_percent"));
         assert!(bad("[clean]\nforce = true\n").contains("force"));
+    }
+
+    #[test]
+    fn files_about_the_nat_are_read_and_what_is_typed_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nat.json");
+        let two = r#"[{"name":"a","natIpAllocateOption":"MANUAL_ONLY","natIps":["1"],"minPortsPerVm":2048},
+            {"name":"b","natIpAllocateOption":"MANUAL_ONLY","natIps":["1","2"]}]"#;
+        std::fs::write(&path, two).unwrap();
+        let toml = format!("[nat]\nfrom = [{path:?}]\ngateway = \"a\"\n");
+        let nat = settings(&toml, &NatArgs::default()).unwrap().policy.nat.unwrap();
+        assert_eq!((nat.profile, nat.nat_ips), (Profile::Gcp, Some(1)));
+        assert_eq!(nat.node_ports().unwrap().ports, 2048);
+        let flags = NatArgs { nat_min_ports: Some(4096), nat_gateway: Some("b".to_owned()), ..NatArgs::default() };
+        let nat = settings(&toml, &flags).unwrap().policy.nat.unwrap();
+        assert_eq!((nat.node_ports().unwrap().ports, nat.nat_ips), (4096, Some(2)));
+        let error = settings(&toml.replace("\"a\"", "\"c\""), &NatArgs::default()).unwrap_err();
+        assert!(format!("{error:#}").contains("nat.json"), "{error:#}");
+    }
+
+    #[test]
+    fn the_node_finds_itself_in_a_mapping_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mapping.json");
+        let mapping = r#"[{"instanceName":"n1","interfaceNatMappings":[{"natIpPortRanges":["35.0.0.1:64-127"]}]}]"#;
+        std::fs::write(&path, mapping).unwrap();
+        let of = |name: &str| {
+            let node = NodeArgs { node_name: Some(name.to_owned()), ..NodeArgs::default() };
+            let nat = NatArgs { nat_from: vec![path.clone()], ..NatArgs::default() };
+            Settings::new(&node, &nat).unwrap().policy.nat.unwrap()
+        };
+        for name in ["n1", "n1.zone.c.project.internal"] {
+            assert_eq!(of(name).observed.unwrap().ports, 64, "{name}");
+        }
+        let other = of("n2");
+        assert!(other.observed.is_none() && other.notes[0].contains("n2 is not among the 1 machines"), "{other:?}");
+    }
+
+    #[test]
+    fn prefixes_that_bypass_the_nat_count_once_and_leave_something_for_it() {
+        let twice = "[nat]\nbypass = [\"198.51.100.0/24\", \"198.51.100.7/24\"]\n";
+        assert_eq!(settings(twice, &NatArgs::default()).unwrap().policy.extra_private.len(), 1);
+        let error = settings("[nat]\nbypass = [\"0.0.0.0/0\"]\n", &NatArgs::default()).unwrap_err();
+        assert!(error.to_string().contains("leaves nothing"), "{error}");
     }
 
     #[test]

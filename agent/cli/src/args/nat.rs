@@ -1,5 +1,6 @@
 //! What the user typed about the NAT in front of the node.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -14,6 +15,14 @@ pub struct NatArgs {
     /// Which NAT.
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub nat_profile: Option<ProfileArg>,
+    /// What a cloud's tool printed about the NAT, as JSON: `gcloud compute routers nats describe`, `get-nat-mapping-info`,
+    /// `terraform show -json`, `aws ec2 describe-nat-gateways`, `az aks show` and others; may be given more than once. Flags
+    /// and the configuration file win over it.
+    #[arg(long, value_name = "FILE")]
+    pub nat_from: Vec<PathBuf>,
+    /// Which NAT of those in the files, by its name.
+    #[arg(long, value_name = "NAME")]
+    pub nat_gateway: Option<String>,
     /// How Cloud NAT gives ports to nodes [default: static]
     #[arg(long, value_enum, value_name = "MODE")]
     pub nat_mode: Option<ModeArg>,

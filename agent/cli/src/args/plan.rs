@@ -1,5 +1,6 @@
 //! What the user typed to plan with.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -27,6 +28,14 @@ pub struct PlanNatArgs {
     /// Which NAT.
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub profile: Option<ProfileArg>,
+    /// What a cloud's tool printed about the NAT, as JSON (`-` is standard input): `gcloud compute routers nats describe`,
+    /// `get-nat-mapping-info`, `terraform show -json`, `aws ec2 describe-nat-gateways`, `az aks show` and others; may be
+    /// given more than once. Flags win over it.
+    #[arg(long, value_name = "FILE")]
+    pub from: Vec<PathBuf>,
+    /// Which NAT of those in the files, by its name.
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
     /// How Cloud NAT gives ports to nodes [default: static]
     #[arg(long, value_enum, value_name = "MODE")]
     pub mode: Option<ModeArg>,

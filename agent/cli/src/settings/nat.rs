@@ -1,13 +1,17 @@
 //! What the user's words about the NAT mean: flags over file, checked.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use headroom_core::model::nat::{Basis, Described, NatSettings, SetTimes};
+use headroom_core::model::nat::{Basis, Described, NatSettings, Profile, SetTimes};
 use headroom_core::ports::PortRange;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::documents;
 use crate::args::NatArgs;
 use crate::args::nat::{ModeArg, ProfileArg};
 
@@ -19,6 +23,8 @@ const MAX_HOLD: Duration = Duration::from_secs(3600);
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NatFile {
     profile: Option<ProfileArg>,
+    from: Vec<PathBuf>,
+    gateway: Option<String>,
     mode: Option<ModeArg>,
     min_ports: Option<u32>,
     max_ports: Option<u32>,
@@ -93,9 +99,23 @@ impl NatArgs {
     }
 }
 
-/// The NAT as described; `None` if nothing was said about it.
-pub(super) fn settings(args: &NatArgs, file: &NatFile) -> anyhow::Result<Option<NatSettings>> {
+/// The NAT as described; `None` if nothing was said about it. `node` is asked who this node is, where a file tells of many.
+pub(super) fn settings(
+    args: &NatArgs,
+    file: &NatFile,
+    node: impl FnOnce() -> (Option<String>, BTreeSet<IpAddr>),
+) -> anyhow::Result<Option<NatSettings>> {
+    let from = if args.nat_from.is_empty() { &file.from } else { &args.nat_from };
+    let documents = documents::read(from, args.nat_gateway.as_deref().or(file.gateway.as_deref()))?;
+    let documents = if documents.instances.is_empty() {
+        documents.described
+    } else {
+        let (name, addresses) = node();
+        documents.of_node(name.as_deref(), &addresses)
+    };
     let described = args.described().or(file.described());
+    same_nat(described.profile, documents.profile)?;
+    let described = described.or(documents);
     if described.is_empty() {
         return Ok(None);
     }
@@ -107,4 +127,25 @@ pub(super) fn settings(args: &NatArgs, file: &NatFile) -> anyhow::Result<Option<
         bail!("a NAT hold time of more than an hour is not possible");
     }
     Ok(Some(settings))
+}
+
+/// Refuses files of another NAT than the one that was named.
+pub(crate) fn same_nat(named: Option<Profile>, of_files: Option<Profile>) -> anyhow::Result<()> {
+    match (named, of_files) {
+        (Some(named), Some(found)) if named != found => {
+            bail!("the profile is `{named}`, but the files are about {} (`{found}`)", found.title())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prefixes that bypass the NAT, each once.
+pub(super) fn bypass(args: &[IpNet], file: &[IpNet]) -> anyhow::Result<Vec<IpNet>> {
+    let mut prefixes: Vec<IpNet> = args.iter().chain(file).map(IpNet::trunc).collect();
+    if let Some(all) = prefixes.iter().find(|prefix| prefix.prefix_len() == 0) {
+        bail!("`bypass` {all} leaves nothing for the NAT: for a node without one, the profile is `none`");
+    }
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    Ok(prefixes)
 }

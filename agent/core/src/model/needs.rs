@@ -161,6 +161,7 @@ fn allocation(nat: &NatSettings, given: Option<&NodePorts>, shrunk: Option<Shrun
         basis: given.map_or(nat.basis, |given| given.basis),
         why: why + &shrunk.unwrap_or_default(),
         capacity_nodes: given.and_then(|given| given.capacity_nodes),
+        notes: nat.notes.clone(),
     }
 }
 

@@ -47,6 +47,9 @@ pub struct AllocationReport {
     pub why: String,
     /// Nodes that fit behind the gateway, where NAT IPs are known.
     pub capacity_nodes: Option<u32>,
+    /// What to know about it besides.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// Demand per protocol.

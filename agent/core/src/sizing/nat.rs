@@ -14,6 +14,9 @@ use crate::model::nat::{
 mod notes;
 mod options;
 
+/// The kernel's port search gives up before the range is full (`nf_nat_core.c`: at most 248 tries); measured from 93 % on.
+const LINUX_FULL_PERCENT: u64 = 93;
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
@@ -109,6 +112,8 @@ pub struct PlanOption {
     pub capacity_nodes: Option<u32>,
     /// NAT IPs it takes.
     pub nat_ips: u32,
+    /// What to look out for.
+    pub caution: Option<String>,
     /// The lines to type.
     pub changes: Vec<Change>,
 }
@@ -186,7 +191,11 @@ impl Sums {
             Sharing::Reserved => capacity.ports_per_ip,
             Sharing::PerDestination => capacity.per_destination,
         });
-        let pool = u64::from(ips) * u64::from(per_ip);
+        let per_ip = match nat.profile {
+            Profile::Linux => u64::from(per_ip) * LINUX_FULL_PERCENT / 100,
+            _ => u64::from(per_ip),
+        };
+        let pool = u64::from(ips) * per_ip;
         let taken = |demand: u32| match (capacity.sharing, nat.profile, nat.mode) {
             (Sharing::PerDestination, ..) => demand,
             (Sharing::Reserved, Profile::Gcp, Mode::Dynamic) => granted(ports.reserved, ports.ports, demand),
@@ -209,7 +218,10 @@ impl Sums {
             let others_fit = if left.is_some() { other_nodes } else { 0 };
             u32::try_from(fit).unwrap_or(u32::MAX).saturating_add(others_fit).saturating_sub(surge)
         });
-        let mut required = total.map(|total| total.div_ceil(u64::from(per_ip)).max(1));
+        let mut required = total.map(|total| total.div_ceil(per_ip.max(1)).max(1));
+        if let Some(missing) = nat.missing_ips {
+            required = required.max(Some(u64::from(ips).saturating_add(u64::from(missing))));
+        }
         if automatic_azure_lb(nat) {
             (capacity_nodes, required) = azure_lb_tiers(nat, ips, question.demand.largest());
         }

@@ -2,16 +2,22 @@
 //!
 //! No cloud's metadata server is asked: this works offline and in a captured tree.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
 use headroom_core::known::Known;
 use headroom_core::observe::{Cloud, Fact, Platform, SourceId};
-use std::path::Path;
 
 use crate::bounded::{self, Refusal};
 use crate::root::HostRoot;
+use crate::source::namespaces::of_fib_trie;
 use crate::source::{Sink, Source, degraded, observation, works};
 
 /// Names and releases are short.
 const LIMIT: usize = 4096;
+/// Largest routing table that is searched for the node's addresses.
+const MAX_ROUTES_BYTES: usize = 4 << 20;
 /// Where the kernel shows what the firmware says.
 const DMI: &str = "/sys/class/dmi/id";
 /// Azure's chassis asset tag, the same on all its machines; Hyper-V elsewhere has another one.
@@ -60,25 +66,36 @@ impl PlatformSource {
     fn line(&self, path: &str) -> Result<String, Refusal> {
         line(&self.root, path)
     }
+}
 
-    /// The node's name, or why there is none.
-    fn node(&self) -> Result<String, String> {
-        if let Some(name) = &self.node_name {
-            return Ok(name.clone());
-        }
-        if self.root.is_live()
-            && let Ok(name) = nix::unistd::gethostname()
-        {
-            return Ok(name.to_string_lossy().into_owned());
-        }
-        ["/proc/sys/kernel/hostname", "/etc/hostname"]
-            .into_iter()
-            .filter_map(|path| self.line(path).ok())
-            .find(|name| !name.is_empty())
-            .ok_or_else(|| {
-                "the node's name is unknown: neither /proc/sys/kernel/hostname nor /etc/hostname tells it".to_owned()
-            })
+/// The node's name: as somebody gave it, else the machine's own.
+///
+/// # Errors
+/// Why there is none.
+pub fn node(root: &HostRoot, given: Option<&str>) -> Result<String, String> {
+    if let Some(name) = given {
+        return Ok(name.to_owned());
     }
+    if root.is_live()
+        && let Ok(name) = nix::unistd::gethostname()
+    {
+        return Ok(name.to_string_lossy().into_owned());
+    }
+    ["/proc/sys/kernel/hostname", "/etc/hostname"]
+        .into_iter()
+        .filter_map(|path| line(root, path).ok())
+        .find(|name| !name.is_empty())
+        .ok_or_else(|| {
+            "the node's name is unknown: neither /proc/sys/kernel/hostname nor /etc/hostname tells it".to_owned()
+        })
+}
+
+/// The node's own IPv4 addresses, as far as its routing table tells them; none if it cannot be read.
+pub fn addresses(root: &HostRoot) -> BTreeSet<IpAddr> {
+    let table = bounded::read_in(root, Path::new("/proc/1/net/fib_trie"), MAX_ROUTES_BYTES)
+        .or_else(|_not_allowed| bounded::read_in(root, Path::new("/proc/self/net/fib_trie"), MAX_ROUTES_BYTES));
+    let table = table.map(|table| String::from_utf8_lossy(&table).into_owned());
+    table.ok().and_then(|table| of_fib_trie(&table).ok()).unwrap_or_default()
 }
 
 /// The cloud, by the words of the firmware. A file that is not there is a firmware that does not say; a captured tree without DMI says nothing.
@@ -120,7 +137,7 @@ impl Source for PlatformSource {
 
     fn observe(&mut self, sink: Sink<'_>) {
         const UNKNOWN: &str = "unknown";
-        let node = self.node();
+        let node = node(&self.root, self.node_name.as_deref());
         let kernel = self
             .line("/proc/sys/kernel/osrelease")
             .map_err(|refusal| format!("the kernel's release is unknown: `/proc/sys/kernel/osrelease` {refusal}"));

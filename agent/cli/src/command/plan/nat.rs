@@ -1,13 +1,15 @@
 //! `headroom plan nat`: NAT sizes.
 
 use anyhow::Context;
-use headroom_core::model::nat::{Basis, Described, SetTimes};
-use headroom_core::sizing::nat::{Question, plan};
+use headroom_core::model::nat::{Basis, Described, ObservedPorts, SetTimes};
+use headroom_core::sizing::nat::{Demand, NodesDemand, Question, plan};
 
 use crate::args::Format;
 use crate::args::plan::PlanNatArgs;
 use crate::command::UsageError;
 use crate::output::{self, table::Width};
+use crate::settings::documents::{self, Documents};
+use crate::settings::nat::same_nat;
 
 /// Runs the command.
 ///
@@ -24,10 +26,63 @@ pub(super) fn run(args: &PlanNatArgs) -> anyhow::Result<u8> {
 }
 
 fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
-    let described = args.described();
-    let profile = described.profile.context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux)")?;
+    let mut documents = documents::read(&args.from, args.gateway.as_deref())?;
+    let flags = args.described();
+    same_nat(flags.profile, documents.described.profile)?;
+    let what_if = [flags.min_ports, flags.max_ports, flags.nat_ips].iter().any(Option::is_some)
+        || flags.mode.is_some()
+        || flags.alias_ranges.is_some();
+    let demand = machines(&mut documents, what_if);
+    let described = flags.or(documents.described);
+    let profile = described
+        .profile
+        .context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux), or `--from FILE`")?;
     let nat = described.settings(profile, Basis::Configured).context("check the NAT settings")?;
-    Ok(Question { nat, demand: args.demand.clone().unwrap_or_default(), lifetime: args.lifetime.unwrap_or_default() })
+    Ok(Question {
+        nat,
+        demand: args.demand.clone().or(demand).unwrap_or_default(),
+        lifetime: args.lifetime.unwrap_or_default(),
+    })
+}
+
+/// What files tell of single machines: how many there are, what they have (unless something else is being tried), what they
+/// need.
+fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
+    let Documents { described, instances, machines_from } = documents;
+    if what_if {
+        described.missing_ips = None;
+    }
+    if instances.is_empty() {
+        return None;
+    }
+    let from = machines_from.join(", ");
+    let count = instances.len();
+    described.nodes = described.nodes.or(u32::try_from(count).ok());
+    let without: Vec<&str> =
+        instances.iter().filter(|(_, machine)| machine.ports == Some(0)).map(|(name, _)| name.as_str()).collect();
+    if let Some(first) = without.first() {
+        let more = if without.len() > 1 { format!(" and {} more", without.len() - 1) } else { String::new() };
+        described.notes.push(format!("{} of {count} machines have no ports now: {first}{more}", without.len()));
+    }
+    let ports = || instances.values().filter_map(|machine| machine.ports).filter(|ports| *ports > 0);
+    if let (Some(least), Some(most)) = (ports().min(), ports().max())
+        && !what_if
+    {
+        let range = if least == most { String::new() } else { format!(" ({least} to {most})") };
+        let why = format!("as {from} has it for {count} machines{range}");
+        described.observed = Some(ObservedPorts { ports: most, why });
+    }
+    let mut used: Vec<u32> = instances.values().filter_map(|machine| machine.used).collect();
+    used.sort_unstable();
+    let median = used.get(used.len() / 2).copied()?;
+    described.notes.push(format!(
+        "demand as {from} has it for {} machines: {median} ports in the middle, {} at most; further machines are taken to \
+         need what the one in the middle does",
+        used.len(),
+        used.last().unwrap_or(&median)
+    ));
+    let others = used.into_iter().map(|ports| NodesDemand { nodes: 1, ports }).collect();
+    Some(Demand { each: median, others })
 }
 
 impl PlanNatArgs {

@@ -24,6 +24,7 @@ pub(super) fn nat(out: &mut String, report: &Report, width: Width) {
         },
     );
     width.wrap(out, "  given   ", "          ", &given);
+    allocation.notes.iter().for_each(|note| width.wrap(out, "          · ", "            ", note));
     demand(out, "tcp", &report.nat.demand.tcp, width);
     demand(out, "udp", &report.nat.demand.udp, width);
     if report.nat.demand.icmp.ports.is_some_and(|ports| ports > 0) {

@@ -44,6 +44,9 @@ pub fn nat(plan: &NatPlan, width: Width) -> String {
     for option in &plan.options {
         let fit = option.capacity_nodes.map_or_else(String::new, |nodes| format!(": {nodes} nodes fit"));
         width.wrap(&mut out, "  → ", "    ", &format!("{}{fit}", option.says));
+        if let Some(caution) = &option.caution {
+            width.wrap(&mut out, "    mind: ", "          ", caution);
+        }
         for change in &option.changes {
             let mut lines = change.text.lines();
             let first = format!("    {:<10} ", format!("{}:", change.tool));

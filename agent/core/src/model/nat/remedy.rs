@@ -17,8 +17,10 @@ pub struct Change {
 /// Where the NAT is, as far as somebody has said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Names {
-    /// The gateway, or for AKS the cluster.
+    /// The gateway, or an outbound rule.
     pub gateway: Option<String>,
+    /// The AKS cluster that manages it.
+    pub cluster: Option<String>,
     /// Its Cloud Router.
     pub router: Option<String>,
     /// Its region.
@@ -32,6 +34,7 @@ impl Names {
     pub fn or(self, other: Self) -> Self {
         Self {
             gateway: self.gateway.or(other.gateway),
+            cluster: self.cluster.or(other.cluster),
             router: self.router.or(other.router),
             region: self.region.or(other.region),
             group: self.group.or(other.group),
@@ -161,17 +164,7 @@ pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
                 change("aws", aws(nat, ips)),
             ]
         }),
-        Profile::AzureNatgw => target.nat_ips.map_or_else(Vec::new, |ips| {
-            let group = nat.names.group.as_deref().unwrap_or("GROUP");
-            let gateway = nat.names.gateway.as_deref().unwrap_or("CLUSTER");
-            vec![
-                change("terraform", format!("nat_gateway_profile {{ managed_outbound_ip_count = {ips} }}")),
-                change(
-                    "az",
-                    format!("az aks update -g {group} -n {gateway} --nat-gateway-managed-outbound-ip-count {ips}"),
-                ),
-            ]
-        }),
+        Profile::AzureNatgw => target.nat_ips.map_or_else(Vec::new, |ips| azure_natgw(nat, ips)),
         Profile::AzureLb => azure_lb(nat, target),
         Profile::Linux => target.nat_ips.map_or_else(Vec::new, |ips| {
             let last = format!("FIRST-ADDRESS-LAST-ADDRESS  # {ips} of them");
@@ -242,9 +235,42 @@ fn aws(nat: &NatSettings, ips: u32) -> String {
     )
 }
 
+/// A gateway of its own if one was named, else the one that AKS manages.
+fn azure_natgw(nat: &NatSettings, ips: u32) -> Vec<Change> {
+    let group = nat.names.group.as_deref().unwrap_or("GROUP");
+    let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
+    if let (Some(gateway), None) = (&nat.names.gateway, &nat.names.cluster) {
+        let resource = "azurerm_nat_gateway_public_ip_association";
+        return vec![
+            change("terraform", format!("resource \"{resource}\" \"nat\" {{ count = {ips} … }}")),
+            change(
+                "az",
+                format!("az network nat gateway update -g {group} -n {gateway} --public-ip-addresses IP-1 … IP-{ips}"),
+            ),
+        ];
+    }
+    let cluster = nat.names.cluster.as_deref().unwrap_or("CLUSTER");
+    vec![
+        change("terraform", format!("nat_gateway_profile {{\n  managed_outbound_ip_count = {ips}\n}}")),
+        change("az", format!("az aks update -g {group} -n {cluster} --nat-gateway-managed-outbound-ip-count {ips}")),
+    ]
+}
+
+/// A rule of its own if one was named that AKS has not made, else the load balancer of the cluster.
 fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
     let group = nat.names.group.as_deref().unwrap_or("GROUP");
-    let cluster = nat.names.gateway.as_deref().unwrap_or("CLUSTER");
+    let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
+    let own = nat.names.gateway.as_deref().filter(|rule| nat.names.cluster.is_none() && !rule.starts_with("aks"));
+    if let Some(rule) = own {
+        let ports = target.min_ports.map_or_else(String::new, |ports| format!(" --outbound-ports {ports}"));
+        let ips = target.nat_ips.map_or_else(String::new, |ips| format!(" --frontend-ip-configs IP-1 … IP-{ips}"));
+        let attribute =
+            target.min_ports.map(|ports| change("terraform", format!("allocated_outbound_ports = {ports}")));
+        let update =
+            format!("az network lb outbound-rule update -g {group} --lb-name LOAD-BALANCER -n {rule}{ports}{ips}");
+        return attribute.into_iter().chain([change("az", update)]).collect();
+    }
+    let cluster = nat.names.cluster.as_deref().unwrap_or("CLUSTER");
     let mut block = Vec::new();
     let mut command = format!("az aks update -g {group} -n {cluster}");
     if let Some(ips) = target.nat_ips {
@@ -255,8 +281,14 @@ fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
         block.push(format!("outbound_ports_allocated = {ports}"));
         command.push_str(&format!(" --load-balancer-outbound-ports {ports}"));
     }
-    let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
     vec![change("terraform", format!("load_balancer_profile {{\n  {}\n}}", block.join("\n  "))), change("az", command)]
+}
+
+/// What to do where the gateway says itself how many NAT IPs it lacks.
+pub fn missing_ips(nat: &NatSettings, missing: u32) -> Remedy {
+    let ips = nat.nat_ips.unwrap_or(1).saturating_add(missing);
+    let target = Target { nat_ips: Some(ips), ..Target::default() };
+    Remedy { says: format!("use {ips} NAT IPs or lower min_ports_per_vm"), changes: changes(nat, target) }
 }
 
 /// What to do where nodes get no ports because the gateway is too small for them.

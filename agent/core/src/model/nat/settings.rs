@@ -79,8 +79,12 @@ pub struct NatSettings {
     pub hold: HoldTimes,
     /// What the NAT says it has given this node.
     pub observed: Option<ObservedPorts>,
+    /// NAT IPs that the gateway itself says it lacks.
+    pub missing_ips: Option<u32>,
     /// What it is called, for the lines to type.
     pub names: Names,
+    /// What to know about these settings.
+    pub notes: Vec<String>,
 }
 
 impl NatSettings {
@@ -101,7 +105,9 @@ impl NatSettings {
             port_range: None,
             hold: profile.hold(),
             observed: None,
+            missing_ips: None,
             names: Names::default(),
+            notes: Vec::new(),
         }
     }
 
@@ -246,8 +252,12 @@ pub struct Described {
     pub times: SetTimes,
     /// See [`NatSettings::observed`].
     pub observed: Option<ObservedPorts>,
+    /// See [`NatSettings::missing_ips`].
+    pub missing_ips: Option<u32>,
     /// See [`NatSettings::names`].
     pub names: Names,
+    /// See [`NatSettings::notes`].
+    pub notes: Vec<String>,
 }
 
 impl Described {
@@ -267,7 +277,9 @@ impl Described {
             port_range: self.port_range.or(other.port_range),
             times: self.times.or(other.times),
             observed: self.observed.or(other.observed),
+            missing_ips: self.missing_ips.or(other.missing_ips),
             names: self.names.or(other.names),
+            notes: [self.notes, other.notes].concat(),
         }
     }
 
@@ -298,7 +310,9 @@ impl Described {
             port_range: self.port_range,
             hold: self.times.over(own.hold),
             observed: self.observed,
+            missing_ips: self.missing_ips,
             names: self.names,
+            notes: self.notes,
             ..own
         };
         settings.check()?;

@@ -86,10 +86,37 @@ fn failed_lately(tcp: &TcpTally) -> String {
 
 /// Nodes without ports where ports are reserved; where they are shared, a demand that all nodes together could not have.
 pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
-    let (Some(ports), Some(nodes)) = (view.node_ports, view.nat.nodes) else { return Vec::new() };
-    if ports.reserved == 0 { all_alike(view, ports, nodes) } else { no_ports_left(view, ports, nodes) }
-        .into_iter()
-        .collect()
+    let Some(ports) = view.node_ports else { return Vec::new() };
+    let by_number = view.nat.nodes.and_then(|nodes| {
+        if ports.reserved == 0 { all_alike(view, ports, nodes) } else { no_ports_left(view, ports, nodes) }
+    });
+    no_ports_here(view).or(by_number).or_else(|| gateway_says(view, ports)).into_iter().collect()
+}
+
+/// The NAT has left this very node out.
+fn no_ports_here(view: &View<'_>) -> Option<Finding> {
+    let observed = view.nat.observed.as_ref().filter(|observed| observed.ports == 0)?;
+    Some(Finding {
+        id: FindingId::NatGatewayTooSmall,
+        severity: Severity::Critical,
+        title: "this node was given no NAT ports at all: whatever passes the NAT fails".to_owned(),
+        subject: "gateway".to_owned(),
+        evidence: vec![Evidence::given(format!("allocation: 0 ports, {}", observed.why))],
+        remedy: remedy::missing_ips(view.nat, view.nat.missing_ips.unwrap_or(1)).text(),
+    })
+}
+
+/// Cloud NAT counts the NAT IPs it lacks.
+fn gateway_says(view: &View<'_>, ports: &NodePorts) -> Option<Finding> {
+    let missing = view.nat.missing_ips.filter(|ips| *ips > 0)?;
+    Some(Finding {
+        id: FindingId::NatGatewayTooSmall,
+        severity: Severity::Critical,
+        title: format!("the NAT gateway itself says that it lacks {missing} NAT IPs: some nodes have no ports"),
+        subject: "gateway".to_owned(),
+        evidence: vec![Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why))],
+        remedy: remedy::missing_ips(view.nat, missing).text(),
+    })
 }
 
 fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> {

@@ -1,19 +1,20 @@
 //! What to know besides the numbers of a plan.
 
-use super::{Question, Sums, automatic_azure_lb};
+use super::{LINUX_FULL_PERCENT, Question, Sums, automatic_azure_lb};
 use crate::model::nat::{AZURE_LB_TIERS, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier};
 
-/// The kernel's port search gives up before the range is full (`nf_nat_core.c`: at most 248 tries); measured from 93 % on.
-const LINUX_FULL_PERCENT: u64 = 93;
+/// Addresses of a public AWS gateway, unless somebody has asked for more.
+const AWS_DEFAULT_QUOTA: u32 = 2;
 
 pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
     let nat = &question.nat;
-    let mut notes = Vec::new();
+    let mut notes = nat.notes.clone();
     given(&mut notes, nat, sums);
     match nat.profile {
         Profile::Gcp => gcp(&mut notes, nat, sums),
         Profile::AzureLb => azure_lb(&mut notes, nat, sums),
-        Profile::Aws | Profile::AzureNatgw | Profile::Linux | Profile::None => {}
+        Profile::Aws => aws(&mut notes, sums),
+        Profile::AzureNatgw | Profile::Linux | Profile::None => {}
     }
     demand(&mut notes, nat, sums);
     notes.extend(without_meaning(nat));
@@ -26,6 +27,9 @@ fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
         notes.push(format!("the gateway adds NAT IPs by itself, up to {} of them", sums.ips));
     } else if nat.nat_ips.is_none() {
         notes.push("1 NAT IP is assumed: say how many there are with --nat-ips".to_owned());
+    }
+    if let Some(missing) = nat.missing_ips {
+        notes.push(format!("the gateway itself says that it lacks {missing} NAT IPs now"));
     }
     if sums.nodes.is_none() {
         notes.push("say how many nodes there are with --nodes to know whether they fit".to_owned());
@@ -91,6 +95,15 @@ fn gcp(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     }
 }
 
+fn aws(notes: &mut Vec<String>, sums: &Sums) {
+    if sums.required_nat_ips.is_some_and(|ips| ips > AWS_DEFAULT_QUOTA) {
+        notes.push(format!(
+            "a public gateway has {AWS_DEFAULT_QUOTA} addresses at most unless the quota (Elastic IP addresses per public NAT \
+             gateway) has been raised"
+        ));
+    }
+}
+
 fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     if !automatic_azure_lb(nat) {
         notes.push("each load-balancing rule and inbound NAT rule takes 8 ports of a frontend IP besides".to_owned());
@@ -113,9 +126,9 @@ fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     };
     if let Some(before) = azure_lb_tier(nodes).filter(|before| *before > ports) {
         notes.push(format!(
-            "an upgrade that adds {} nodes crosses an edge of Azure's table: every node falls from {before} to {ports} ports \
-             for each frontend IP, and connections are reset",
-            sums.surge
+            "an upgrade that adds {} crosses an edge of Azure's table: every node falls from {before} to {ports} ports for \
+             each frontend IP, and connections are reset",
+            if sums.surge == 1 { "a node".to_owned() } else { format!("{} nodes", sums.surge) }
         ));
     }
     let edge = AZURE_LB_TIERS.iter().position(|(most, _)| pool <= *most);
@@ -146,9 +159,9 @@ fn demand(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     }
     if nat.profile == Profile::Linux {
         notes.push(format!(
-            "the kernel's search for a free port begins to fail when some {LINUX_FULL_PERCENT} % are taken: {} to one \
-             destination",
-            sums.pool * LINUX_FULL_PERCENT / 100
+            "the kernel's search for a free port begins to fail when some {LINUX_FULL_PERCENT} % are taken: no more than {} \
+             to one destination are counted on",
+            sums.pool
         ));
     }
 }

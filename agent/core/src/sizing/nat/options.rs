@@ -34,8 +34,10 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     }
     // What was observed was so with the settings of before.
     changed.nat.observed = None;
+    changed.nat.missing_ips = nat.missing_ips.filter(|_| target == Target::default());
     let needed = Sums::of(&changed)?.required_nat_ips.unwrap_or(1).max(sums.ips.min(nat.nat_ips.unwrap_or(1)));
     changed.nat.nat_ips = (!nat.auto_ips).then_some(needed);
+    changed.nat.missing_ips = None;
     changed.nat.check().ok()?;
     let then = Sums::of(&changed)?;
     if !then.fits() {
@@ -48,8 +50,22 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
         says: says.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" and "),
         capacity_nodes: then.capacity_nodes,
         nat_ips: needed,
+        caution: caution(nat, target, sums.ports.ports),
         changes: remedy::changes(nat, target),
     })
+}
+
+/// What Cloud NAT does to connections when ports are set anew (cloud.google.com/nat/docs/set-up-manage-network-address-translation).
+fn caution(nat: &NatSettings, target: Target, ports: u32) -> Option<String> {
+    let ports_change = target.min_ports.is_some() || target.max_ports.is_some();
+    match (nat.profile, target.mode) {
+        (Profile::Gcp, Some(Mode::Dynamic)) => Some(format!(
+            "a maximum below the {ports} ports that nodes have now would cut connections; going back to static allocation \
+             closes all of them"
+        )),
+        (Profile::Gcp, _) if ports_change => Some("nodes may fall back to the minimum for a while".to_owned()),
+        _ => None,
+    }
 }
 
 fn setting(nat: &NatSettings, target: Target) -> String {

@@ -1,0 +1,101 @@
+//! Files that say something about the NAT: read, recognised, put together. Who comes first wins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use headroom_core::model::nat::{Described, ObservedPorts};
+use headroom_host::bounded;
+use headroom_host::nat_documents::{self, Instance, MAX_BYTES, Said};
+
+/// What all files say together.
+#[derive(Debug, Default)]
+pub(crate) struct Documents {
+    /// The NAT's settings, and what to know about them.
+    pub(crate) described: Described,
+    /// What was said of single machines, by name.
+    pub(crate) instances: BTreeMap<String, Instance>,
+    /// Which files named machines, and of which tools.
+    pub(crate) machines_from: Vec<String>,
+}
+
+/// Reads them.
+///
+/// # Errors
+/// A file that cannot be read, or says nothing about a NAT; files of different NATs.
+pub(crate) fn read(paths: &[PathBuf], gateway: Option<&str>) -> anyhow::Result<Documents> {
+    let mut all = Documents::default();
+    for path in paths {
+        let name = if path == Path::new("-") { "standard input".to_owned() } else { format!("`{}`", path.display()) };
+        let bytes = bytes(path).with_context(|| format!("read {name}"))?;
+        let said = nat_documents::read(&bytes, gateway).map_err(|bad| anyhow::anyhow!("{name} {bad}"))?;
+        all.take(said, &name)?;
+    }
+    Ok(all)
+}
+
+fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
+    if path != Path::new("-") {
+        // The user named it, so that a link is meant; what it leads to still has to be a file.
+        let path = std::fs::canonicalize(path)?;
+        return bounded::read(&path, MAX_BYTES).map_err(|refusal| anyhow::anyhow!("it {refusal}"));
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_BYTES {
+        bail!("it has more than {MAX_BYTES} bytes");
+    }
+    Ok(bytes)
+}
+
+impl Documents {
+    fn take(&mut self, said: Said, name: &str) -> anyhow::Result<()> {
+        if let (Some(first), Some(profile)) = (self.described.profile, said.described.profile)
+            && first != profile
+        {
+            bail!("{name} ({}) is about {}, the files before it about {}", said.tool, profile.title(), first.title());
+        }
+        let notes = said.notes.into_iter().map(|note| format!("{name}: {note}")).collect();
+        let described = Described { notes, missing_ips: said.missing_ips, ..said.described };
+        self.described = std::mem::take(&mut self.described).or(described);
+        if !said.instances.is_empty() {
+            self.machines_from.push(format!("{name} ({})", said.tool));
+        }
+        for (machine, instance) in said.instances {
+            let known = self.instances.entry(machine).or_default();
+            known.addresses.extend(instance.addresses);
+            known.ports = known.ports.or(instance.ports);
+            known.used = known.used.max(instance.used);
+            known.at = known.at.take().or(instance.at);
+        }
+        Ok(())
+    }
+
+    /// What they say of the node with that name or one of these addresses.
+    pub(crate) fn of_node(mut self, name: Option<&str>, addresses: &BTreeSet<IpAddr>) -> Described {
+        if self.instances.is_empty() {
+            return self.described;
+        }
+        let from = self.machines_from.join(", ");
+        let by_name = name.and_then(|name| self.instances.get_key_value(name));
+        let short = name.and_then(|name| name.split('.').next()).and_then(|name| self.instances.get_key_value(name));
+        let by_address = || self.instances.iter().find(|(_, instance)| !instance.addresses.is_disjoint(addresses));
+        match by_name.or(short).or_else(by_address) {
+            Some((machine, Instance { ports: Some(ports), at, .. })) => {
+                let at = at.as_ref().map_or_else(String::new, |at| format!(" at {at}"));
+                let why = format!("as {from} has it for {machine}{at}");
+                self.described.observed = Some(ObservedPorts { ports: *ports, why });
+            }
+            Some(_) => {}
+            None => {
+                let node = name.unwrap_or("this node");
+                self.described
+                    .notes
+                    .push(format!("{node} is not among the {} machines of {from}", self.instances.len()));
+            }
+        }
+        self.described
+    }
+}

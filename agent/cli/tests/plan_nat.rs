@@ -1,0 +1,405 @@
+//! `headroom plan nat`, the real binary: published numbers in, published answers out, and what it says to those who mistype.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests may panic as tests do"
+)]
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn run(args: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
+    command.args(["plan", "nat"]).args(args.split_whitespace()).env_remove("HEADROOM_LOG").output().unwrap()
+}
+
+/// The answer as JSON and the exit code.
+fn plan(args: &str) -> (Value, i32) {
+    let output = run(&format!("{args} -o json"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let answer = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{args}: {error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+    (answer, output.status.code().unwrap())
+}
+
+fn number(answer: &Value, key: &str) -> Option<u64> {
+    assert!(answer.get(key).is_some(), "`{key}` is missing in {answer}");
+    answer[key].as_u64()
+}
+
+fn notes(answer: &Value) -> String {
+    answer["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap()).collect::<Vec<_>>().join("\n")
+}
+
+/// What is said of an answer: (arguments, ports per node, nodes that fit, nodes without ports, NAT IPs required, fits).
+type Row = (&'static str, u64, Option<u64>, Option<u64>, Option<u64>, bool);
+
+fn check(rows: &[Row]) {
+    for (args, ports, capacity, without, ips, fits) in rows {
+        let (answer, code) = plan(args);
+        let got = ["ports_per_node", "capacity_nodes", "nodes_without_ports", "required_nat_ips"];
+        let got = got.map(|key| number(&answer, key));
+        assert_eq!(got, [Some(*ports), *capacity, *without, *ips], "{args}: {answer:#}");
+        assert_eq!((answer["fits"].as_bool(), code), (Some(*fits), i32::from(!*fits)), "{args}");
+        assert!(answer["notes"].is_array(), "{args}");
+    }
+}
+
+/// Exercises the numbers that Google publishes. If this fails, clusters are built whose nodes get no ports.
+#[test]
+fn cloud_nat_as_documented() {
+    check(&[
+        (
+            "--profile gcp --alias-ranges false --nat-ips 1 --min-ports 64 --nodes 1008",
+            64,
+            Some(1008),
+            Some(0),
+            Some(1),
+            true,
+        ),
+        (
+            "--profile gcp --alias-ranges false --nat-ips 1 --min-ports 64 --nodes 1009",
+            64,
+            Some(1008),
+            Some(1),
+            Some(2),
+            false,
+        ),
+        ("--profile gcp --alias-ranges false --nat-ips 2 --min-ports 64", 64, Some(2016), None, None, true),
+        ("--profile gcp --alias-ranges false --nat-ips 1 --min-ports 4096", 4096, Some(15), None, None, true),
+        ("--profile gcp --alias-ranges false --nat-ips 1 --min-ports 256", 256, Some(252), None, None, true),
+        ("--profile gcp --nat-ips 1", 1024, Some(63), None, None, true),
+        ("--profile gcp --mode dynamic --min-ports 64 --max-ports 1024 --nat-ips 2", 64, Some(2016), None, None, true),
+        (
+            "--profile gcp --mode dynamic --min-ports 64 --max-ports 1024 --nat-ips 2 --demand 1024",
+            1024,
+            Some(126),
+            None,
+            Some(1),
+            true,
+        ),
+        ("--profile gcp --alias-ranges false --nat-ips 1 --min-ports 50", 64, Some(1008), None, None, true),
+        ("--profile gcp --nat-ips 1 --min-ports 2048", 2048, Some(31), None, None, true),
+        ("--profile gcp --nodes 64", 1024, Some(63), Some(1), Some(2), false),
+        ("--profile gcp --nat-ips 14 --min-ports 2048 --alias-ranges false", 2048, Some(441), None, None, true),
+        ("--profile gcp --mode dynamic --nat-ips 1", 32, Some(2016), None, None, true),
+        ("--profile gcp --alias-ranges false --min-ports 57344 --nodes 1", 65_536, Some(0), Some(1), Some(2), false),
+    ]);
+    assert!(notes(&plan("--profile gcp --nat-ips 14 --min-ports 2048 --alias-ranges false").0).contains("434 where"));
+    assert!(notes(&plan("--profile gcp --alias-ranges false --min-ports 50").0).contains("no power of two"));
+    let quota = plan("--profile gcp --nodes 20000").0;
+    assert_eq!(number(&quota, "required_nat_ips"), Some(318));
+    assert!(notes(&quota).contains("not reachable with one gateway (300 at most): at least 2"), "{quota:#}");
+}
+
+/// Exercises the rate that an allocation keeps up. If this fails, a busy client is told that it may be busier than it may.
+#[test]
+fn rates_are_ports_over_the_time_each_is_taken() {
+    let rate = |args: &str| plan(args).0["connections_per_sec"].as_f64().unwrap();
+    for (args, expected) in [
+        ("--profile gcp --alias-ranges false", 0.533),
+        ("--profile gcp", 8.533),
+        ("--profile gcp --lifetime 8s", 8.0),
+        ("--profile gcp --tcp-time-wait 30s", 34.133),
+        ("--profile aws", 916.667),
+    ] {
+        assert!((rate(args) - expected).abs() < 0.001, "{args}: {}", rate(args));
+    }
+}
+
+/// Exercises AWS's numbers. If this fails, one destination takes more connections than the gateway has.
+#[test]
+fn aws_as_documented() {
+    check(&[
+        ("--profile aws --nat-ips 1", 55_000, None, None, None, true),
+        ("--profile aws --nat-ips 2", 110_000, None, None, None, true),
+        ("--profile aws --nat-ips 8", 440_000, None, None, None, true),
+        ("--profile aws --demand 100000", 55_000, Some(0), None, Some(2), false),
+        ("--profile aws --demand 30000 --nodes 1", 55_000, Some(1), Some(0), Some(1), true),
+        ("--profile aws --demand 1000 --nodes 80", 55_000, Some(55), Some(25), Some(2), false),
+        ("--profile aws --demand 100,3x20000 --nodes 80 --nat-ips 2", 110_000, Some(503), Some(0), Some(2), true),
+        ("--profile azure-natgw --nat-ips 1", 50_000, None, None, None, true),
+        ("--profile azure-natgw --nat-ips 16", 800_000, None, None, None, true),
+        ("--profile azure-natgw --nat-ips 2 --demand 1000 --nodes 101", 100_000, Some(100), Some(1), Some(3), false),
+        ("--profile linux --demand 59000", 64_512, Some(1), None, Some(1), true),
+        ("--profile linux --demand 60000", 64_512, Some(0), None, Some(2), false),
+        ("--profile linux --port-range 32768-65535 --demand 30000 --nodes 2", 32_768, Some(1), Some(1), Some(2), false),
+    ]);
+    assert!(notes(&plan("--profile linux --demand 60000").0).contains("93 %"));
+    let too_many = plan("--profile aws --demand 10000 --nodes 80").0;
+    assert!(notes(&too_many).contains("15 NAT IPs are not reachable with one gateway (8 at most)"), "{too_many:#}");
+}
+
+/// Exercises Azure's table and its hand-made allocation. If this fails, a 51st node halves everybody's ports unannounced.
+#[test]
+fn azure_load_balancers_as_documented() {
+    check(&[
+        ("--profile azure-lb --nodes 48", 1024, Some(1000), Some(0), Some(1), true),
+        ("--profile azure-lb --nodes 52", 512, Some(1000), Some(0), Some(1), true),
+        ("--profile azure-lb --nodes 1001", 0, Some(1000), Some(1), None, false),
+        ("--profile azure-lb --nodes 48 --surge 3", 512, Some(997), Some(0), Some(1), true),
+        ("--profile azure-lb --nodes 80 --demand 600", 512, Some(50), Some(30), Some(2), false),
+        ("--profile azure-lb --min-ports 1000 --nat-ips 2", 1000, Some(128), None, None, true),
+        ("--profile azure-lb --min-ports 1000 --nat-ips 7", 1000, Some(448), None, None, true),
+        ("--profile azure-lb --min-ports 4000 --nat-ips 2", 4000, Some(32), None, None, true),
+        ("--profile azure-lb --min-ports 4000 --nat-ips 7", 4000, Some(112), None, None, true),
+        ("--profile azure-lb --min-ports 1024 --nodes 100", 1024, Some(62), Some(38), Some(2), false),
+        (
+            "--profile azure-lb --min-ports 4000 --nat-ips 7 --nodes 100 --surge 2",
+            4000,
+            Some(110),
+            Some(0),
+            Some(7),
+            true,
+        ),
+        (
+            "--profile azure-lb --min-ports 4000 --nat-ips 7 --nodes 111 --surge 2",
+            4000,
+            Some(110),
+            Some(1),
+            Some(8),
+            false,
+        ),
+    ]);
+    assert!(notes(&plan("--profile azure-lb --nodes 48 --surge 3").0).contains("falls from 1024 to 512"));
+    assert!(notes(&plan("--profile azure-lb --nodes 50").0).contains("from node 51 on every node has 512"));
+    assert!(notes(&plan("--profile azure-lb --min-ports 4000 --nat-ips 2 --nodes 32").0).contains("--surge"));
+    assert!(notes(&plan("--profile azure-lb --min-ports 4000 --nodes 32").0).contains("InvalidLoadBalancerProfile"));
+}
+
+/// Exercises the case of 80 nodes behind one NAT IP with everything at its default (README). If this fails, the fault that
+/// headroom was made for goes unseen.
+#[test]
+fn eighty_nodes_behind_one_nat_ip() {
+    let (answer, code) = plan("--profile gcp --nat-ips 1 --nodes 80");
+    assert_eq!(code, 1);
+    assert_eq!((number(&answer, "capacity_nodes"), number(&answer, "nodes_without_ports")), (Some(63), Some(17)));
+    let options = answer["options"].as_array().unwrap();
+    let dynamic = options.iter().find(|option| option["capacity_nodes"] == 1008).unwrap();
+    let terraform = dynamic["changes"].as_array().unwrap().iter().find(|change| change["tool"] == "terraform").unwrap();
+    assert_eq!(
+        terraform["text"],
+        "enable_dynamic_port_allocation = true\nenable_endpoint_independent_mapping = false\nmin_ports_per_vm = \
+         64\nmax_ports_per_vm = 1024"
+    );
+    let (answer, code) = plan("--profile gcp --nat-ips 1 --nodes 80 --mode dynamic --min-ports 64 --max-ports 1024");
+    assert_eq!((number(&answer, "capacity_nodes"), code), (Some(1008), 0));
+    assert_eq!(answer["options"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn dynamic_pools_may_not_fit_although_the_sum_does() {
+    let args = "--profile gcp --mode dynamic --min-ports 64 --max-ports 1024 --nat-ips 1 --nodes 100 --demand 600";
+    let (answer, code) = plan(args);
+    assert_eq!((number(&answer, "capacity_nodes"), number(&answer, "required_nat_ips"), code), (Some(63), Some(2), 1));
+    assert!(notes(&answer).contains("would fit (60000 of 64512 ports)") && notes(&answer).contains("take 102400"));
+    let (answer, _) = plan(&format!("{args},2x5000"));
+    assert!(notes(&answer).contains("needs 5000 ports to one destination gets 1024"), "{answer:#}");
+}
+
+/// Exercises every offer. If this fails, somebody changes a gateway in vain.
+#[test]
+fn what_is_offered_fits() {
+    for (args, offers) in [
+        ("--profile gcp --nodes 80", 2),
+        ("--profile gcp --nodes 80 --demand 1500", 2),
+        ("--profile gcp --mode dynamic --min-ports 512 --max-ports 1024 --nodes 200 --demand 100", 2),
+        ("--profile gcp --mode dynamic --nodes 10 --max-ports 64 --demand 100", 1),
+        ("--profile azure-lb --nodes 80 --demand 600", 2),
+        ("--profile azure-lb --nodes 100 --min-ports 4000 --demand 100", 2),
+        ("--profile aws --nodes 80 --demand 1000", 1),
+        ("--profile aws --nodes 80 --demand 10000", 0),
+        ("--profile azure-natgw --nodes 80 --demand 1000", 1),
+        ("--profile linux --nodes 80 --demand 1000", 1),
+    ] {
+        let (answer, code) = plan(args);
+        assert_eq!(code, 1, "{args}");
+        let options = answer["options"].as_array().unwrap();
+        assert_eq!(options.len(), offers, "{args}: {answer:#}");
+        for option in options {
+            assert!(!option["says"].as_str().unwrap().is_empty(), "{args}: {option:#}");
+            assert!(!option["changes"].as_array().unwrap().is_empty(), "{args}: {option:#}");
+            let nodes = number(option, "capacity_nodes").unwrap();
+            assert!(nodes >= number(&answer, "nodes").unwrap(), "{args}: {option:#}");
+        }
+    }
+}
+
+/// What is wrong is said, with the name of the setting and what is accepted; exit code 64, nothing on stdout.
+#[test]
+fn bad_settings_are_explained() {
+    for (args, words) in [
+        ("", "which NAT?"),
+        ("--profile none", "nothing to plan"),
+        ("--profile none --nodes 3", "no further settings"),
+        ("--profile ibm", "possible values: gcp, aws, azure-natgw, azure-lb"),
+        ("--profile gcp --nat-ips 0", "`nat-ips` is 0: Cloud NAT takes 1 or more"),
+        ("--profile gcp --nat-ips 301", "1 to 300"),
+        ("--profile gcp --nodes 0", "`nodes` is 0"),
+        ("--profile gcp --nodes -5", "-5 is not in 0..="),
+        ("--profile gcp --nodes 18446744073709551616", "invalid value '18446744073709551616'"),
+        ("--profile gcp --min-ports 1", "2 to 57344"),
+        ("--profile gcp --min-ports 57345", "2 to 57344"),
+        ("--profile gcp --max-ports 128", "`max-ports` needs `mode` dynamic"),
+        ("--profile gcp --mode dynamic --min-ports 100", "a power of two from 32 to 32768"),
+        ("--profile gcp --mode dynamic --max-ports 1000", "a power of two from 64 to 65536"),
+        ("--profile gcp --mode dynamic --min-ports 1024 --max-ports 1024", "must be above"),
+        ("--profile gcp --mode dynamic --endpoint-independent true", "exclude each other"),
+        ("--profile aws --nat-ips 9", "1 to 8"),
+        ("--profile azure-natgw --nat-ips 17", "1 to 16"),
+        ("--profile azure-lb --min-ports 1001", "a multiple of 8"),
+        ("--profile azure-lb --min-ports 64008", "up to 64000"),
+        ("--profile gcp --demand many", "`many`"),
+        ("--profile gcp --demand 5,6", "as in `3x2000`"),
+        ("--profile gcp --demand -5", "`-5`"),
+        ("--profile gcp --from /nonexistent", "`/nonexistent`"),
+        ("--profile gcp --from /dev/zero", "`/dev/zero`"),
+        ("--profile gcp --from /", "`/`"),
+    ] {
+        let output = run(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(output.status.code(), Some(64), "{args}: {said}");
+        assert!(flat.contains(words), "{args}: {said}");
+        assert!(output.stdout.is_empty(), "{args}");
+    }
+}
+
+#[test]
+fn settings_of_other_nats_are_left_out_and_said_so() {
+    let (answer, code) = plan("--profile aws --mode dynamic --min-ports 64 --max-ports 1024 --nodes 3");
+    assert_eq!(code, 0);
+    for name in ["mode dynamic", "min-ports", "max-ports"] {
+        assert!(notes(&answer).contains(&format!("`{name}` means nothing to an AWS NAT gateway")), "{answer:#}");
+    }
+}
+
+/// A file with that text; it goes with the folder.
+fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const MANUAL: &str = r#"{"name":"nat-gke","natIpAllocateOption":"MANUAL_ONLY","natIps":["https://x/addresses/a"],
+    "sourceSubnetworkIpRangesToNat":"LIST_OF_SUBNETWORKS","subnetworks":[{"sourceIpRangesToNat":["ALL_IP_RANGES"]}]}"#;
+
+#[test]
+fn a_file_describes_the_nat_and_flags_win_over_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", MANUAL);
+    let (answer, code) = plan(&format!("--from {nat} --nodes 80"));
+    assert_eq!((number(&answer, "capacity_nodes"), code), (Some(63), 1));
+    let gcloud = answer["options"][0]["changes"][1]["text"].as_str().unwrap();
+    assert!(gcloud.contains("nats update nat-gke --router=ROUTER"), "{gcloud}");
+    let what_if = format!("--from {nat} --nodes 80 --mode dynamic --min-ports 64 --max-ports 1024");
+    assert_eq!(number(&plan(&what_if).0, "capacity_nodes"), Some(1008));
+    let other = run(&format!("--from {nat} --profile aws"));
+    assert_eq!(other.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("about Cloud NAT"));
+    let automatic = file(&folder, "auto.json", &MANUAL.replace("MANUAL_ONLY", "AUTO_ONLY"));
+    let (answer, code) = plan(&format!("--from {automatic} --nodes 80"));
+    assert_eq!((number(&answer, "required_nat_ips"), number(&answer, "nat_ips"), code), (Some(2), None, 0));
+}
+
+#[test]
+fn what_machines_were_given_wins_over_what_the_settings_mean() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", MANUAL);
+    let machine = |name: usize, ports: &str| {
+        format!(r#"{{"instanceName":"n{name}","interfaceNatMappings":[{{"natIpPortRanges":[{ports}]}}]}}"#)
+    };
+    let machines: Vec<String> = (1..=4)
+        .map(|number| machine(number, &format!("\"35.0.0.1:{}-{}\"", 1024 * number, 1024 * number + 511)))
+        .chain([machine(5, "")])
+        .collect();
+    let mapping = file(&folder, "mapping.json", &format!("[{}]", machines.join(",")));
+    let (answer, _) = plan(&format!("--from {nat} --from {mapping}"));
+    assert_eq!((number(&answer, "ports_per_node"), number(&answer, "nodes")), (Some(512), Some(5)));
+    assert_eq!((answer["basis"].as_str(), number(&answer, "capacity_nodes")), (Some("observed"), Some(126)));
+    assert!(notes(&answer).contains("1 of 5 machines have no ports now: n5"), "{answer:#}");
+    let series = r#"{"timeSeries":[{"metric":{"type":"compute.googleapis.com/nat/port_usage"},
+        "resource":{"labels":{"instance_id":"7"}},"points":[{"value":{"int64Value":"3000"}}]}]}"#;
+    let series = file(&folder, "series.json", series);
+    let (answer, code) = plan(&format!("--from {nat} --from {series}"));
+    assert!(code == 1 && notes(&answer).contains("needs 3000 ports to one destination gets 1024"), "{answer:#}");
+}
+
+#[test]
+fn the_gateways_own_word_on_what_it_lacks_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let status =
+        r#"{"result":{"natStatus":[{"name":"nat-gke","userAllocatedNatIps":["1.2.3.4"],"minExtraNatIpsNeeded":1}]}}"#;
+    let status = file(&folder, "status.json", status);
+    let nat = file(&folder, "nat.json", MANUAL);
+    let (answer, code) = plan(&format!("--from {nat} --from {status} --nodes 10"));
+    assert_eq!((number(&answer, "required_nat_ips"), code), (Some(2), 1));
+    assert!(notes(&answer).contains("lacks 1 NAT IPs"), "{answer:#}");
+    assert_eq!(plan(&format!("--from {nat} --from {status} --nodes 10 --nat-ips 2")).1, 0, "trying something else");
+}
+
+#[test]
+fn files_that_say_nothing_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, words) in [
+        ("", "is empty"),
+        ("nonsense", "no JSON"),
+        (r#"{"natIpAllocateOption":"X","minPortsPerVm":-1}"#, "has a bad `minPortsPerVm`"),
+        (r#"{"apiVersion":"v1","kind":"List"}"#, "looks like Kubernetes objects"),
+        (
+            r#"{"natIpAllocateOption":"X","enableDynamicPortAllocation":true,"enableEndpointIndependentMapping":true}"#,
+            "exclude each other",
+        ),
+        (r#"{"natIpAllocateOption":"X","enableDynamicPortAllocation":true,"minPortsPerVm":100}"#, "power of two"),
+    ] {
+        let path = file(&folder, "bad.json", text);
+        let output = run(&format!("--from {path}"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{text}: {said}");
+        assert!(said.contains(words) && !said.contains('\u{1b}'), "{text}: {said}");
+    }
+    let large = folder.path().join("large.json");
+    std::fs::File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();
+    let output = run(&format!("--from {}", large.display()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("16777216"), "{output:?}");
+}
+
+#[test]
+fn standard_input_is_a_file_like_any_other() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_headroom"))
+        .args(["plan", "nat", "--from", "-", "-o", "json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(MANUAL.as_bytes()).unwrap();
+    let answer: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(number(&answer, "capacity_nodes"), Some(63));
+}
+
+/// Exercises the table. If this fails, look at the difference: it is what people paste from.
+#[test]
+fn the_table_reads_well_at_80_columns() {
+    for (name, args) in [
+        ("gcp-80-nodes", "--profile gcp --nat-ips 1 --nodes 80"),
+        ("azure-lb-edge", "--profile azure-lb --nodes 50 --surge 1 --demand 600"),
+        ("aws", "--profile aws --nodes 80 --demand 1000"),
+    ] {
+        let table = String::from_utf8(run(args).stdout).unwrap();
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+        insta::assert_snapshot!(name, table);
+    }
+}
+
+/// Exercises the pages. If this fails, the README shows what is not so: paste the answer of the command into it.
+#[test]
+fn the_readme_and_the_page_show_what_is_printed() {
+    let table = String::from_utf8(run("--profile gcp --nat-ips 1 --nodes 80").stdout).unwrap();
+    for page in ["README.md", "deploy/docs/nat.md"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(page);
+        assert!(std::fs::read_to_string(path).unwrap().contains(table.trim_end()), "{page}:\n{table}");
+    }
+}

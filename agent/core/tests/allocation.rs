@@ -1,0 +1,169 @@
+//! What a node was given, from whichever source, and what its findings make of it.
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
+
+mod node;
+
+use headroom_core::findings::{Finding, FindingId, Severity};
+use headroom_core::known::Known;
+use headroom_core::model::nat::remedy::Names;
+use headroom_core::model::nat::{Basis, Described, Mode, NatSettings, ObservedPorts, Profile};
+use headroom_core::observe::{Cloud, Fact, Platform, SourceId};
+use headroom_core::report::Report;
+use node::{Node, counter, outside};
+
+/// The report on a node that holds so many ports to one destination.
+fn report(nat: NatSettings, held: u64) -> Report {
+    let mut node = Node::new();
+    node.policy.nat = Some(nat);
+    node.count(999, [counter(held, 0, 0, 0)]);
+    node.report(1000)
+}
+
+fn finding(report: &Report, id: FindingId) -> Option<&Finding> {
+    report.findings.iter().find(|finding| finding.id == id)
+}
+
+fn of(profile: Profile, described: Described) -> NatSettings {
+    described.settings(profile, Basis::Configured).unwrap()
+}
+
+/// Exercises the order observed, configured, assumed. If this fails, a node is judged by a page of documentation although
+/// the cloud has said what it gave.
+#[test]
+fn what_the_cloud_gave_wins_over_what_the_settings_mean() {
+    let configured = of(Profile::Gcp, Described { nat_ips: Some(1), ..Described::default() });
+    let allocation = report(configured.clone(), 100).nat.allocation;
+    assert_eq!((allocation.ports, allocation.basis), (Some(1024), Basis::Configured));
+    let observed = ObservedPorts { ports: 64, why: "as the mapping has it".to_owned() };
+    let observed = NatSettings { observed: Some(observed), ..configured };
+    // An allocation below the demand: the node is out of ports, and says on whose word.
+    let report = report(observed.clone(), 100);
+    assert_eq!((report.nat.allocation.ports, report.nat.allocation.basis), (Some(64), Basis::Observed));
+    let exhausted = finding(&report, FindingId::NatPortsExhausted).unwrap();
+    assert!(exhausted.title.contains("100 of 64"), "{}", exhausted.title);
+    assert!(exhausted.evidence.iter().any(|evidence| evidence.said.contains("as the mapping has it")));
+    // Dynamic ports grow from what was observed.
+    let dynamic = NatSettings { mode: Mode::Dynamic, max_ports: Some(1024), ..observed };
+    let allocation = self::report(dynamic, 100).nat.allocation;
+    assert_eq!(allocation.ports, Some(1024));
+    assert!(allocation.why.contains("64 ports") && allocation.why.contains("may grow to 1024"), "{}", allocation.why);
+}
+
+#[test]
+fn a_recognised_cloud_has_the_nat_that_it_usually_has() {
+    for (cloud, profile, ports) in [
+        (Some(Cloud::Gcp), "gcp", Some(1024)),
+        (Some(Cloud::Aws), "aws", Some(55_000)),
+        (Some(Cloud::Azure), "azure-lb", Some(1024)),
+        (None, "none", None),
+    ] {
+        let mut node = Node::new();
+        node.policy.nat = None;
+        let cloud = cloud.map_or(Known::Absent, Known::Present);
+        let platform = Platform { node: "n".to_owned(), kernel: "6.1".to_owned(), cloud };
+        node.put(1, SourceId::Platform, Fact::Platform(platform));
+        let nat = node.report(2).nat;
+        assert_eq!((nat.profile.as_str(), nat.allocation.ports), (profile, ports));
+        assert_eq!(nat.allocation.basis, Basis::Assumed);
+        assert!(!nat.allocation.why.is_empty(), "an assumption has a reason");
+    }
+}
+
+/// Exercises a shared gateway. If this fails, a cluster runs dry together while each node looks fine.
+#[test]
+fn a_demand_that_all_nodes_could_not_have_is_told() {
+    let aws = |nodes| of(Profile::Aws, Described { nat_ips: Some(1), nodes: Some(nodes), ..Described::default() });
+    let report = report(aws(80), 1000);
+    let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+    assert_eq!(small.severity, Severity::Warning);
+    assert!(small.title.contains("80000 ports: the gateway has 55000"), "{}", small.title);
+    assert!(small.remedy.contains("2 NAT IPs (there are 1) for 80 nodes"), "{}", small.remedy);
+    assert!(small.subject == format!("{}/tcp", outside(443)));
+    assert!(finding(&self::report(aws(55), 1000), FindingId::NatGatewayTooSmall).is_none());
+    assert!(finding(&self::report(aws(1), 44_000), FindingId::NatPortsLow).is_some());
+}
+
+#[test]
+fn a_gateway_that_says_it_lacks_ips_is_believed() {
+    let nat = of(Profile::Gcp, Described { nat_ips: Some(2), missing_ips: Some(3), ..Described::default() });
+    let report = report(nat, 1);
+    let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+    assert!(small.severity == Severity::Critical && small.title.contains("lacks 3 NAT IPs"), "{}", small.title);
+    assert!(small.remedy.contains("use 5 NAT IPs"), "{}", small.remedy);
+}
+
+/// Exercises the node that came too late. If this fails, a node whose images cannot be pulled looks healthy until it dials.
+#[test]
+fn a_node_that_was_left_out_is_told_so_even_while_it_is_idle() {
+    let observed = Some(ObservedPorts { ports: 0, why: "as the mapping has it".to_owned() });
+    let nat = of(Profile::Gcp, Described { nat_ips: Some(1), observed, ..Described::default() });
+    let report = report(nat, 0);
+    let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+    assert!(small.severity == Severity::Critical && small.title.contains("no NAT ports at all"), "{}", small.title);
+    assert!(small.remedy.contains("use 2 NAT IPs"), "{}", small.remedy);
+}
+
+#[test]
+fn notes_on_the_settings_are_in_the_report() {
+    let nat = of(Profile::Gcp, Described { notes: vec!["read me".to_owned()], ..Described::default() });
+    assert_eq!(report(nat, 0).nat.allocation.notes, ["read me"]);
+}
+
+/// What a node that is out of ports is told to do.
+fn remedy_of(nat: NatSettings, names: &Names, held: u64) -> String {
+    let report = report(NatSettings { names: names.clone(), ..nat }, held);
+    finding(&report, FindingId::NatPortsExhausted).unwrap().remedy.clone()
+}
+
+/// Exercises remedies line by line. If this fails, somebody pastes what his tool refuses, or what does not help.
+#[test]
+fn the_lines_to_type_are_those_of_the_nat_at_hand() {
+    let names = Names {
+        gateway: Some("nat-gke".to_owned()),
+        cluster: None,
+        router: Some("r1".to_owned()),
+        region: Some("asia-northeast1".to_owned()),
+        group: Some("p1".to_owned()),
+    };
+    let remedy = |nat: NatSettings, held| remedy_of(nat, &names, held);
+    let gcp = of(Profile::Gcp, Described { nat_ips: Some(1), nodes: Some(60), ..Described::default() });
+    assert_eq!(
+        remedy(gcp.clone(), 1024),
+        "reuse connections in the pods named above, or set min_ports_per_vm = 2048 and 2 NAT IPs (there are 1) for 60 nodes \
+         on Cloud NAT\n\
+         terraform: min_ports_per_vm = 2048\n\
+         nat_ips = google_compute_address.nat[*].self_link  # count = 2\n\
+         gcloud: gcloud compute routers nats update nat-gke --router=r1 --region=asia-northeast1 --project=p1 \
+         --min-ports-per-vm=2048 --nat-external-ip-pool=ADDRESS-1,…,ADDRESS-2"
+    );
+    let dynamic = NatSettings { mode: Mode::Dynamic, max_ports: Some(1024), ..gcp };
+    assert!(
+        remedy(dynamic, 1024)
+            .contains("nats update nat-gke --router=r1 --region=asia-northeast1 --project=p1 --max-ports-per-vm=2048")
+    );
+    let aws = of(Profile::Aws, Described { nat_ips: Some(1), ..Described::default() });
+    assert_eq!(
+        remedy(aws.clone(), 55_000),
+        "reuse connections in the pods named above, or set 2 NAT IPs (there are 1) on an AWS NAT gateway\n\
+         terraform: secondary_allocation_ids = [aws_eip.nat[1].id]\n\
+         aws: aws ec2 associate-nat-gateway-address --nat-gateway-id nat-gke --allocation-ids EIPALLOC-1"
+    );
+    let full = NatSettings { nat_ips: Some(8), ..aws };
+    assert!(remedy(full, 440_000).contains("spread them over more destination addresses or nodes"));
+    let gateway = of(Profile::AzureNatgw, Described { nat_ips: Some(1), ..Described::default() });
+    let expected = "az: az network nat gateway update -g p1 -n nat-gke --public-ip-addresses IP-1 … IP-2";
+    assert!(remedy(gateway.clone(), 50_000).contains(expected));
+    let names = Names { gateway: None, cluster: Some("aks1".to_owned()), ..names };
+    let remedy = |nat: NatSettings, held| remedy_of(nat, &names, held);
+    let expected = "az: az aks update -g p1 -n aks1 --nat-gateway-managed-outbound-ip-count 2";
+    assert!(remedy(gateway, 50_000).contains(expected));
+    let lb = of(Profile::AzureLb, Described { nat_ips: Some(1), nodes: Some(48), ..Described::default() });
+    assert_eq!(
+        remedy(lb, 1030),
+        "reuse connections in the pods named above, or set allocated outbound ports = 1288 on an Azure load balancer\n\
+         terraform: load_balancer_profile {\n  outbound_ports_allocated = 1288\n}\n\
+         az: az aks update -g p1 -n aks1 --load-balancer-outbound-ports 1288"
+    );
+    let linux = of(Profile::Linux, Described { nat_ips: Some(1), ..Described::default() });
+    assert!(remedy(linux, 64_512).contains("iptables: iptables -t nat -I POSTROUTING"));
+}

@@ -1,0 +1,236 @@
+//! Azure: `az aks show`, `az network nat gateway show`, `az network lb outbound-rule list`.
+
+use headroom_core::model::nat::remedy::Names;
+use headroom_core::model::nat::{Described, Profile, SetTimes};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::count::{Count, number, time};
+use super::{BadDocument, Said, choose, field};
+
+const AKS: &str = "az aks show";
+const GATEWAY: &str = "az network nat gateway show";
+const RULE: &str = "az network lb outbound-rule list";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Rule {
+    name: Option<String>,
+    resource_group: Option<String>,
+    allocated_outbound_ports: Option<Count>,
+    idle_timeout_in_minutes: Option<Count>,
+    #[serde(rename = "frontendIPConfigurations", alias = "frontendIpConfigurations")]
+    frontends: Option<Vec<Value>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct NatGateway {
+    name: Option<String>,
+    resource_group: Option<String>,
+    idle_timeout_in_minutes: Option<Count>,
+    public_ip_addresses: Option<Vec<Value>>,
+    public_ip_prefixes: Option<Vec<Value>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Cluster {
+    name: Option<String>,
+    resource_group: Option<String>,
+    network_profile: Option<NetworkProfile>,
+    agent_pool_profiles: Option<Vec<Pool>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct NetworkProfile {
+    outbound_type: Option<String>,
+    load_balancer_profile: Option<LoadBalancer>,
+    nat_gateway_profile: Option<ManagedGateway>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct LoadBalancer {
+    allocated_outbound_ports: Option<Count>,
+    idle_timeout_in_minutes: Option<Count>,
+    #[serde(rename = "effectiveOutboundIPs", alias = "effectiveOutboundIps")]
+    effective: Option<Vec<Value>>,
+    #[serde(rename = "managedOutboundIPs", alias = "managedOutboundIps")]
+    managed: Option<Managed>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ManagedGateway {
+    idle_timeout_in_minutes: Option<Count>,
+    #[serde(rename = "effectiveOutboundIPs", alias = "effectiveOutboundIps")]
+    effective: Option<Vec<Value>>,
+    #[serde(rename = "managedOutboundIPProfile", alias = "managedOutboundIpProfile")]
+    managed: Option<Managed>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Managed {
+    count: Option<Count>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Pool {
+    count: Option<Count>,
+    max_count: Option<Count>,
+    enable_auto_scaling: Option<bool>,
+    upgrade_settings: Option<UpgradeSettings>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct UpgradeSettings {
+    max_surge: Option<String>,
+}
+
+impl Pool {
+    /// Nodes at most.
+    fn nodes(&self) -> u32 {
+        let most = if self.enable_auto_scaling == Some(true) { number(self.max_count) } else { None };
+        most.or(number(self.count)).unwrap_or(0)
+    }
+
+    /// Nodes that an upgrade adds: a number or a share, which is rounded up; 1 unless somebody has set it.
+    fn surge(&self) -> u32 {
+        let text = self.upgrade_settings.as_ref().and_then(|settings| settings.max_surge.as_deref()).unwrap_or("1");
+        let share = text.strip_suffix('%').and_then(|percent| percent.parse::<u32>().ok());
+        match share {
+            Some(percent) => {
+                u32::try_from((u64::from(self.nodes()) * u64::from(percent)).div_ceil(100)).unwrap_or(u32::MAX)
+            }
+            None => text.parse().unwrap_or(1),
+        }
+    }
+}
+
+/// Whether it is a resource of that type; some versions of the tool leave the type out, but not what is in it.
+pub(super) fn is(value: &Value, kind: &str) -> bool {
+    let typed = value.get("type").and_then(Value::as_str).and_then(|name| name.rsplit('/').next());
+    let has = |key: &str| value.get(key).is_some();
+    match (typed, kind) {
+        (Some(name), kind) => name.eq_ignore_ascii_case(kind),
+        (None, "outboundRules") => has("allocatedOutboundPorts"),
+        (None, "natGateways") => has("publicIpAddresses") && has("idleTimeoutInMinutes"),
+        (None, _) => has("networkProfile") && has("agentPoolProfiles"),
+    }
+}
+
+/// Where an item of a document is: the whole of it, or a place in its list.
+fn place(items: &[Value], index: usize) -> String {
+    if items.len() == 1 { String::new() } else { format!("[{index}]") }
+}
+
+fn each(
+    items: &[Value],
+    tool: &'static str,
+    gateway: Option<&str>,
+    said: impl Fn(&Value, &str) -> Result<Said, BadDocument>,
+) -> Result<Said, BadDocument> {
+    let found = items.iter().enumerate().map(|(index, item)| said(item, &place(items, index)));
+    choose(found.collect::<Result<_, BadDocument>>()?, gateway, tool)
+}
+
+fn length(list: Option<&Vec<Value>>) -> Option<u32> {
+    list.map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX)).filter(|ips| *ips != 0)
+}
+
+/// Outbound rules of a load balancer.
+pub(super) fn outbound_rules(items: &[Value], gateway: Option<&str>) -> Result<Said, BadDocument> {
+    each(items, RULE, gateway, |item, path| {
+        let rule: Rule = field(item, RULE, path)?;
+        let described = Described {
+            profile: Some(Profile::AzureLb),
+            min_ports: number(rule.allocated_outbound_ports),
+            nat_ips: length(rule.frontends.as_ref()),
+            times: SetTimes { tcp_established_idle: time(rule.idle_timeout_in_minutes, 60), ..SetTimes::default() },
+            names: Names { gateway: rule.name, group: rule.resource_group, ..Names::default() },
+            ..Described::default()
+        };
+        Ok(Said { tool: RULE, described, ..Said::default() })
+    })
+}
+
+/// NAT gateways.
+pub(super) fn nat_gateways(items: &[Value], gateway: Option<&str>) -> Result<Said, BadDocument> {
+    each(items, GATEWAY, gateway, |item, path| {
+        let found: NatGateway = field(item, GATEWAY, path)?;
+        let prefixes = length(found.public_ip_prefixes.as_ref());
+        let mut notes = Vec::new();
+        if prefixes.is_some() {
+            notes
+                .push("it has public IP prefixes, whose addresses are not in this document: give --nat-ips".to_owned());
+        }
+        let described = Described {
+            profile: Some(Profile::AzureNatgw),
+            nat_ips: length(found.public_ip_addresses.as_ref()).filter(|_| prefixes.is_none()),
+            times: SetTimes { tcp_established_idle: time(found.idle_timeout_in_minutes, 60), ..SetTimes::default() },
+            names: Names { gateway: found.name, group: found.resource_group, ..Names::default() },
+            ..Described::default()
+        };
+        Ok(Said { tool: GATEWAY, described, notes, ..Said::default() })
+    })
+}
+
+/// AKS clusters.
+pub(super) fn clusters(items: &[Value], gateway: Option<&str>) -> Result<Said, BadDocument> {
+    each(items, AKS, gateway, |item, path| cluster(field(item, AKS, path)?))
+}
+
+fn cluster(cluster: Cluster) -> Result<Said, BadDocument> {
+    let pools = cluster.agent_pool_profiles.unwrap_or_default();
+    let sum = |of: fn(&Pool) -> u32| pools.iter().map(of).fold(0, u32::saturating_add);
+    let network = cluster.network_profile.unwrap_or_default();
+    let mut notes = Vec::new();
+    if pools.iter().any(|pool| pool.enable_auto_scaling == Some(true)) {
+        notes.push("pools that scale by themselves are counted with all the nodes they may have".to_owned());
+    }
+    let common = Described {
+        nodes: Some(sum(Pool::nodes)).filter(|nodes| *nodes != 0),
+        names: Names { cluster: cluster.name, group: cluster.resource_group, ..Names::default() },
+        ..Described::default()
+    };
+    let described = match network.outbound_type.as_deref() {
+        None | Some("loadBalancer") => {
+            let profile = network.load_balancer_profile.unwrap_or_default();
+            Described {
+                profile: Some(Profile::AzureLb),
+                min_ports: number(profile.allocated_outbound_ports),
+                nat_ips: length(profile.effective.as_ref())
+                    .or(profile.managed.and_then(|managed| number(managed.count))),
+                surge: Some(sum(Pool::surge)),
+                times: SetTimes {
+                    tcp_established_idle: time(profile.idle_timeout_in_minutes, 60),
+                    ..SetTimes::default()
+                },
+                ..common
+            }
+        }
+        Some("managedNATGateway" | "userAssignedNATGateway" | "managedNATGatewayV2") => {
+            let profile = network.nat_gateway_profile.unwrap_or_default();
+            Described {
+                profile: Some(Profile::AzureNatgw),
+                nat_ips: length(profile.effective.as_ref())
+                    .or(profile.managed.and_then(|managed| number(managed.count))),
+                times: SetTimes {
+                    tcp_established_idle: time(profile.idle_timeout_in_minutes, 60),
+                    ..SetTimes::default()
+                },
+                ..common
+            }
+        }
+        Some(other) => {
+            let hint = format!(": its outbound type is `{}`, whose way out is your own", super::shortened(other));
+            return Err(BadDocument::Nothing { tool: AKS, hint });
+        }
+    };
+    Ok(Said { tool: AKS, described, notes, ..Said::default() })
+}
