@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use headroom_lab::bench::{Dump, Overhead};
-use headroom_lab::scenario::{self, IpLeak, NatExhaustion};
+use headroom_lab::scenario::{self, IpLeak, NatDynamic, NatExhaustion, NatIdle};
 use headroom_lab::traffic::{Burst, Connect, Serve, Sink};
 
 #[derive(Debug, Parser)]
@@ -11,6 +11,8 @@ use headroom_lab::traffic::{Burst, Connect, Serve, Sink};
 enum Command {
     /// A pod uses up the ports of the node's NAT; what does headroom say, and what the gateway?
     NatExhaustion(NatExhaustion),
+    NatDynamic(NatDynamic),
+    NatIdle(NatIdle),
     /// Pod IPs leak until the node is full; headroom gives them back and the next pod starts
     IpLeak(IpLeak),
     Serve(Serve),
@@ -27,6 +29,8 @@ enum Command {
 fn main() -> Result<std::process::ExitCode> {
     match Command::parse() {
         Command::NatExhaustion(scenario) => scenario.run(),
+        Command::NatDynamic(scenario) => scenario.run(),
+        Command::NatIdle(scenario) => scenario.run(),
         Command::IpLeak(scenario) => scenario.run(),
         Command::Serve(serve) => block_on(serve.run()),
         Command::Connect(connect) => block_on(connect.run()),

@@ -22,6 +22,10 @@ use crate::lab::Lab;
 use crate::netns::{Netns, veth};
 use crate::process::Process;
 
+mod dynamic;
+
+pub use dynamic::{DynamicPorts, Grown, Growth};
+
 /// The node's address on its network.
 pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// The gateway's address on the node's network.
@@ -168,6 +172,14 @@ impl NatLab {
     /// Adds an address to the outside.
     pub fn add_outside_address(&self, address: Ipv4Addr) -> Result<()> {
         self.outside.add_address("lo", &format!("{address}/32"))
+    }
+
+    /// From now on the gateway answers packets of connections it does not know with a reset, as AWS and Azure do. A kernel's NAT
+    /// would take them for new connections.
+    pub fn reset_what_is_unknown(&self) -> Result<()> {
+        self.gateway.set_sysctl("net.netfilter.nf_conntrack_tcp_loose", "0")?;
+        let rule = ["-w", "-A", "FORWARD", "-p", "tcp", "-m", "conntrack", "--ctstate", "INVALID"];
+        self.gateway.exec("iptables", &[&rule[..], &["-j", "REJECT", "--reject-with", "tcp-reset"]].concat()).map(drop)
     }
 
     /// Empties the gateway's table: every held port is free again.

@@ -51,6 +51,9 @@ pub struct Statistics {
     pub closed: u64,
     /// Opened connections that the other end closed or reset before.
     pub closed_by_peer: u64,
+    /// Opened connections that could not be used any more.
+    #[serde(default)]
+    pub broken: u64,
     /// Connections open now.
     pub holding: u64,
     /// Time since the start.

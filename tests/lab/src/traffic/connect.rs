@@ -41,6 +41,9 @@ pub struct Connect {
     /// Send a few bytes after opening and wait for the answer (UDP always does)
     #[arg(long)]
     pub talk: bool,
+    /// Do so again this often while it is held; a connection on which that fails is broken
+    #[arg(long, value_parser = parse_duration)]
+    pub talk_every: Option<Duration>,
     /// UDP: a socket and an echoed datagram per connection
     #[arg(long)]
     pub udp: bool,
@@ -58,12 +61,14 @@ struct Counters {
     failed: AtomicU64,
     closed: AtomicU64,
     closed_by_peer: AtomicU64,
+    broken: AtomicU64,
 }
 
 impl Counters {
     fn read(&self, since: Instant) -> Statistics {
         // Ends before openings, openings before attempts: a sum never exceeds what it is part of.
         let (closed, closed_by_peer) = (self.closed.load(Relaxed), self.closed_by_peer.load(Relaxed));
+        let broken = self.broken.load(Relaxed);
         let opened = self.opened.load(Relaxed);
         Statistics {
             opened,
@@ -72,7 +77,8 @@ impl Counters {
             failed: self.failed.load(Relaxed),
             closed,
             closed_by_peer,
-            holding: opened.saturating_sub(closed).saturating_sub(closed_by_peer),
+            broken,
+            holding: opened.saturating_sub(closed).saturating_sub(closed_by_peer).saturating_sub(broken),
             attempted: self.attempted.load(Relaxed),
             elapsed_secs: since.elapsed().as_secs_f64(),
         }
@@ -92,6 +98,7 @@ impl Counters {
 enum End {
     Ours,
     Peer,
+    Broken,
 }
 
 impl Connect {
@@ -105,6 +112,7 @@ impl Connect {
             timeout: Duration::from_secs(3),
             reset: false,
             talk: false,
+            talk_every: None,
             udp: false,
             progress: None,
         }
@@ -125,6 +133,7 @@ impl Connect {
         args.push(format!("--timeout={}", show_duration(self.timeout)));
         args.extend(self.reset.then(|| "--reset".to_owned()));
         args.extend(self.talk.then(|| "--talk".to_owned()));
+        args.extend(self.talk_every.map(|every| format!("--talk-every={}", show_duration(every))));
         let protocol = if self.udp { Protocol::Udp } else { Protocol::Tcp };
         args.extend(Some(show_protocol(protocol).to_owned()).filter(|flag| !flag.is_empty()));
         args.extend(self.progress.map(|every| format!("--progress={}", show_duration(every))));
@@ -202,7 +211,7 @@ async fn one(connect: Arc<Connect>, to: SocketAddr, counters: Arc<Counters>, mut
             return;
         }
     };
-    let open = match opened {
+    let mut open = match opened {
         Ok(open) => open,
         Err(error) => {
             counters.count_failure(error.kind());
@@ -212,13 +221,14 @@ async fn one(connect: Arc<Connect>, to: SocketAddr, counters: Arc<Counters>, mut
     counters.opened.fetch_add(1, Relaxed);
     let end = tokio::select! {
         () = sleep(connect.hold) => End::Ours,
-        () = open.closed_by_peer() => End::Peer,
+        end = open.until_it_ends(connect.talk_every) => end,
         _ = stopped.wait_for(|stopped| *stopped) => End::Ours,
     };
     drop(open);
     match end {
         End::Ours => counters.closed.fetch_add(1, Relaxed),
         End::Peer => counters.closed_by_peer.fetch_add(1, Relaxed),
+        End::Broken => counters.broken.fetch_add(1, Relaxed),
     };
 }
 
@@ -229,6 +239,20 @@ enum Open {
 }
 
 impl Open {
+    /// Ends when the connection does; talks now and then if it is to.
+    async fn until_it_ends(&mut self, talk_every: Option<Duration>) -> End {
+        if let (Self::Tcp(stream), Some(every)) = (&mut *self, talk_every) {
+            loop {
+                sleep(every).await;
+                if talk(stream).await.is_err() {
+                    return End::Broken;
+                }
+            }
+        }
+        self.closed_by_peer().await;
+        End::Peer
+    }
+
     /// Ends when the other end has closed or reset; never for UDP.
     async fn closed_by_peer(&self) {
         let Self::Tcp(stream) = self else { return std::future::pending().await };
@@ -247,11 +271,15 @@ async fn open_tcp(connect: &Connect, to: SocketAddr) -> std::io::Result<TcpStrea
     }
     let mut stream = socket.connect(to).await?;
     if connect.talk {
-        stream.write_all(b"headroom").await?;
-        let mut answer = [0; 8];
-        stream.read_exact(&mut answer).await?;
+        talk(&mut stream).await?;
     }
     Ok(stream)
+}
+
+/// Says something and waits for the echo.
+async fn talk(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"headroom").await?;
+    stream.read_exact(&mut [0; 8]).await.map(drop)
 }
 
 async fn open_udp(to: SocketAddr) -> std::io::Result<UdpSocket> {
