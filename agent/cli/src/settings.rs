@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use headroom_core::ledger::LedgerLimits;
+use headroom_core::ledger::{Ledger, LedgerLimits, SourceFilter};
 use headroom_core::model::policy::Policy;
 use headroom_core::plan::clean::Limits;
 use headroom_core::ports::PortRange;
@@ -106,6 +106,17 @@ struct CleanFile {
 }
 
 impl Settings {
+    /// An empty ledger that remembers what the NAT makes worth remembering.
+    pub fn ledger(&self) -> Ledger {
+        let ledger = Ledger::new(self.limits);
+        match self.policy.nat.as_ref().filter(|nat| nat.endpoint_independent == Some(true)) {
+            Some(nat) => {
+                ledger.telling_sources_apart(SourceFilter { scope: self.policy.scope(nat.profile), hold: nat.hold })
+            }
+            None => ledger,
+        }
+    }
+
     /// Joins file and flags.
     ///
     /// # Errors

@@ -31,8 +31,8 @@ mod tcp;
 
 pub use attachments::Attachments;
 pub use conntrack::{
-    Census, Cohort, CohortState, Cohorts, Conntrack, Drift, EntryState, HAIRPIN_SILENT_SECS, Hairpin, HairpinKey,
-    Hairpins, Most, NodePortFlow, NodePortFlows, Pair, SILENCE_SECS,
+    Census, Cohort, CohortState, Cohorts, Conntrack, DistinctSources, Drift, EntryState, HAIRPIN_SILENT_SECS, Hairpin,
+    HairpinKey, Hairpins, Most, NodePortFlow, NodePortFlows, Pair, SILENCE_SECS, SourceFilter,
 };
 pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
@@ -121,6 +121,13 @@ impl Ledger {
             open: BTreeMap::new(),
             brackets: BTreeMap::new(),
         }
+    }
+
+    /// Tells the source ports of flows apart, for a NAT with endpoint-independent mapping: 8 KiB more for each address.
+    #[must_use]
+    pub fn telling_sources_apart(mut self, filter: SourceFilter) -> Self {
+        self.conntrack.tell_sources_apart(filter);
+        self
     }
 
     /// Takes in one fact.

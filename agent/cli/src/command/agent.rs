@@ -101,7 +101,7 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
 /// Owns the ledger: takes in facts, publishes a report every tick.
 fn own(settings: &Settings, publish: &watch::Sender<Option<Published>>, stop: &AtomicBool) -> anyhow::Result<()> {
     let lanes = lanes::all(settings, Pace::Steady);
-    let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
+    let mut engine = Engine::start(settings.ledger(), settings.policy.clone(), lanes)?;
     engine.settle(DEADLINE);
     let mut since_report = settings.tick;
     while !stop.load(Ordering::Relaxed) {

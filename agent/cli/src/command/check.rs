@@ -24,7 +24,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<u8> {
     let settings = Settings::new(&args.node, &args.nat).map_err(UsageError)?;
     let started = Instant::now();
     let lanes = lanes::all(&settings, Pace::Once);
-    let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
+    let mut engine = Engine::start(settings.ledger(), settings.policy.clone(), lanes)?;
     engine.settle(DEADLINE);
     let mut report = engine.report();
     let progress = std::io::stderr().is_terminal();

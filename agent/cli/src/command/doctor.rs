@@ -43,7 +43,7 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
     let settings = Settings::new(&args.node, &NatArgs::default()).map_err(UsageError)?;
     let counting = ebpf::count_runs();
     let lanes = lanes::all(&settings, Pace::Once);
-    let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
+    let mut engine = Engine::start(settings.ledger(), settings.policy.clone(), lanes)?;
     engine.settle(DEADLINE);
     engine.watch(WATCH);
     let report = engine.report();

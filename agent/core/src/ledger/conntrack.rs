@@ -24,11 +24,14 @@ mod census;
 mod cohorts;
 mod hairpins;
 mod node_port_flows;
+mod source_ports;
 
 pub use census::{Census, EntryState, Most, SILENCE_SECS};
 pub use cohorts::{Cohort, CohortState, Cohorts};
 pub use hairpins::{HAIRPIN_SILENT_SECS, Hairpin, HairpinKey, Hairpins};
 pub use node_port_flows::{NodePortFlow, NodePortFlows};
+use source_ports::SourcePorts;
+pub use source_ports::{DistinctSources, SourceFilter};
 
 /// From whom to where, and as whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +104,8 @@ pub struct Conntrack {
     incoming_census: Census,
     node_port_flows: NodePortFlows,
     hairpins: Hairpins,
+    /// Distinct sources, where somebody asks for them.
+    source_ports: Option<SourcePorts>,
 }
 
 impl Conntrack {
@@ -122,7 +127,12 @@ impl Conntrack {
             incoming_census: Census::default(),
             node_port_flows: NodePortFlows::default(),
             hairpins: Hairpins::default(),
+            source_ports: None,
         }
+    }
+
+    pub(super) fn tell_sources_apart(&mut self, filter: SourceFilter) {
+        self.source_ports = Some(SourcePorts::new(filter));
     }
 
     pub(super) fn begin_dump(&mut self) {
@@ -158,9 +168,13 @@ impl Conntrack {
         if in_node_ports {
             self.node_port_flows.dumped(entry, at, &timeouts);
         }
+        let cohort = Cohort::of(entry, at, timeouts);
+        if let Some(source_ports) = &mut self.source_ports {
+            source_ports.dumped(entry, &cohort, at);
+        }
         let row = self.rows.entry(pair(entry)).or_default();
         row.incoming.make_room_like(&row.cohorts);
-        row.incoming.add(Cohort::of(entry, at, timeouts), 1);
+        row.incoming.add(cohort, 1);
         row.incoming_in_node_ports = row.incoming_in_node_ports.saturating_add(u32::from(in_node_ports));
         row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(fresh));
     }
@@ -173,6 +187,9 @@ impl Conntrack {
         }
         if !self.live.insert(fingerprint(entry)) {
             return;
+        }
+        if let Some(source_ports) = &mut self.source_ports {
+            source_ports.begun(entry);
         }
         note_translation(&mut self.dialled, entry, self.limits.max_flows);
         let in_node_ports = self.in_node_ports(entry);
@@ -201,6 +218,9 @@ impl Conntrack {
 
     pub(super) fn end_dump(&mut self, at: NodeTime, outcome: &Outcome, timeouts: ConntrackTimeouts) {
         self.take_census(at, outcome);
+        if let Some(source_ports) = &mut self.source_ports {
+            source_ports.end_dump(at, *outcome == Outcome::Complete);
+        }
         match outcome {
             Outcome::Complete if self.counting => self.compare = true,
             Outcome::Complete => self.replace(at, timeouts),
@@ -363,6 +383,13 @@ impl Conntrack {
     /// Entries of those who talk to themselves through a Service.
     pub fn hairpins(&self) -> &Hairpins {
         &self.hairpins
+    }
+
+    /// How many distinct sources (address and port, as they leave the node) hold something beyond the NAT; `None` if nobody
+    /// asked for it, or no dump was read yet.
+    pub fn distinct_sources(&self, protocol: Protocol) -> Option<DistinctSources> {
+        let sources = self.source_ports.as_ref()?.count(protocol)?;
+        Some(DistinctSources { at_least: sources.at_least || self.refused > 0, ..sources })
     }
 
     /// How many pairs there are.

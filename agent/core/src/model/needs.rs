@@ -12,13 +12,16 @@ use crate::model::policy::Policy;
 use crate::observe::{Outcome, Snapshot, SourceId};
 use crate::report::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, LocalReport, MasqueradedReport, NatReport,
-    OmittedDestinations, RateReport, WorstDestination,
+    OmittedDestinations, RateReport, SourcesReport, WorstDestination,
 };
 use crate::time::NodeTime;
 
 /// What the demand of one protocol is judged by.
 struct Judge<'a> {
+    ledger: &'a Ledger,
     accounts: &'a [Account],
+    /// The NAT is known to map sources whatever their destination.
+    endpoint_independent: bool,
     hold: HoldTimes,
     limit: Option<u32>,
     now: NodeTime,
@@ -33,7 +36,14 @@ pub(super) fn report(
     demand: &Demand,
     now: NodeTime,
 ) -> NatReport {
-    let judge = Judge { accounts: &demand.accounts, hold: nat.hold, limit: given.map(|given| given.ports), now };
+    let judge = Judge {
+        ledger,
+        accounts: &demand.accounts,
+        endpoint_independent: nat.endpoint_independent == Some(true),
+        hold: nat.hold,
+        limit: given.map(|given| given.ports),
+        now,
+    };
     let flows = flows_observed(ledger, now);
     let demands = DemandReports {
         tcp: judge.demand(Protocol::TCP, tcp_observed(ledger), memory),
@@ -85,7 +95,12 @@ impl Judge<'_> {
         let mut of_protocol =
             self.accounts.iter().filter(|account| account.in_scope && account.destination.protocol == protocol);
         let worst = of_protocol.next().filter(|account| account.demand() > 0);
-        let ports = worst.map_or(0, Account::demand);
+        let sources = self.sources(protocol);
+        let ports = match sources.ports.filter(|_| self.endpoint_independent) {
+            Some(ports) => ports,
+            // What could not be told is not less than what the worst destination shows.
+            None => worst.map_or(0, Account::demand),
+        };
         let rate = worst.and_then(|worst| self.rate(worst, memory));
         let Some(history) = memory.demand(protocol) else { return DemandReport::default() };
         history.record(self.now, ports);
@@ -103,7 +118,36 @@ impl Judge<'_> {
             exhausted_in_secs: exhaustion.as_ref().map(|exhaustion| exhaustion.within.as_secs()),
             exhausted_basis: exhaustion.map(|exhaustion| exhaustion.basis("ports")),
             rate,
+            endpoint_independent: Some(sources),
         }
+    }
+
+    /// Distinct sources: exactly where conntrack tells them apart, else within bounds.
+    fn sources(&self, protocol: Protocol) -> SourcesReport {
+        let flows = self.accounts.iter().filter(|account| account.in_scope && account.destination.protocol == protocol);
+        let (at_least, at_most) = flows.fold((0, 0_u32), |(least, most), account| {
+            (account.active.max(least), most.saturating_add(account.demand()))
+        });
+        let doubt = self.ledger.conntrack_doubt();
+        let seen = self.ledger.conntrack().distinct_sources(protocol).filter(|_| doubt.is_none());
+        let basis = match (&doubt, seen) {
+            (Some(why), _) => format!("only conntrack knows the source ports of flows: {why}"),
+            (None, None) => {
+                "source ports are told apart only where the NAT is said to map them endpoint-independently, since \
+                             that takes memory"
+                    .to_owned()
+            }
+            (None, Some(seen)) if seen.at_least => "not all flows found room in memory".to_owned(),
+            (None, Some(seen)) => {
+                // The kernel's counters know no ports: only the next dump tells.
+                let since = if self.ledger.conntrack().drift().is_some() { "" } else { " and what began since" };
+                let ago = self.now.since(seen.as_of).as_secs();
+                format!("source ports as they leave the node, from the conntrack table of {ago} s ago{since}")
+            }
+        };
+        let ports = seen.filter(|seen| !seen.at_least).map(|seen| seen.count);
+        let at_least = seen.map_or(at_least, |seen| seen.count.max(at_least));
+        SourcesReport { ports, at_least: at_least.min(at_most), at_most, basis }
     }
 
     /// How fast connections to a destination come, and how fast they may: each holds a port for as long as it lives, and then

@@ -85,6 +85,22 @@ pub struct DemandReport {
     /// enough.
     #[serde(default)]
     pub rate: Option<RateReport>,
+    /// Under endpoint-independent mapping: distinct source addresses and ports, over all destinations.
+    #[serde(default)]
+    pub endpoint_independent: Option<SourcesReport>,
+}
+
+/// What a NAT with endpoint-independent mapping needs its ports for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourcesReport {
+    /// Distinct sources that hold something; absent if it could not be told.
+    pub ports: Option<u32>,
+    /// Not fewer than this: flows open to one destination have sources of their own.
+    pub at_least: u32,
+    /// Not more than this: all flows that are held or wanted, to whatever destination.
+    pub at_most: u32,
+    /// What it rests on, or why it could not be told.
+    pub basis: String,
 }
 
 /// How fast connections to one destination come.

@@ -56,16 +56,18 @@ fn idle_of(account: &Account, view: &View<'_>, report: &Report) -> Option<Findin
             account.silent
         )
     };
-    let mut evidence = vec![Evidence::seen(
-        SourceId::Conntrack,
-        format!(
-            "{} silent for more than {secs} s: the NAT lets their next packet drop or answers it with a reset, while the \
-             node takes them for open; {} more silent for over {} s",
-            account.forgotten,
-            account.silent,
-            secs / 2
-        ),
-    )];
+    let mut silence = Vec::new();
+    if account.forgotten > 0 {
+        silence.push(format!(
+            "{} silent for more than {secs} s: the node takes them for open, and their next packet will be dropped or answered \
+             with a reset",
+            account.forgotten
+        ));
+    }
+    if account.silent > 0 {
+        silence.push(format!("{} silent for more than half of the {secs} s", account.silent));
+    }
+    let mut evidence = vec![Evidence::seen(SourceId::Conntrack, silence.join("; "))];
     evidence.extend(holders(account, report));
     evidence.extend(probes(keepalive));
     evidence.extend(late.into_iter().take(3).map(|said| Evidence::seen(SourceId::Namespaces, said)));

@@ -6,15 +6,48 @@ use crate::flow::Protocol;
 use crate::ledger::TcpTally;
 use crate::model::View;
 use crate::model::demand::Account;
-use crate::model::nat::{NodePorts, remedy};
+use crate::model::nat::{Mode, NodePorts, Profile, granted, remedy};
 use crate::observe::SourceId;
-use crate::report::Report;
+use crate::report::{DemandReport, Report};
 
 pub(super) fn nat_ports(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let Some(ports) = view.node_ports else { return Vec::new() };
     let in_scope = view.accounts.iter().filter(|account| account.in_scope);
     let worth = in_scope.filter(|account| percent(account.demand(), ports.ports) >= u64::from(view.policy.low_percent));
-    worth.take(10).map(|account| nat_ports_of(account, ports, view, report)).collect()
+    let mut findings: Vec<Finding> = worth.take(10).map(|account| nat_ports_of(account, ports, view, report)).collect();
+    if view.nat.endpoint_independent == Some(true) {
+        let demands =
+            [("tcp", &report.nat.demand.tcp), ("udp", &report.nat.demand.udp), ("icmp", &report.nat.demand.icmp)];
+        findings
+            .extend(demands.into_iter().filter_map(|(protocol, demand)| all_sources(protocol, demand, ports, view)));
+    }
+    findings
+}
+
+/// Under endpoint-independent mapping each source needs a port of its own, whatever its destination.
+fn all_sources(protocol: &str, demand: &DemandReport, ports: &NodePorts, view: &View<'_>) -> Option<Finding> {
+    let sources = demand.endpoint_independent.as_ref()?;
+    let needs = sources.ports.unwrap_or(sources.at_least);
+    let share = percent(needs, ports.ports);
+    let exhausted = needs >= ports.ports;
+    (share >= u64::from(view.policy.low_percent)).then(|| Finding {
+        id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
+        severity: if exhausted { Severity::Critical } else { Severity::Warning },
+        title: format!("{needs} {protocol} source ports hold {needs} of {} NAT ports ({share} %), over all destinations", ports.ports),
+        subject: format!("{protocol}, endpoint-independent mapping"),
+        evidence: vec![
+            Evidence::seen(
+                SourceId::Conntrack,
+                format!("{} to {} distinct sources; {}", sources.at_least, sources.at_most, sources.basis),
+            ),
+            Evidence::given(
+                "with endpoint-independent mapping a source address and port takes one NAT port for all destinations, and no \
+                 two sources share one",
+            ),
+            Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
+        ],
+        remedy: remedy::more_ports(view.nat, ports, needs).text(),
+    })
 }
 
 fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &Report) -> Finding {
@@ -164,6 +197,7 @@ pub(super) fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
         let tcp = account.tcp();
         let destination = account.destination;
         let full = view.node_ports.is_some_and(|ports| account.demand() >= ports.ports);
+        let grown = Grown::of(account, view);
         // A refused connect was answered.
         let lost = tcp.syn_retransmitted_lately.max(tcp.failed_lately.unanswered());
         if account.in_scope && !full && tcp.syn_retransmitted_lately > 0 && lost >= view.policy.failures_per_minute {
@@ -176,15 +210,53 @@ pub(super) fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
                     tcp.failed_lately.unanswered()
                 ),
                 subject: destination.to_string(),
-                evidence: vec![
+                evidence: [
                     Evidence::seen(SourceId::Tcp, failed_lately(&tcp)),
                     Evidence::seen(account.source, format!("{} held, {} wanting", account.held, account.wanting)),
-                ],
-                remedy: "check the destination; then compare held ports with what the gateway allocated to this node"
-                    .to_owned(),
+                ]
+                .into_iter()
+                .chain(grown.map(|grown| Evidence::given(grown.said(view))))
+                .collect(),
+                remedy: match grown {
+                    Some(grown) => format!(
+                        "if it goes on, check the destination; if it comes with every rise of demand, raise min_ports_per_vm to \
+                         {}, so that the NAT need not enlarge the range in the middle of it",
+                        grown.to
+                    ),
+                    None => "check the destination; then compare held ports with what the gateway allocated to this node"
+                        .to_owned(),
+                },
             });
         }
     }
     findings.truncate(20);
     findings
+}
+
+/// A range that a NAT with dynamic allocation must have enlarged for what is held now.
+#[derive(Debug, Clone, Copy)]
+struct Grown {
+    to: u32,
+    demand: u32,
+}
+
+impl Grown {
+    fn of(account: &Account, view: &View<'_>) -> Option<Self> {
+        let (nat, demand) = (view.nat, account.demand());
+        if nat.profile != Profile::Gcp || nat.mode != Mode::Dynamic {
+            return None;
+        }
+        let to = granted(nat.dynamic_min(), nat.dynamic_max(), demand);
+        (to > nat.dynamic_min()).then_some(Self { to, demand })
+    }
+
+    fn said(self, view: &View<'_>) -> String {
+        format!(
+            "the NAT began with {} ports and had to enlarge the range to {} for {}: it does so only when they are used up, and \
+             drops SYNs meanwhile",
+            view.nat.dynamic_min(),
+            self.to,
+            self.demand
+        )
+    }
 }
