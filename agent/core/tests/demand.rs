@@ -41,6 +41,18 @@ fn a_port_is_held_on_when_the_node_forgets_before_the_nat_does() {
     assert!(node.report(1101).nat.destinations.is_empty() || node.destination(1101, 443).held == 0);
 }
 
+/// A refused connect never opened. A Linux NAT forgets it at once (`nf_conntrack_tcp_packet` deletes an entry whose only answer is
+/// a reset). If this fails, a client that keeps knocking at a closed port is said to use up the NAT.
+#[test]
+fn a_refused_connect_holds_and_wants_nothing() {
+    let mut node = Node::new();
+    let refused = |count| TcpCounter { refused: count, timed_out: 0, ..counter(0, 0, 0, count) };
+    node.count(1000, [refused(0)]);
+    node.count(1010, [refused(3)]);
+    let row = node.destination(1010, 443);
+    assert_eq!((row.held, row.wanting, row.refused_total), (0, 0, Some(3)));
+}
+
 /// Exercises half-open connections: a NAT holds the port of a SYN for a while. If this fails, demand drops at the moment at
 /// which applications lose patience, while the NAT is as full as before.
 #[test]

@@ -1,4 +1,5 @@
 //! The laws of demand, as properties.
+#![expect(clippy::indexing_slicing, reason = "helpers of tests may panic as tests do")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -98,7 +99,7 @@ proptest! {
         }
     }
 
-    /// The same where connections are counted, not listed: what is held was opened or refused before.
+    /// The same where connections are counted, not listed: what is held was opened, what is wanted was tried.
     #[test]
     fn counted_demand_never_exceeds_what_was_attempted(
         opened in 0_u64..50, closed in 0_u64..50, reset in 0_u64..50, failed in 0_u64..20, later in 0_u64..200,

@@ -23,8 +23,10 @@ use crate::netns::{Netns, veth};
 use crate::process::Process;
 
 mod dynamic;
+mod ipv6;
 
 pub use dynamic::{DynamicPorts, Grown, Growth};
+pub use ipv6::OUTSIDE_V6;
 
 /// The node's address on its network.
 pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -172,6 +174,13 @@ impl NatLab {
     /// Adds an address to the outside.
     pub fn add_outside_address(&self, address: Ipv4Addr) -> Result<()> {
         self.outside.add_address("lo", &format!("{address}/32"))
+    }
+
+    /// From now on the outside answers nothing that comes to this TCP port.
+    pub fn silence(&self, port: u16) -> Result<()> {
+        let port = port.to_string();
+        let rule = ["-w", "-A", "INPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];
+        self.outside.exec("iptables", &rule).map(drop)
     }
 
     /// From now on the gateway answers packets of connections it does not know with a reset, as AWS and Azure do. A kernel's NAT

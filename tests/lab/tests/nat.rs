@@ -2,13 +2,11 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests may panic as tests do")]
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use headroom_lab::conntrack::Protocol;
-use headroom_lab::headroom::{self, Daemon};
-use headroom_lab::nat::Timeouts;
+use headroom_lab::headroom;
 use headroom_lab::traffic::{Connect, Generator, Serve, Server};
 use headroom_lab::{Lab, NatLab, NatOptions, Node, NodeOptions, process};
 use serde_json::Value;
@@ -123,131 +121,50 @@ fn the_scenario_shows_headroom_and_the_gateway_of_one_mind() {
     assert!(!namespaces.contains("-gateway"), "left behind: {namespaces}");
 }
 
-fn millis_now() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
-/// Seconds and milliseconds of `2026-11-21T23:43:41.250Z` within the day.
-fn millis_of_day(time: &str) -> i64 {
-    let clock = time.split_once('T').unwrap().1.trim_end_matches('Z');
-    let mut parts = clock.split([':', '.']).map(|part| part.parse::<i64>().unwrap());
-    let mut next = || parts.next().unwrap();
-    ((next() * 60 + next()) * 60 + next()) * 1000 + next()
-}
-
-/// What the gateway's own table held, again and again, with the time in the middle of each reading.
-fn follow_gateway(nat: &NatLab, stop: &AtomicBool) -> Vec<(i64, i64, i64)> {
-    let mut samples = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
-        let begin = millis_now();
-        let tcp = nat.gateway_held(Protocol::Tcp, TARGET.into()).unwrap();
-        let udp = nat.gateway_held(Protocol::Udp, OTHER.into()).unwrap();
-        let count = |ports: usize| i64::try_from(ports).unwrap();
-        samples.push(((begin + millis_now()) / 2, count(tcp.ports), count(udp.ports)));
-        std::thread::sleep(Duration::from_millis(40));
-    }
-    samples
-}
-
-/// Exercises the accounting against the gateway's own table: every second of a minute of short and long connections, some
-/// of which existed before, some reset, and UDP. If this fails, headroom's numbers are not what the NAT counts.
-#[test]
-fn held_ports_agree_with_the_gateways_own_table_every_second() {
-    let _alone = alone();
+fn scenario(args: &[&str]) -> String {
     let lab = Lab::new().unwrap();
-    // Shorter holds than Cloud NAT's, so that ports are taken and given back within the minute.
-    let timeouts = Timeouts {
-        tcp_time_wait: Duration::from_secs(12),
-        tcp_close: Duration::from_secs(5),
-        udp: Duration::from_secs(10),
-        ..Timeouts::CLOUD_NAT
-    };
-    let nat =
-        NatLab::build(&lab, &NatOptions { pods: 2, ports: 1024..=65535, timeouts, ..NatOptions::default() }).unwrap();
-    let serve = Serve { udp: vec![OTHER.into()], ..Serve::tcp([SocketAddr::from(TARGET)]) };
-    let _servers = Server::start(&nat.outside, &serve).unwrap();
-    let (one, two) = (&nat.pods[0].netns, &nat.pods[1].netns);
-    let _before = Generator::start(one, &Connect::tcp(TARGET.into(), 10, Duration::from_secs(40))).unwrap();
-    std::thread::sleep(Duration::from_millis(500));
-    let daemon = Daemon::start(
-        &nat.node,
-        9497,
-        &[
-            "--nat-profile",
-            "gcp",
-            "--nat-min-ports",
-            "128",
-            "--nat-alias-ranges",
-            "false",
-            "--nat-tcp-time-wait",
-            "12s",
-            "--nat-tcp-reset",
-            "5s",
-            "--nat-udp-idle",
-            "10s",
-        ],
-    )
-    .unwrap();
-
-    let mixed = |connect: Connect, rate: f64| Connect { rate, ..connect };
-    let short = Connect { talk: true, ..Connect::tcp(TARGET.into(), 240, Duration::from_millis(50)) };
-    let reset = Connect { reset: true, ..Connect::tcp(TARGET.into(), 60, Duration::from_millis(300)) };
-    // Started apart, so that no four connects fall into the same moment.
-    let start = |netns, connect| {
-        std::thread::sleep(Duration::from_millis(130));
-        Generator::start(netns, &connect).unwrap()
-    };
-    let long = Connect { talk: true, ..Connect::tcp(TARGET.into(), 60, Duration::from_secs(15)) };
-    let datagrams = Connect::udp(OTHER.into(), 120, Duration::from_millis(100));
-    let _load = [
-        start(two, mixed(short, 4.0)),
-        start(two, mixed(long, 1.0)),
-        start(one, mixed(reset, 1.0)),
-        start(one, mixed(datagrams, 2.0)),
-    ];
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let (mut reports, samples) = std::thread::scope(|scope| {
-        let follower = scope.spawn(|| follow_gateway(&nat, &stop));
-        let mut reports = Vec::new();
-        for _ in 0..60 {
-            std::thread::sleep(Duration::from_secs(1));
-            reports.push(daemon.report().unwrap());
-        }
-        stop.store(true, Ordering::Relaxed);
-        (reports, follower.join().unwrap())
-    });
-    reports.dedup_by(|a, b| a["time"] == b["time"]);
-    assert!(reports.len() >= 50, "{} reports in 60 seconds", reports.len());
-
-    let mut worst = (0_i64, 0_i64);
-    let mut lines = Vec::new();
-    for report in &reports {
-        let time = millis_of_day(report["time"].as_str().unwrap());
-        let held = |at, protocol| destination(report, at, protocol).map_or(0, |row| row["held"].as_i64().unwrap());
-        let (tcp, udp) = (held(TARGET, "tcp"), held(OTHER, "udp"));
-        // Neither side can read at one instant: facts of a report are up to a quarter of a second old, and a reading of the
-        // gateway takes some time itself. Of its readings around that moment the one that agrees best counts.
-        let day = 86_400_000;
-        let apart = |at: i64| {
-            let apart = (at.rem_euclid(day) - time).abs();
-            apart.min(day - apart)
-        };
-        let nearest = samples.iter().map(|(at, _, _)| apart(*at)).min().unwrap();
-        let around = samples.iter().filter(|(at, _, _)| apart(*at) <= nearest.max(300));
-        let gateway = |held: i64, of: fn(&(i64, i64, i64)) -> i64| {
-            around.clone().map(of).min_by_key(|ports| (ports - held).abs()).unwrap()
-        };
-        let (gateway_tcp, gateway_udp) = (gateway(tcp, |sample| sample.1), gateway(udp, |sample| sample.2));
-        worst = (worst.0.max((tcp - gateway_tcp).abs()), worst.1.max((udp - gateway_udp).abs()));
-        lines.push(format!("tcp {tcp:4} gateway {gateway_tcp:4}   udp {udp:4} gateway {gateway_udp:4}"));
+    let program = headroom_lab::traffic::binary().unwrap();
+    let said = process::run(&lab, program.to_str().unwrap(), args).unwrap();
+    for line in said.lines().filter(|line| !line.starts_with("──")) {
+        assert!(line.chars().count() <= 80, "wider than 80 columns: `{line}`");
     }
-    println!("{}\nlargest difference: tcp {} udp {}", lines.join("\n"), worst.0, worst.1);
-    let busiest = samples.iter().map(|(_, tcp, _)| *tcp).max().unwrap();
-    assert!(busiest > 60, "the load was too small to show anything: {busiest}");
-    assert!(
-        worst.0 <= 2 && worst.1 <= 2,
-        "headroom and the gateway differ by more than 2 ports:\n{}",
-        lines.join("\n")
-    );
+    said
+}
+
+/// Exercises `cargo xtask lab nat-idle`: what the gateway's table says, and what happens when the connections are used again. If
+/// this fails, connections that the NAT has dropped look like any other.
+#[test]
+fn connections_that_the_gateway_forgets_are_named_before_they_break() {
+    let _alone = alone();
+    let said = scenario(&["nat-idle", "--idle", "3s", "--watch", "6s"]);
+    for part in [
+        "WARNING nat-idle-timeout-exceeds-keepalive",
+        "the NAT has dropped 20 of 20 connections to 203.0.113.7:443/tcp",
+        "shop/checkout-7d9f6c5b8-x2x9k (10.64.0.2): 20 dropped",
+        "20 of its sockets send no keepalive probes",
+        "net.ipv4.tcp_keepalive_time=1",
+        "the gateway itself: 203.0.113.7:443/tcp holds 0 ports {}; 198.51.100.9:443/tcp holds 5",
+        "20 connections opened, 20 broke when they were used again",
+        "the bystander itself: 5 connections opened, 0 broke",
+    ] {
+        assert!(said.contains(part), "`{part}` is missing in:\n{said}");
+    }
+}
+
+/// Exercises `cargo xtask lab nat-dynamic`. If this fails, SYNs that are lost while the NAT enlarges the range look like a fault
+/// of the destination.
+#[test]
+fn syns_lost_while_the_range_grows_are_explained() {
+    let _alone = alone();
+    let said = scenario(&["nat-dynamic", "--connections", "150", "--rate", "60", "--watch", "7s"]);
+    for part in [
+        "WARNING nat-syn-unanswered",
+        "the NAT began with 64 ports and had to enlarge the range to 256 for 150",
+        "raise min_ports_per_vm to 256",
+        "150 connects, 150 opened, 0 timed out",
+        "holds 150 of 256 ports",
+    ] {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words(&said).contains(part), "`{part}` is missing in:\n{said}");
+    }
 }

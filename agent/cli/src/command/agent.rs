@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use headroom_core::ledger::Ledger;
 use headroom_host::clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;

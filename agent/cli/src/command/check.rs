@@ -4,7 +4,6 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use headroom_core::findings::exit_code;
-use headroom_core::ledger::Ledger;
 
 use crate::args::{CheckArgs, Format};
 use crate::command::UsageError;

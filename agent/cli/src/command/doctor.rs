@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use headroom_core::ledger::Ledger;
 use headroom_core::report::{CoverageReport, CoverageState, ProgramReport};
 use headroom_host::ebpf;
 use headroom_host::privileges::{self, Capability};

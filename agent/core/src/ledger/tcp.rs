@@ -32,7 +32,7 @@ pub struct TcpTally {
     pub closed_held: u64,
     /// Of these: ended before the counting began, as socket tables tell (which forget after a minute).
     pub closed_before: u64,
-    /// Ended by RST within [`Spans::reset`], or refused by one.
+    /// Ended by RST within [`Spans::reset`]. A refused connect never opened: it is none of them.
     pub reset_held: u64,
     /// Connects that the application gave up within [`Spans::half_open`].
     pub given_up_held: u64,
@@ -63,7 +63,7 @@ pub struct TcpTally {
 pub struct Spans {
     /// For connections that closed in good order.
     pub closed: Duration,
-    /// For those that were reset or refused.
+    /// For those that were reset.
     pub reset: Duration,
     /// For connects that were given up: their last SYN was sent shortly before. (One that the kernel gives up sent its last SYN
     /// a minute before.)

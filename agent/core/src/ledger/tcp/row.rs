@@ -193,7 +193,7 @@ impl Row {
 
     pub(super) fn tally(&self, since: Since) -> TcpTally {
         let mut lately = [0_u64; KINDS];
-        let (mut refused_held, mut closed_before) = (0_u64, 0_u64);
+        let mut closed_before = 0_u64;
         let (mut closed_lately, mut reset_lately, mut given_up_held) = (0_u64, 0_u64, 0_u64);
         let earliest = since.closed.min(since.reset).min(since.half_open).min(since.lately);
         for step in self.steps.iter().rev() {
@@ -218,9 +218,6 @@ impl Row {
                 GIVEN_UP if step.at > since.half_open => given_up_held = given_up_held.saturating_add(count),
                 _ => {}
             }
-            if kind == REFUSED && step.at > since.reset {
-                refused_held = refused_held.saturating_add(count);
-            }
             if kind == CLOSED && step.at > since.closed && step.at < since.counting {
                 closed_before = closed_before.saturating_add(count);
             }
@@ -231,7 +228,7 @@ impl Row {
             wanting: self.net_wanting().saturating_add(i64::from(rare.baseline_wanting)).max(0).unsigned_abs(),
             closed_held: lately[CLOSED],
             closed_before,
-            reset_held: lately[RESET].saturating_add(refused_held),
+            reset_held: lately[RESET],
             given_up_held,
             closed_lately,
             reset_lately,
