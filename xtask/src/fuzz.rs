@@ -14,7 +14,7 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
 
 /// Every target, as `tests/fuzz/Cargo.toml` names it.
-const TARGETS: [&str; 13] = [
+const TARGETS: [&str; 15] = [
     "btf",
     "btf_module",
     "cilium_conntrack",
@@ -23,6 +23,8 @@ const TARGETS: [&str; 13] = [
     "conntrack_stats",
     "cri_status",
     "host_local_reservation",
+    "introspection",
+    "ipam_states",
     "namespace_addresses",
     "nat_document",
     "netlink",

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use headroom_core::flow::Protocol;
 use headroom_core::observe::ServiceProxy;
 use headroom_core::ports::PortRange;
+use headroom_host::source::aws_vpc_cni::Server;
 use serde::Deserialize;
 
 pub mod nat;
@@ -277,6 +278,9 @@ pub struct NodeArgs {
     /// The directory of the CNI configuration [default: /etc/cni/net.d]
     #[arg(long, value_name = "DIR")]
     pub cni_conf_dir: Option<PathBuf>,
+    /// Where ipamd of the AWS VPC CNI answers, ADDRESS:PORT or unix:/PATH [default: 127.0.0.1:61679]
+    #[arg(long, value_name = "SERVER")]
+    pub vpc_cni_introspection: Option<Server>,
     /// The node's name; by default the host name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use headroom_core::observe::SourceId;
+use headroom_host::source::aws_vpc_cni::AwsVpcCniSource;
+use headroom_host::source::azure_cni::AzureCniSource;
+use headroom_host::source::cilium::CiliumSource;
 use headroom_host::source::cilium_conntrack::CiliumConntrackSource;
+use headroom_host::source::cni_cache::CniCacheSource;
 use headroom_host::source::connections::ConnectionsSource;
 use headroom_host::source::conntrack::{self, ConntrackSource};
 use headroom_host::source::conntrack_use::ConntrackUseSource;
@@ -99,12 +103,24 @@ fn pods(settings: &Settings, pace: Pace) -> Lane {
     let root = &settings.root;
     Lane {
         name: "pods",
-        reports: &[SourceId::HostLocal, SourceId::Cri, SourceId::Namespaces],
+        reports: &[
+            SourceId::HostLocal,
+            SourceId::AwsVpcCni,
+            SourceId::AzureCni,
+            SourceId::Cilium,
+            SourceId::CniCache,
+            SourceId::Cri,
+            SourceId::Namespaces,
+        ],
         pause: if pace == Pace::Once { Duration::from_millis(300) } else { Duration::from_secs(10) },
         rounds_wanted: 2,
         sources: vec![
             // Reservations first, the runtime second: a pod that starts in between must not look leaked.
             Box::new(HostLocalSource::new(root.clone(), settings.cni_dir.clone(), settings.cni_conf_dir.clone())),
+            Box::new(AwsVpcCniSource::new(root.clone(), settings.vpc_cni_introspection.clone())),
+            Box::new(AzureCniSource::new(root.clone())),
+            Box::new(CiliumSource::new(root.clone())),
+            Box::new(CniCacheSource::new(root.clone())),
             Box::new(CriSource::new(settings.cri_socket.clone(), root.clone())),
             Box::new(NamespacesSource::new(root.clone())),
         ],

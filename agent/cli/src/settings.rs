@@ -10,6 +10,7 @@ use headroom_core::model::policy::Policy;
 use headroom_core::plan::clean::Limits;
 use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
+use headroom_host::source::aws_vpc_cni::Server;
 use headroom_host::source::platform;
 use serde::Deserialize;
 
@@ -34,6 +35,8 @@ pub struct Settings {
     pub cni_dir: PathBuf,
     /// The CNI configuration.
     pub cni_conf_dir: PathBuf,
+    /// Where ipamd of the AWS VPC CNI answers, if it was named.
+    pub vpc_cni_introspection: Option<Server>,
     /// The node's name, if it was given.
     pub node_name: Option<String>,
     /// (destination, source) pairs the kernel map has room for.
@@ -81,6 +84,7 @@ struct File {
     cri_socket: Option<PathBuf>,
     cni_dir: Option<PathBuf>,
     cni_conf_dir: Option<PathBuf>,
+    vpc_cni_introspection: Option<String>,
     node_name: Option<String>,
     node_port_range: Option<PortRange>,
     node_ports: Vec<GivenNodePort>,
@@ -166,12 +170,18 @@ impl Settings {
         if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&tick) {
             bail!("`tick_secs` is {}: 1 to 3600 are possible", tick.as_secs());
         }
+        let from_file = || file.vpc_cni_introspection.as_deref().map(str::parse).transpose();
+        let vpc_cni_introspection = match &node.vpc_cni_introspection {
+            Some(server) => Some(server.clone()),
+            None => from_file().map_err(|why: String| anyhow::anyhow!("`vpc_cni_introspection`: {why}"))?,
+        };
         Ok(Self {
             root,
             cri_socket: node.cri_socket.clone().or(file.cri_socket),
             cni_dir: or(&node.cni_dir, file.cni_dir, "/var/lib/cni/networks"),
             cni_conf_dir: or(&node.cni_conf_dir, file.cni_conf_dir, "/etc/cni/net.d"),
             node_name,
+            vpc_cni_introspection,
             max_destinations,
             limits: LedgerLimits {
                 max_flows,

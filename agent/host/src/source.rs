@@ -6,8 +6,12 @@ use headroom_core::time::NodeTime;
 
 use crate::clock;
 
+pub mod aws_vpc_cni;
+pub mod azure_cni;
+pub mod cilium;
 pub mod cilium_conntrack;
 pub mod cni;
+pub mod cni_cache;
 pub mod connections;
 pub mod conntrack;
 pub mod conntrack_use;
@@ -17,6 +21,7 @@ pub mod lines;
 pub mod namespaces;
 pub mod paced;
 pub mod platform;
+pub mod pod_store;
 pub mod rules;
 pub mod sockets;
 pub mod tcp;

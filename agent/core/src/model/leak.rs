@@ -84,13 +84,13 @@ pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now
     }
 
     // 2. How old is it?
-    let modified = match &reservation.modified {
-        Known::Present(modified) => *modified,
-        Known::Absent => return cannot_tell("its time of writing is not there".to_owned()),
-        Known::Unknown(why) => return cannot_tell(format!("its time of writing cannot be read: {why}")),
-    };
-    let Some(age) = now.wall.since(modified) else {
-        return cannot_tell("it was written in the future: a clock has jumped".to_owned());
+    let (age, since) = match &reservation.modified {
+        Known::Present(modified) => match now.wall.since(*modified) {
+            Some(age) => (age, "written"),
+            None => return cannot_tell("it was written in the future: a clock has jumped".to_owned()),
+        },
+        // Most stores do not tell: then it is at least as old as we have known it.
+        Known::Absent | Known::Unknown(_) => (now.node.since(held.first_seen), "first seen"),
     };
     let Some(holder) = holder else {
         let empty = "the file is empty: whoever reserved it has not written its name".to_owned();
@@ -113,7 +113,7 @@ pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now
 
     // 4. Is it certain?
     if age < grace {
-        evidence.push(format!("written {} ago, grace period is {}", whole(age), whole(grace)));
+        evidence.push(format!("{since} {} ago, grace period is {}", whole(age), whole(grace)));
         return say(Verdict::Settling, evidence);
     }
     if complete(runtime_before, walk_before, held.first_seen).is_err()
@@ -123,7 +123,7 @@ pub fn judge(held: &HeldReservation, occupants: &Occupants, grace: Duration, now
         evidence.push("seen so once; a second look is needed".to_owned());
         return say(Verdict::Settling, evidence);
     }
-    evidence.push(format!("written {} ago, seen so twice", whole(age)));
+    evidence.push(format!("{since} {} ago, seen so twice", whole(age)));
     say(Verdict::Leaked, evidence)
 }
 

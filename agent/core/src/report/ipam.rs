@@ -107,7 +107,7 @@ pub struct PoolReport {
 pub struct StrandedReport {
     /// Addresses of the range, usable or not.
     pub addresses: u64,
-    /// Pods that have one.
+    /// Pods that have one, or may have.
     pub pods: u64,
     /// Addresses that a range for these pods would leave to other nodes.
     pub stranded: u64,

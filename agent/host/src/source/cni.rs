@@ -61,6 +61,9 @@ pub struct CniConfig {
     pub networks: Vec<ConfiguredNetwork>,
     /// What could not be read; each a sentence.
     pub warnings: Vec<String>,
+    /// Networks whose addresses are kept where headroom does not look; each a sentence. That nothing of them is seen does not
+    /// mean that nothing of them is used.
+    pub elsewhere: Vec<String>,
 }
 
 /// Reads the configuration directory. A directory that does not exist is an empty one.
@@ -86,7 +89,7 @@ pub fn read(root: &HostRoot, directory: &Path) -> CniConfig {
         let file = format!("{}/{}", directory.display(), shown(name.to_bytes()));
         let networks = bounded::read_at(&dir, name.as_c_str(), FILE_LIMIT)
             .map_err(BadConfig::from)
-            .and_then(|bytes| parse(&file, &bytes));
+            .and_then(|bytes| parse(&file, &bytes).inspect(|_| config.elsewhere.extend(elsewhere(&file, &bytes))));
         match networks {
             Ok(networks) => config.networks.extend(networks),
             // Replaced by an installer between readdir and open.
@@ -160,6 +163,28 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<ConfiguredNetwork>, BadConf
         }
     }
     Ok(network.into_iter().collect())
+}
+
+/// IPAMs that keep nothing, and those that another source reads.
+const NOT_ELSEWHERE: [&str; 6] = ["host-local", "static", "dhcp", "azure-vnet-ipam", "azure-vnet-ipamv6", "azure-cns"];
+
+/// The networks of a file whose IPAM is one that headroom does not read (GKE's metis, Calico, whereabouts), each a sentence.
+pub fn elsewhere(file: &str, bytes: &[u8]) -> Vec<String> {
+    let Ok(config) = serde_json::from_slice::<Value>(bytes) else { return Vec::new() };
+    let single = std::slice::from_ref(&config);
+    let plugins = config.get("plugins").and_then(Value::as_array).map_or(single, Vec::as_slice);
+    let ipams = plugins.iter().filter_map(|plugin| plugin.get("ipam")?.get("type")?.as_str());
+    let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
+    ipams
+        .filter(|ipam| !NOT_ELSEWHERE.contains(ipam))
+        .map(|ipam| {
+            format!(
+                "network `{}` (`{file}`) has its addresses from the ipam `{}`, whose store is not read: how many are used is not known",
+                shown(name.as_bytes()),
+                shown(ipam.as_bytes())
+            )
+        })
+        .collect()
 }
 
 /// Appends range sets, unless they are known already.
@@ -275,7 +300,7 @@ mod tests {
               "ranges":[[{"subnet":"10.2.0.0/24"},{"subnet":"10.3.0.0/24"}],[{"subnet":"fd00::/64"}]]}}"#,
         );
         assert_eq!(found[0].data_dir.as_deref(), Some(Path::new("/run/cni-ipam-state")));
-        let config = CniConfig { networks: found.clone(), warnings: vec![] };
+        let config = CniConfig { networks: found.clone(), ..CniConfig::default() };
         assert!(config.range_sets("n", Path::new("/run/cni-ipam-state/")).present().is_some());
         let why = config.range_sets("n", Path::new(DEFAULT_DATA_DIR)).unknown().unwrap().to_string();
         assert!(why.contains("with the dataDir `/run/cni-ipam-state`"), "{why}");
@@ -299,6 +324,12 @@ mod tests {
         assert!(networks(r#"{"name":"aws-cni","plugins":[{"type":"aws-cni"}]}"#).is_empty());
         assert!(networks(r#"{"name":"x","plugins":[{"ipam":{"type":"whereabouts"}}]}"#).is_empty());
         assert!(networks("[]").is_empty());
+        let metis =
+            r#"{"name":"gke-pod-network","plugins":[{"type":"gke","ipam":{"type":"metis"}},{"type":"portmap"}]}"#;
+        let said = elsewhere("10-gke.conflist", metis.as_bytes());
+        assert!(said[0].contains("`metis`") && said[0].contains("not known"), "{said:?}");
+        assert!(elsewhere("f", br#"{"name":"n","ipam":{"type":"host-local"}}"#).is_empty());
+        assert!(elsewhere("f", b"{").is_empty());
     }
 
     #[test]

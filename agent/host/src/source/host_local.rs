@@ -83,8 +83,9 @@ impl HostLocalSource {
                 round.no_data_dir(&self.cni_dir, &network.name);
             }
         }
-        round.warnings.extend(config.warnings);
-        Ok((below || elsewhere).then_some(()))
+        let unread = !config.elsewhere.is_empty();
+        round.warnings.extend(config.warnings.into_iter().chain(config.elsewhere));
+        Ok((below || elsewhere || unread).then_some(()))
     }
 
     /// The networks below `cni_dir`; whether it exists.

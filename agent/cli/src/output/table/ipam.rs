@@ -1,5 +1,6 @@
 //! Pod addresses.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use headroom_core::model::leak::{Verdict, whole};
@@ -91,6 +92,33 @@ fn networks(networks: &[NetworkReport], width: Width) -> String {
     width.grid(&["NETWORK", "USABLE", "IN USE", "SETTLING", "LEAKED", "UNDETERMINED"], &[1, 2, 3, 4, 5], rows)
 }
 
+/// Long sentences that stand beside many reservations: said once, below the table.
+struct Remarks<'a>(Vec<&'a str>);
+
+impl<'a> Remarks<'a> {
+    /// A sentence is worth a number from this length on …
+    const LONG: usize = 60;
+    /// … if so many reservations share it.
+    const MANY: usize = 3;
+
+    fn of(network: &'a NetworkReport) -> Self {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        let sentences = network.entries.iter().flat_map(|entry| &entry.evidence);
+        for sentence in sentences.filter(|sentence| sentence.len() >= Self::LONG) {
+            *counts.entry(sentence).or_default() += 1;
+        }
+        Self(counts.into_iter().filter(|(_, count)| *count >= Self::MANY).map(|(sentence, _)| sentence).collect())
+    }
+
+    fn shortened(&self, evidence: &[String]) -> String {
+        let said = evidence.iter().map(|sentence| match self.0.iter().position(|remark| remark == sentence) {
+            Some(number) => format!("({})", number + 1),
+            None => sentence.clone(),
+        });
+        said.collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// What `headroom ipam scan` answers.
 #[derive(Debug, Serialize)]
 pub struct Scan<'a> {
@@ -118,6 +146,7 @@ pub fn scan(scan: &Scan<'_>, width: Width) -> String {
         heading(&mut out, &format!("{} ({})", clean(&network.network), clean(&network.store)), width);
         let (used, others): (Vec<&EntryReport>, Vec<&EntryReport>) =
             network.entries.iter().partition(|entry| entry.verdict == Verdict::InUse);
+        let remarks = Remarks::of(network);
         let rows = others.iter().chain(&used).take(MAX_ENTRIES).map(|entry| {
             let container =
                 entry.container_id.as_deref().map_or_else(|| "-".to_owned(), |id| id.chars().take(12).collect());
@@ -128,10 +157,13 @@ pub fn scan(scan: &Scan<'_>, width: Width) -> String {
                 entry.verdict.name().to_owned(),
                 age,
                 container,
-                format!("{pod}{}", entry.evidence.join("; ")),
+                format!("{pod}{}", remarks.shortened(&entry.evidence)),
             ]
         });
         out.push_str(&width.grid(&["ADDRESS", "VERDICT", "AGE", "CONTAINER", "EVIDENCE"], &[2], rows));
+        for (number, remark) in remarks.0.iter().enumerate() {
+            width.wrap(&mut out, &format!("  ({}) ", number + 1), "      ", remark);
+        }
         if network.entries.len() > MAX_ENTRIES {
             width.wrap(
                 &mut out,

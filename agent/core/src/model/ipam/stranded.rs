@@ -10,7 +10,8 @@ use crate::sizing::pods::{addresses, node_prefix};
 pub(super) fn report(sets: &[Vec<AddressRange>], entries: &[EntryReport]) -> Option<StrandedReport> {
     let mut ranges = sets.iter().flatten().filter(|range| range.subnet.addr().is_ipv4());
     let (range, None) = (ranges.next()?, ranges.next()) else { return None };
-    let used = entries.iter().filter(|entry| entry.verdict == Verdict::InUse && range.subnet.contains(&entry.address));
+    // What cannot be judged may be a pod's.
+    let used = entries.iter().filter(|entry| entry.verdict != Verdict::Leaked && range.subnet.contains(&entry.address));
     let pods = u32::try_from(used.count()).ok()?;
     let (prefix, prefix_needed) = (range.subnet.prefix_len(), node_prefix(pods));
     (prefix < prefix_needed).then(|| StrandedReport {
@@ -50,6 +51,25 @@ mod tests {
         assert_eq!(with(&["10.0.0.0/24"], 60).unwrap().stranded, 128);
         assert_eq!(with(&["10.0.0.0/24"], 100), None);
         assert_eq!(with(&["10.0.0.0/28"], 0), None, "GKE gives no smaller range");
+    }
+
+    #[test]
+    fn what_cannot_be_judged_counts_as_a_pod_and_what_leaked_does_not() {
+        let range = AddressRange { subnet: "10.0.0.0/24".parse().unwrap(), first: None, last: None, gateway: None };
+        let with = |verdict: Verdict| {
+            let entry = |pod: u8| EntryReport {
+                address: [10, 0, 0, 2 + pod].into(),
+                container_id: None,
+                ifname: None,
+                age_secs: None,
+                pod: None,
+                reserved_for: None,
+                verdict: verdict.clone(),
+                evidence: vec![],
+            };
+            report(&[vec![range.clone()]], &(0..60).map(entry).collect::<Vec<_>>()).unwrap().pods
+        };
+        assert_eq!((with(Verdict::Undetermined), with(Verdict::Leaked)), (60, 0));
     }
 
     #[test]

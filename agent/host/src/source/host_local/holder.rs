@@ -35,12 +35,12 @@ pub fn parse(content: &[u8]) -> Known<Holder> {
 }
 
 /// Whether a runtime could have given this id.
-fn is_container_id(id: &str) -> bool {
+pub(crate) fn is_container_id(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
 /// Whether the kernel would take this interface name: `dev_valid_name`, and nothing that needs escaping.
-fn is_interface(name: &str) -> bool {
+pub(crate) fn is_interface(name: &str) -> bool {
     (1..16).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
 }
 
