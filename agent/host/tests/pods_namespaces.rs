@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use headroom_core::known::Known;
 use headroom_core::observe::{Fact, Namespace, Outcome};
 use headroom_core::ports::PortRange;
+use headroom_host::clock;
+use headroom_host::netlink::route::{NotTold, Rtnetlink};
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source;
 use headroom_host::source::namespaces::NamespacesSource;
@@ -122,4 +124,52 @@ fn many_processes_cost_milliseconds() {
         child.wait().unwrap();
     }
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+/// Exercises what the DaemonSet has to do without CAP_SYS_ADMIN. If this fails, one namespace without a process keeps every
+/// reservation of a node undetermined.
+#[test]
+fn a_namespace_without_a_process_tells_its_addresses_without_being_entered() {
+    let netns = Netns::new("outside");
+    let veth = format!("hrv{}", std::process::id() % 1_000_000);
+    let open = || std::fs::File::open(format!("/run/netns/{}", netns.0)).unwrap();
+    let rtnetlink = || Rtnetlink::open(clock::node_time().after(Duration::from_secs(5))).unwrap();
+    let mut before = rtnetlink();
+    before.peered().unwrap();
+    assert!(matches!(before.addresses_in(open()), Err(NotTold::NoNumber)), "nothing leads into it yet");
+
+    ip(&["link", "add", &veth, "type", "veth", "peer", "name", "eth0", "netns", &netns.0]);
+    ip(&["link", "set", &veth, "up"]);
+    netns.run(&["ip", "address", "add", "10.213.7.2/26", "dev", "eth0"]);
+    netns.run(&["ip", "address", "add", "fd00:213::2/64", "dev", "eth0", "nodad"]);
+    netns.run(&["ip", "link", "set", "eth0", "up"]);
+    netns.run(&["ip", "link", "set", "lo", "up"]);
+    ip(&["route", "add", "10.213.7.2/32", "dev", &veth, "scope", "host"]);
+
+    let mut rtnetlink = rtnetlink();
+    let peered = rtnetlink.peered().unwrap();
+    let link = peered.values().find(|link| link.name == veth).unwrap();
+    let mut found = rtnetlink.addresses_in(open()).unwrap();
+    found.sort();
+    assert_eq!(found, ["10.213.7.2", "fd00:213::2"].map(|text| text.parse::<IpAddr>().unwrap()));
+    let routes = rtnetlink.on_link().unwrap();
+    assert!(routes.iter().any(|route| route.index == link.index && route.address == found[0]), "{routes:?}");
+
+    // The source says the same of the route; it goes with the namespace.
+    let routed = || {
+        let mut routed = Vec::new();
+        NamespacesSource::new(HostRoot::live()).observe(&mut |observation| {
+            if let Fact::PodRoute(route) = observation.fact {
+                routed.push((route.address, route.interface));
+            }
+        });
+        routed
+    };
+    assert!(routed().contains(&(found[0], veth.clone())));
+    drop(netns);
+    let started = Instant::now();
+    while routed().iter().any(|(_, interface)| *interface == veth) {
+        assert!(started.elapsed() < Duration::from_secs(10), "the interface outlives its namespace");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -2,11 +2,14 @@
 //!
 //! A namespace lives through a process (`/proc/<pid>/ns/net`) or a bind mount (`/run/netns`). Addresses come from
 //! `/proc/<pid>/net` and need no entering; port settings belong to the namespace of whoever reads `/proc/sys/net`, so those
-//! of other namespaces take `setns` and CAP_SYS_ADMIN. The agent's own namespace is the node's: in production that is pid
-//! 1's (`hostNetwork: true`), in a lab the one the agent was started in. One round takes one `stat` per process and at most
-//! [`ROUND_LIMIT`]. A namespace held only by an open file descriptor, a socket or a single thread is not found.
+//! of other namespaces take `setns` and CAP_SYS_ADMIN. Of a namespace without a process, the addresses are asked for over
+//! netlink where it may not be entered: that takes an interface of the node that leads into it, and CAP_NET_ADMIN. The agent's
+//! own namespace is the node's: in production that is pid 1's (`hostNetwork: true`), in a lab the one the agent was started in.
+//! One round takes one `stat` per process and at most [`ROUND_LIMIT`]. A namespace held only by an open file descriptor, a
+//! socket or a single thread is not found.
 
 mod addresses;
+mod outside;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,6 +29,8 @@ use crate::clock;
 use crate::netns::{self, Door, NotEntered, NsFile};
 use crate::root::HostRoot;
 use crate::source::{Sink, Source, degraded, observation, unreadable, works};
+
+use outside::Outside;
 
 pub use addresses::{BadLine, of_fib_trie, of_if_inet6};
 
@@ -132,7 +137,9 @@ fn observe_live(limit: Duration, emit: &mut dyn FnMut(Fact)) -> (Outcome, Fact) 
     scan.processes(&mut proc, deadline);
     scan.recognise_denied(&proc);
     scan.mounts(own, deadline);
-    for namespace in scan.read(&proc, own.inode, deadline) {
+    let mut outside = Outside::look(deadline);
+    outside.routes().into_iter().map(Fact::PodRoute).for_each(&mut *emit);
+    for namespace in scan.read(&proc, own.inode, &mut outside, deadline) {
         emit(Fact::Namespace(namespace));
     }
     scan.outcome(&proc)
@@ -253,7 +260,7 @@ impl Scan {
     }
 
     /// Reads addresses and port settings of all that was found.
-    fn read(&mut self, proc: &Dir, own: NetnsInode, deadline: NodeTime) -> Vec<Namespace> {
+    fn read(&mut self, proc: &Dir, own: NetnsInode, outside: &mut Outside, deadline: NodeTime) -> Vec<Namespace> {
         let mut namespaces = Vec::new();
         let mut doors = Vec::new();
         for (inode, found) in &self.found {
@@ -306,11 +313,9 @@ impl Scan {
                     (Known::because(because("port settings")), Known::because(because("keepalive settings")), None)
                 }
             };
-            let addresses = addresses.or(from_inside).unwrap_or_else(|| {
-                Known::because(
-                    "no process of this network namespace could be asked, and entering it needs CAP_SYS_ADMIN",
-                )
-            });
+            let door = || others.iter().find(|door| door.inode == inode);
+            let addresses = addresses.or(from_inside).or_else(|| Some(outside.addresses(door()?)));
+            let addresses = addresses.unwrap_or_else(|| Known::because("the node's own addresses were not read"));
             read.push(Namespace { inode, host: inode == own, pid, addresses, ports, keepalive });
         }
         read
