@@ -69,6 +69,22 @@ fn a_recognised_cloud_has_the_nat_that_it_usually_has() {
     }
 }
 
+/// Exercises doubt. If this fails, somebody is woken at night for a number that nobody has measured or set.
+#[test]
+fn what_rests_on_an_assumption_is_critical_only_once_a_connect_has_failed() {
+    let assumed = NatSettings::of(Profile::AzureLb, Basis::Assumed);
+    let calm = report(assumed.clone(), 1100);
+    let exhausted = finding(&calm, FindingId::NatPortsExhausted).unwrap();
+    assert_eq!(exhausted.severity, Severity::Warning);
+    assert!(exhausted.evidence.iter().any(|evidence| evidence.said.contains("may be wrong")), "{exhausted:?}");
+    let mut node = Node::new();
+    node.policy.nat = Some(assumed);
+    node.count(998, [counter(1100, 0, 0, 0)]);
+    node.count(999, [counter(1100, 0, 0, 3)]);
+    let failing = node.report(1000);
+    assert_eq!(finding(&failing, FindingId::NatPortsExhausted).unwrap().severity, Severity::Critical);
+}
+
 /// Exercises a shared gateway. If this fails, a cluster runs dry together while each node looks fine.
 #[test]
 fn a_demand_that_all_nodes_could_not_have_is_told() {

@@ -4,10 +4,11 @@
 //! (<https://developer.hashicorp.com/terraform/internals/json-format>). What a plan does not know yet is absent there.
 
 use headroom_core::model::nat::remedy::Names;
-use headroom_core::model::nat::{Described, Profile};
+use headroom_core::model::nat::{Described, Profile, SetTimes};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::count::{Count, number, time};
 use super::gcloud::{self, RouterNat};
 use super::{BadDocument, Said, choose, distinct, field};
 
@@ -29,6 +30,40 @@ struct AwsNat {
     allocation_id: Option<String>,
     private_ip: Option<String>,
     secondary_allocation_ids: Option<Vec<String>>,
+}
+
+/// Blocks are lists in Terraform, of one at most here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Aks {
+    name: Option<String>,
+    resource_group_name: Option<String>,
+    network_profile: Option<Vec<AksNetwork>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AksNetwork {
+    outbound_type: Option<String>,
+    load_balancer_profile: Option<Vec<AksOutbound>>,
+    nat_gateway_profile: Option<Vec<AksOutbound>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AksOutbound {
+    managed_outbound_ip_count: Option<Count>,
+    outbound_ports_allocated: Option<Count>,
+    idle_timeout_in_minutes: Option<Count>,
+    effective_outbound_ips: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AzureNat {
+    name: Option<String>,
+    resource_group_name: Option<String>,
+    idle_timeout_in_minutes: Option<Count>,
 }
 
 pub(super) fn read(document: &Value, gateway: Option<&str>) -> Result<Said, BadDocument> {
@@ -78,6 +113,8 @@ fn module(module: &Value, place: &str, unknown: &[&str], found: &mut Vec<Said>) 
                 let (nat, where_it_is) = (field(values, TOOL, &path)?, field(values, TOOL, &path)?);
                 found.push(google(nat, where_it_is, unknown.contains(&text("address"))));
             }
+            "azurerm_kubernetes_cluster" => found.extend(aks(field(values, TOOL, &path)?)),
+            "azurerm_nat_gateway" => found.push(azure_gateway(field(values, TOOL, &path)?)),
             "aws_nat_gateway" => found.push(aws(field(values, TOOL, &path)?)),
             _ => {}
         }
@@ -110,4 +147,37 @@ fn aws(nat: AwsNat) -> Said {
         ..Described::default()
     };
     Said { tool: TOOL, described, ..Said::default() }
+}
+
+/// A cluster's own load balancer or NAT gateway; nothing where the way out is the user's own.
+fn aks(cluster: Aks) -> Option<Said> {
+    let network = cluster.network_profile.and_then(|blocks| blocks.into_iter().next()).unwrap_or_default();
+    let first =
+        |blocks: Option<Vec<AksOutbound>>| blocks.and_then(|blocks| blocks.into_iter().next()).unwrap_or_default();
+    let (profile, outbound) = match network.outbound_type.as_deref() {
+        None | Some("loadBalancer") => (Profile::AzureLb, first(network.load_balancer_profile)),
+        Some("managedNATGateway") => (Profile::AzureNatgw, first(network.nat_gateway_profile)),
+        Some(_) => return None,
+    };
+    let effective = outbound.effective_outbound_ips.as_deref().map(distinct).filter(|ips| *ips != 0);
+    let described = Described {
+        profile: Some(profile),
+        min_ports: number(outbound.outbound_ports_allocated),
+        nat_ips: effective.or(number(outbound.managed_outbound_ip_count)).filter(|ips| *ips != 0),
+        times: SetTimes { tcp_established_idle: time(outbound.idle_timeout_in_minutes, 60), ..SetTimes::default() },
+        names: Names { cluster: cluster.name, group: cluster.resource_group_name, ..Names::default() },
+        ..Described::default()
+    };
+    Some(Said { tool: TOOL, described, ..Said::default() })
+}
+
+fn azure_gateway(nat: AzureNat) -> Said {
+    let described = Described {
+        profile: Some(Profile::AzureNatgw),
+        times: SetTimes { tcp_established_idle: time(nat.idle_timeout_in_minutes, 60), ..SetTimes::default() },
+        names: Names { gateway: nat.name, group: nat.resource_group_name, ..Names::default() },
+        ..Described::default()
+    };
+    let notes = vec!["its addresses are associated by other resources: give --nat-ips".to_owned()];
+    Said { tool: TOOL, described, notes, ..Said::default() }
 }

@@ -176,6 +176,28 @@ fn a_terraform_plan_does_not_know_addresses_that_are_yet_to_be_made() {
 }
 
 #[test]
+fn azures_ways_out_are_found_in_terraform() {
+    let state = |kind: &str, values: &str| {
+        said(&format!(
+            r#"{{"format_version":"1.0","values":{{"root_module":{{"resources":[
+                {{"mode":"managed","type":"{kind}","values":{values}}}]}}}}}}"#
+        ))
+        .described
+    };
+    let lb = state(
+        "azurerm_kubernetes_cluster",
+        r#"{"name":"aks","resource_group_name":"rg","network_profile":[{"outbound_type":"loadBalancer",
+            "load_balancer_profile":[{"outbound_ports_allocated":4000,"managed_outbound_ip_count":7,
+            "idle_timeout_in_minutes":30,"effective_outbound_ips":[]}],"nat_gateway_profile":[]}]}"#,
+    );
+    assert_eq!((lb.profile, lb.min_ports, lb.nat_ips), (Some(Profile::AzureLb), Some(4000), Some(7)));
+    assert_eq!(lb.names.cluster.as_deref(), Some("aks"));
+    let gateway = state("azurerm_nat_gateway", r#"{"name":"nat","idle_timeout_in_minutes":10}"#);
+    assert_eq!((gateway.profile, gateway.nat_ips), (Some(Profile::AzureNatgw), None));
+    assert_eq!(gateway.times.tcp_established_idle, Some(Duration::from_secs(600)));
+}
+
+#[test]
 fn an_aws_gateway_has_the_addresses_that_serve() {
     let said = said(
         r#"{"NatGateways":[{"NatGatewayId":"nat-0","State":"deleted","NatGatewayAddresses":[{}]},

@@ -20,6 +20,8 @@ const LIMIT: usize = 4096;
 const MAX_ROUTES_BYTES: usize = 4 << 20;
 /// Where the kernel shows what the firmware says.
 const DMI: &str = "/sys/class/dmi/id";
+/// Where cloud-init leaves the cloud's name.
+const CLOUD_ID: &str = "/run/cloud-init/cloud-id";
 /// Azure's chassis asset tag, the same on all its machines; Hyper-V elsewhere has another one.
 const AZURE_ASSET_TAG: &str = "7783-7084-3265-9085-8269-3286-77";
 
@@ -100,7 +102,7 @@ pub fn addresses(root: &HostRoot) -> BTreeSet<IpAddr> {
 
 /// The cloud, by the words of the firmware. A file that is not there is a firmware that does not say; a captured tree without DMI says nothing.
 pub fn cloud(root: &HostRoot) -> Known<Cloud> {
-    if !root.is_live() && !root.path(DMI).exists() {
+    if !root.is_live() && !root.path(DMI).exists() && !root.path(CLOUD_ID).exists() {
         return Known::because(format!("the captured tree has no `{DMI}`"));
     }
     let mut unread = None;
@@ -119,10 +121,21 @@ pub fn cloud(root: &HostRoot) -> Known<Cloud> {
         bios_vendor: field("bios_vendor"),
         bios_version: field("bios_version"),
     };
-    match (dmi.cloud(), unread) {
+    match (dmi.cloud().or_else(|| by_cloud_init(root)), unread) {
         (Some(cloud), _) => Known::Present(cloud),
         (None, Some(why)) => Known::because(why),
         (None, None) => Known::Absent,
+    }
+}
+
+/// What cloud-init found out when the machine started, on firmware that says nothing: `aws`, `aws-gov`, `gce`, `azure`, …
+fn by_cloud_init(root: &HostRoot) -> Option<Cloud> {
+    let id = line(root, CLOUD_ID).ok()?;
+    match id.split('-').next() {
+        Some("gce") => Some(Cloud::Gcp),
+        Some("aws") => Some(Cloud::Aws),
+        Some("azure") => Some(Cloud::Azure),
+        _ => None,
     }
 }
 
@@ -201,6 +214,19 @@ mod tests {
         assert_eq!(cloud(&[hyper_v, ("chassis_asset_tag", AZURE_ASSET_TAG)]), Known::Present(Cloud::Azure));
         assert_eq!(cloud(&[hyper_v, ("chassis_asset_tag", "1234\n")]), Known::Absent);
         assert_eq!(cloud(&[("sys_vendor", "QEMU\n")]), Known::Absent);
+    }
+
+    #[test]
+    fn cloud_init_tells_where_the_firmware_does_not() {
+        for (id, expected) in [
+            ("gce\n", Known::Present(Cloud::Gcp)),
+            ("aws-gov\n", Known::Present(Cloud::Aws)),
+            ("azure\n", Known::Present(Cloud::Azure)),
+            ("nocloud\n", Known::Absent),
+        ] {
+            let tree = tree(&[("run/cloud-init/cloud-id", id), ("sys/class/dmi/id/sys_vendor", "QEMU\n")]);
+            assert_eq!(super::cloud(&HostRoot::at(tree.path())), expected, "{id}");
+        }
     }
 
     #[test]

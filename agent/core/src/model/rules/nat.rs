@@ -6,7 +6,7 @@ use crate::flow::Protocol;
 use crate::ledger::TcpTally;
 use crate::model::View;
 use crate::model::demand::Account;
-use crate::model::nat::{Mode, NodePorts, Profile, granted, remedy};
+use crate::model::nat::{Basis, Mode, NodePorts, Profile, granted, remedy};
 use crate::observe::SourceId;
 use crate::report::{DemandReport, Report};
 
@@ -53,6 +53,10 @@ fn all_sources(protocol: &str, demand: &DemandReport, ports: &NodePorts, view: &
 fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &Report) -> Finding {
     let destination = account.destination;
     let exhausted = account.demand() >= ports.ports;
+    // Nobody has said how many ports there are: without a sign that one was missing, the assumption may be wrong.
+    let assumed = ports.basis == Basis::Assumed;
+    let tcp = account.tcp();
+    let missed = account.wanting > 0 || tcp.failed_lately.unanswered() > 0 || tcp.syn_retransmitted_lately > 0;
     let who = report.nat.destinations.iter().find(|listed| {
         listed.protocol == destination.protocol
             && listed.address == destination.endpoint.address
@@ -72,6 +76,12 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         ),
         Evidence::given(format!("allocation: {} ports, {}", ports.ports, report.nat.allocation.why)),
     ];
+    if assumed {
+        let doubt = if missed { "" } else { "no connect has failed, so it may be wrong; " };
+        evidence.push(Evidence::given(format!(
+            "the allocation is assumed: {doubt}say what the NAT has with --nat-from or --nat-profile and friends"
+        )));
+    }
     if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
         evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp())));
     }
@@ -104,7 +114,7 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
     }
     Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
-        severity: if exhausted { Severity::Critical } else { Severity::Warning },
+        severity: if exhausted && (missed || !assumed) { Severity::Critical } else { Severity::Warning },
         title,
         subject: destination.to_string(),
         evidence,
