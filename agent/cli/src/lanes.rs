@@ -17,6 +17,7 @@ use headroom_host::source::namespaces::NamespacesSource;
 use headroom_host::source::paced::Paced;
 use headroom_host::source::platform::PlatformSource;
 use headroom_host::source::rules::RulesSource;
+use headroom_host::source::services::ServicesSource;
 
 use crate::engine::Lane;
 use crate::settings::Settings;
@@ -32,6 +33,9 @@ pub enum Pace {
 
 /// Longest a first report waits for a lane: a hanging runtime is given up after two seconds by its source.
 pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Rules and Services change when somebody deploys something.
+const RULES_EVERY: Duration = Duration::from_secs(30);
 
 /// All lanes.
 pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
@@ -74,11 +78,14 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
     });
     lanes.push(Lane {
         name: "rules",
-        reports: &[SourceId::Rules],
+        reports: &[SourceId::Rules, SourceId::Services],
         // The source itself looks less often where there is much to read.
         pause: Duration::from_secs(5),
         rounds_wanted: 1,
-        sources: vec![Box::new(RulesSource::new(root, Duration::from_secs(30)))],
+        sources: vec![
+            Box::new(RulesSource::new(root, RULES_EVERY)),
+            Box::new(ServicesSource::new(root, settings.policy.node_ports, RULES_EVERY)),
+        ],
     });
     lanes.push(pods(settings, pace));
     lanes

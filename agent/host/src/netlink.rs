@@ -8,6 +8,7 @@
 pub mod conntrack;
 pub mod conntrack_stats;
 mod filter;
+pub mod ipset;
 pub mod message;
 pub mod nftables;
 pub mod query;

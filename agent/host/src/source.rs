@@ -23,6 +23,7 @@ pub mod paced;
 pub mod platform;
 pub mod pod_store;
 pub mod rules;
+pub mod services;
 pub mod sockets;
 pub mod tcp;
 

@@ -44,7 +44,7 @@ impl Need {
 pub(super) const EBPF_TOOLCHAIN: &str = "eBPF toolchain";
 pub(super) const KUBERNETES_VALIDATE: &str = "kubernetes-validate";
 
-pub(super) const NEEDS: [Need; 18] = [
+pub(super) const NEEDS: [Need; 20] = [
     Need {
         what: "C compiler",
         why: "cargo links with it",
@@ -74,6 +74,8 @@ pub(super) const NEEDS: [Need; 18] = [
     program("iptables", "tests translate addresses", &["iptables"]),
     program("nft", "tests translate addresses", &["nftables"]),
     program("conntrack", "tests compare with it", &["conntrack"]),
+    program("ipset", "tests list NodePorts as kube-proxy does", &["ipset"]),
+    program("bpftool", "tests pin maps as Cilium does", &["bpftool"]),
     program("containerd", "tests run pods", &["containerd"]),
     program("runc", "tests run pods", &["runc"]),
     Need {

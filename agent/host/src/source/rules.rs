@@ -20,7 +20,7 @@ use crate::rules::source_nat::{Table, source_nat};
 use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
 
 mod nftables;
-mod symbols;
+pub(crate) mod symbols;
 
 pub use nftables::{CHAINS_LIMIT, RULES_LIMIT};
 
@@ -86,7 +86,7 @@ pub fn read(root: &HostRoot) -> Reading {
             }
         }
     }
-    match symbols::has_nf_tables(root) {
+    match symbols::has(root, symbols::NF_TABLES) {
         Ok(false) => {}
         Ok(true) => nftables::read(&mut reading, deadline),
         Err(why) => {

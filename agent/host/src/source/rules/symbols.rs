@@ -8,19 +8,21 @@ use crate::source::lines::{Lines, Step};
 /// The kernel's symbols: some 12 MB with all of a distribution's modules loaded.
 const SYMBOLS_LIMIT_BYTES: usize = 64 << 20;
 /// A function of `nf_tables` that other modules use: its name is there whether it is a module or built in.
-const NF_TABLES: &[u8] = b"nft_register_chain_type";
+pub(super) const NF_TABLES: &[u8] = b"nft_register_chain_type";
+/// Likewise of `ip_set`.
+pub(crate) const IP_SET: &[u8] = b"ip_set_type_register";
 
-/// Whether `nf_tables` is there.
+/// Whether the kernel has a symbol of that name.
 ///
 /// # Errors
 /// Why that cannot be told.
-pub(super) fn has_nf_tables(root: &HostRoot) -> Result<bool, String> {
+pub(crate) fn has(root: &HostRoot, symbol: &[u8]) -> Result<bool, String> {
     let path = Path::new("/proc/kallsyms");
     let say = |error: std::io::Error| format!("`{}` could not be read: {error}", path.display());
     let mut lines = Lines::open(root, path, SYMBOLS_LIMIT_BYTES).map_err(say)?;
     loop {
         match lines.step().map_err(say)? {
-            Step::Line(line) if names(line, NF_TABLES) => return Ok(true),
+            Step::Line(line) if names(line, symbol) => return Ok(true),
             Step::Line(_) | Step::TooLong => {}
             Step::End => return Ok(false),
             Step::Limit => return Err(format!("`{}` is longer than {SYMBOLS_LIMIT_BYTES} bytes", path.display())),
@@ -44,14 +46,14 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let root = HostRoot::at(place.path());
         std::fs::create_dir(place.path().join("proc")).unwrap();
-        let has = |text: &str| {
+        let found = |text: &str| {
             std::fs::write(place.path().join("proc/kallsyms"), text).unwrap();
-            has_nf_tables(&root)
+            has(&root, NF_TABLES)
         };
-        assert_eq!(has("0000 T nf_register_net_hook\n0000 T nft_register_chain_type\n"), Ok(true));
-        assert_eq!(has("0000 t nft_register_chain_type\t[nf_tables]\n"), Ok(true));
-        assert_eq!(has("0000 r __ksymtab_nft_register_chain_type\n0000 T nft_register_chain_types\n"), Ok(false));
+        assert_eq!(found("0000 T nf_register_net_hook\n0000 T nft_register_chain_type\n"), Ok(true));
+        assert_eq!(found("0000 t nft_register_chain_type\t[nf_tables]\n"), Ok(true));
+        assert_eq!(found("0000 r __ksymtab_nft_register_chain_type\n0000 T nft_register_chain_types\n"), Ok(false));
         drop(place);
-        assert!(has_nf_tables(&root).unwrap_err().contains("/proc/kallsyms"));
+        assert!(has(&root, NF_TABLES).unwrap_err().contains("/proc/kallsyms"));
     }
 }

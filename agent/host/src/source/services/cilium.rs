@@ -1,0 +1,136 @@
+//! Services in Cilium's maps (`cilium_lb4_services_v2`, `cilium_lb6_services_v2`).
+//!
+//! `struct lb4_key`, `struct lb6_key` and `struct lb4_service` of `bpf/lib/common.h`: the sizes and what is read here are the
+//! same from Cilium 1.8 to 1.18. The entry of a Service itself has the slot 0; those of its Endpoints follow.
+
+use std::time::Instant;
+
+use headroom_core::flow::Protocol;
+use headroom_core::observe::{NodePort, ServiceProxy};
+
+use super::Reading;
+use crate::ebpf::maps::{Pinned, PinnedError};
+use crate::root::HostRoot;
+
+/// Where Cilium and GKE's anetd pin their maps.
+const FOLDER: &str = "/sys/fs/bpf/tc/globals";
+/// Entries read at most; Cilium makes room for 65,536 unless told otherwise.
+const ENTRIES_LIMIT: usize = 1 << 20;
+/// `SVC_FLAG_NODEPORT`
+const FLAG_NODE_PORT: u8 = 1 << 1;
+/// The interface that Cilium makes on every node.
+const INTERFACE: &str = "/sys/class/net/cilium_host";
+
+/// Bytes of a key for IPv4 and IPv6, and of a value of either.
+pub const KEY_V4: usize = 12;
+/// Likewise.
+pub const KEY_V6: usize = 24;
+/// Likewise.
+pub const VALUE: usize = 12;
+
+/// Reads the maps, if they are there.
+pub(super) fn read(reading: &mut Reading, root: &HostRoot, deadline: Instant) {
+    let mut entries = 0;
+    let mut there = false;
+    for (map, v6) in [("cilium_lb4_services_v2", false), ("cilium_lb6_services_v2", true)] {
+        let path = root.path(FOLDER).join(map);
+        let mut found = Vec::new();
+        let read = if v6 {
+            map_of::<KEY_V6>(&path, deadline, &mut entries, &mut found)
+        } else {
+            map_of::<KEY_V4>(&path, deadline, &mut entries, &mut found)
+        };
+        there |= !matches!(read, Err(PinnedError::Missing));
+        match read {
+            Ok(true) | Err(PinnedError::Missing) => {}
+            Ok(false) => {
+                reading.missing.push(format!("Cilium's map `{map}` was read in part: it is large, or came too slowly"))
+            }
+            Err(error) => reading.missing.push(format!("Cilium's map `{}`: {error}", path.display())),
+        }
+        for (protocol, port) in found {
+            reading.node_ports.push(NodePort { proxy: ServiceProxy::Cilium, protocol, port, service: None });
+        }
+    }
+    if entries > 0 {
+        reading.seen.push(format!("{entries} entries in Cilium's maps of Services"));
+    }
+    // Cilium beside kube-proxy has Services in its maps, but no NodePorts: those are kube-proxy's.
+    if reading.node_ports.iter().any(|port| port.proxy == ServiceProxy::Cilium) {
+        reading.proxies.push(ServiceProxy::Cilium);
+    }
+    if !there && root.path(INTERFACE).exists() {
+        let why = format!("Cilium is on this node, but its maps are not in `{FOLDER}`; is the bpffs mounted here?");
+        reading.missing.push(why);
+    }
+}
+
+fn map_of<const K: usize>(
+    path: &std::path::Path,
+    deadline: Instant,
+    entries: &mut usize,
+    found: &mut Vec<(Protocol, u16)>,
+) -> Result<bool, PinnedError> {
+    Pinned::<K, VALUE>::open(path)?.for_each(
+        |key, value| {
+            *entries += 1;
+            found.extend(node_port(key, value).into_iter().flatten().flatten());
+        },
+        |seen| seen < ENTRIES_LIMIT && Instant::now() < deadline,
+    )
+}
+
+/// The NodePort of an entry, if it is that of one. A key without a protocol (before Cilium 1.17, and later unless told
+/// otherwise) is that of TCP and UDP alike.
+pub fn node_port(key: &[u8], value: &[u8; VALUE]) -> Option<[Option<(Protocol, u16)>; 2]> {
+    // Behind the address: port, slot, protocol, scope.
+    let [high, low, slot_low, slot_high, protocol, ..] = *key.get(key.len().checked_sub(8)?..)? else { return None };
+    let [.., flags, _, _, _] = *value;
+    let port = u16::from_be_bytes([high, low]);
+    if (slot_low, slot_high) != (0, 0) || port == 0 || flags & FLAG_NODE_PORT == 0 {
+        return None;
+    }
+    Some(match protocol {
+        0 => [Protocol::TCP, Protocol::UDP].map(|protocol| Some((protocol, port))),
+        protocol => [Some((Protocol(protocol), port)), None],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(port: u16, slot: u16, protocol: u8) -> [u8; KEY_V4] {
+        let ([high, low], [slot_low, slot_high]) = (port.to_be_bytes(), slot.to_ne_bytes());
+        [192, 0, 2, 10, high, low, slot_low, slot_high, protocol, 0, 0, 0]
+    }
+
+    fn flags(flags: u8) -> [u8; VALUE] {
+        [0, 0, 0, 0, 1, 0, 7, 0, flags, 0, 0, 0]
+    }
+
+    /// Exercises Cilium's layout. If this fails, Endpoints or ClusterIPs are taken for NodePorts.
+    #[test]
+    fn an_entry_of_a_node_port_is_one_and_those_of_its_endpoints_and_of_cluster_ips_are_none() {
+        let told =
+            |key: &[u8], value| node_port(key, &value).map(|ports| ports.into_iter().flatten().collect::<Vec<_>>());
+        assert_eq!(told(&key(30_080, 0, 6), flags(2)), Some(vec![(Protocol::TCP, 30_080)]));
+        let all = [Protocol::TCP, Protocol::UDP].map(|protocol| (protocol, 30_080)).to_vec();
+        assert_eq!(told(&key(30_080, 0, 0), flags(2 | 0x10)), Some(all));
+        assert_eq!(told(&key(30_080, 1, 6), flags(2)), None);
+        assert_eq!(told(&key(30_080, 0, 6), flags(0)), None);
+        // A hostPort.
+        assert_eq!(told(&key(8080, 0, 17), flags(8)), None);
+        let mut v6 = [0_u8; KEY_V6];
+        v6[16..].copy_from_slice(&key(30_443, 0, 6)[4..]);
+        assert_eq!(told(&v6, flags(2)), Some(vec![(Protocol::TCP, 30_443)]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_is_read_without_panic(key in prop::collection::vec(any::<u8>(), 0..40), value in any::<[u8; VALUE]>()) {
+            let _port = node_port(&key, &value);
+        }
+    }
+}

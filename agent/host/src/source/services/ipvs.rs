@@ -1,0 +1,164 @@
+//! Services of IPVS (`/proc/net/ip_vs`, `net/netfilter/ipvs/ip_vs_ctl.c`), and kube-proxy's sets of NodePorts.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use headroom_core::flow::Protocol;
+use headroom_core::observe::{NodePort, ServiceProxy};
+use headroom_core::ports::PortRange;
+
+use super::Reading;
+use crate::netlink::ipset;
+use crate::netlink::query::{Query, QueryError};
+use crate::root::HostRoot;
+use crate::source::lines::{Lines, Step, own_table};
+use crate::source::rules::symbols;
+
+/// Ten thousand Services with a hundred Endpoints each have 70 MB.
+const TABLE_LIMIT_BYTES: usize = 64 << 20;
+/// kube-proxy's sets of NodePorts (`pkg/proxy/ipvs/ipset.go`), for IPv4 and IPv6.
+const SETS: [(&str, Protocol); 6] = [
+    ("KUBE-NODE-PORT-TCP", Protocol::TCP),
+    ("KUBE-NODE-PORT-UDP", Protocol::UDP),
+    ("KUBE-NODE-PORT-SCTP-HASH", Protocol::SCTP),
+    ("KUBE-6-NODE-PORT-TCP", Protocol::TCP),
+    ("KUBE-6-NODE-PORT-UDP", Protocol::UDP),
+    ("KUBE-6-NODE-PORT-SCTP-HASH", Protocol::SCTP),
+];
+
+/// Reads Services of IPVS, if there are any.
+pub(super) fn read(reading: &mut Reading, root: &HostRoot, range: PortRange, deadline: Instant) {
+    let path = own_table(root, "ip_vs");
+    let services = match services(root, deadline) {
+        Ok(Some(services)) => services,
+        Ok(None) => return,
+        Err(why) => return reading.missing.push(format!("`{}`: {why}", path.display())),
+    };
+    if services.is_empty() {
+        return;
+    }
+    reading.proxies.push(ServiceProxy::Ipvs);
+    let mut push = |(protocol, port)| {
+        reading.node_ports.push(NodePort { proxy: ServiceProxy::Ipvs, protocol, port, service: None });
+    };
+    match sets(root, deadline) {
+        Ok(Some(ports)) => {
+            ports.into_iter().for_each(&mut push);
+            reading.seen.push(format!("{} Services of IPVS, NodePorts by ipset", services.len()));
+        }
+        // Somebody else's IPVS, or sets that cannot be read.
+        outcome => {
+            services.iter().copied().filter(|(_, port)| range.contains(*port)).for_each(&mut push);
+            reading.seen.push(format!("{} Services of IPVS, NodePorts by their range", services.len()));
+            if let Err(why) = outcome {
+                reading.missing.push(format!("which Services of IPVS are NodePorts: {why}"));
+            }
+        }
+    }
+}
+
+/// Protocol and port of every Service; `None` where there is no IPVS.
+fn services(root: &HostRoot, deadline: Instant) -> Result<Option<Vec<(Protocol, u16)>>, String> {
+    let mut lines = match Lines::open(root, &own_table(root, "ip_vs"), TABLE_LIMIT_BYTES) {
+        Ok(lines) => lines,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut services = Vec::new();
+    loop {
+        match lines.step().map_err(|error| error.to_string())? {
+            Step::Line(line) => services.extend(service(line)),
+            Step::TooLong => return Err("a line is too long".to_owned()),
+            Step::Limit => return Err(format!("it is longer than {TABLE_LIMIT_BYTES} bytes")),
+            Step::End => break,
+        }
+        if services.len() % 1024 == 1023 && Instant::now() > deadline {
+            return Err("reading it takes too long".to_owned());
+        }
+    }
+    services.sort_unstable();
+    services.dedup();
+    Ok(Some(services))
+}
+
+/// `TCP  C0000201:7580 rr` and `TCP  [2001:0db8:…:0001]:7580 rr`; other lines are headings, Endpoints (`  -> …`) and marks.
+pub fn service(line: &[u8]) -> Option<(Protocol, u16)> {
+    let line = std::str::from_utf8(line).ok()?;
+    let mut words = line.split_ascii_whitespace();
+    let protocol = match words.next()? {
+        "TCP" => Protocol::TCP,
+        "UDP" => Protocol::UDP,
+        "SCTP" => Protocol::SCTP,
+        _ => return None,
+    };
+    let (_address, port) = words.next()?.rsplit_once(':')?;
+    Some((protocol, u16::from_str_radix(port, 16).ok()?))
+}
+
+/// The ports in kube-proxy's sets; `None` where it has none.
+///
+/// # Errors
+/// Why they cannot be read.
+pub fn sets(root: &HostRoot, deadline: Instant) -> Result<Option<Vec<(Protocol, u16)>>, String> {
+    if !root.is_live() || !symbols::has(root, symbols::IP_SET)? {
+        return Ok(None);
+    }
+    let (mut ports, mut there) = (Vec::new(), false);
+    for (set, protocol) in SETS {
+        match list(set, deadline, |port| ports.push((protocol, port))) {
+            Ok(()) => there = true,
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(there.then_some(ports))
+}
+
+/// Shows the ports in a set.
+fn list(set: &str, deadline: Instant, mut each: impl FnMut(u16)) -> Result<(), QueryError> {
+    let mut query = Query::open()?;
+    let request = ipset::request(set, query.next_sequence());
+    query.list("ports of an ipset", &request, deadline, |message| {
+        ipset::ports(message, &mut each)?;
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::services::read;
+    use proptest::prelude::*;
+
+    const TABLE: &str = "IP Virtual Server version 1.2.1 (size=4096)\n\
+        Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n\
+        TCP  C0000201:7580 rr \n  -> 0A400005:1F90      Masq    1      0          0         \n\
+        TCP  0A600001:01BB rr \n\
+        UDP  [2001:0db8:0000:0000:0000:0000:0000:0001]:7558 rr \nFWM  00000001 wlc \n";
+
+    /// Exercises the table as `net/netfilter/ipvs/ip_vs_ctl.c` prints it. If this fails, NodePorts of ipvs are not seen.
+    #[test]
+    fn services_in_the_range_are_node_ports_where_no_set_tells() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(place.path().join("proc/net")).unwrap();
+        std::fs::write(place.path().join("proc/net/ip_vs"), TABLE).unwrap();
+        let reading = read(&HostRoot::at(place.path()), PortRange::NODE_PORTS);
+        let ports: Vec<_> = reading.node_ports.iter().map(|port| (port.protocol, port.port)).collect();
+        assert_eq!(ports, [(Protocol::TCP, 30_080), (Protocol::UDP, 30_040)]);
+        assert_eq!(reading.proxies, [ServiceProxy::Ipvs]);
+        assert_eq!(reading.missing, [""; 0]);
+        // No IPVS, and one without Services: nobody is a proxy.
+        std::fs::write(place.path().join("proc/net/ip_vs"), TABLE.lines().next().unwrap()).unwrap();
+        assert!(read(&HostRoot::at(place.path()), PortRange::NODE_PORTS).proxies.is_empty());
+        std::fs::remove_file(place.path().join("proc/net/ip_vs")).unwrap();
+        assert!(read(&HostRoot::at(place.path()), PortRange::NODE_PORTS).proxies.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_a_service_or_none(line in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _service = service(&line);
+        }
+    }
+}

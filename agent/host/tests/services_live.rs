@@ -1,0 +1,95 @@
+//! Sets of NodePorts that `ipset` made, and maps of Services pinned as Cilium pins them. Needs root, ipset and bpftool.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use headroom_core::flow::Protocol;
+use headroom_core::observe::ServiceProxy;
+use headroom_core::ports::PortRange;
+use headroom_host::root::HostRoot;
+use headroom_host::source::services::{ipvs, read};
+use nix::sched::{CloneFlags, unshare};
+
+fn sh(script: &str) {
+    assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
+}
+
+/// Exercises kube-proxy's sets in ipvs mode. If this fails, every Service of IPVS with a high port is taken for a NodePort.
+#[test]
+fn node_ports_of_ipvs_are_those_in_the_sets_of_kube_proxy() {
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let sets = || ipvs::sets(&HostRoot::live(), Instant::now() + Duration::from_secs(5));
+        let none = sets();
+        // More elements than fit into one message.
+        sh("ipset create KUBE-NODE-PORT-TCP bitmap:port range 0-65535; ipset add KUBE-NODE-PORT-TCP 30000-32000
+            ipset create KUBE-NODE-PORT-UDP bitmap:port range 0-65535; ipset add KUBE-NODE-PORT-UDP 30053
+            ipset create KUBE-NODE-PORT-SCTP-HASH hash:ip,port; ipset add KUBE-NODE-PORT-SCTP-HASH 192.0.2.1,sctp:31000
+            ipset create KUBE-CLUSTER-IP hash:ip,port; ipset add KUBE-CLUSTER-IP 10.96.0.1,tcp:443");
+        (none, sets())
+    });
+    let (none, sets) = thread.join().unwrap();
+    assert_eq!(none, Ok(None));
+    let ports = sets.unwrap().unwrap();
+    assert_eq!(ports.iter().filter(|(protocol, _)| *protocol == Protocol::TCP).count(), 2001);
+    let others: Vec<_> = ports.iter().filter(|(protocol, _)| *protocol != Protocol::TCP).copied().collect();
+    assert_eq!(others, [(Protocol::UDP, 30_053), (Protocol::SCTP, 31_000)]);
+}
+
+/// A bpffs, unmounted when dropped.
+struct Bpffs(tempfile::TempDir);
+
+impl Bpffs {
+    fn mount() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("sys/fs/bpf");
+        sh(&format!("mkdir -p {0}; mount -t bpf bpf {0}; mkdir -p {0}/tc/globals", folder.display()));
+        Self(place)
+    }
+
+    fn map(&self, name: &str) -> String {
+        self.0.path().join("sys/fs/bpf/tc/globals").join(name).display().to_string()
+    }
+
+    fn root(&self) -> HostRoot {
+        HostRoot::at(self.0.path())
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let folder: &Path = &self.0.path().join("sys/fs/bpf");
+        assert!(Command::new("umount").arg(folder).status().is_ok_and(|status| status.success()));
+    }
+}
+
+/// Exercises Cilium's map. If this fails, collisions with the NodePorts of Dataplane V2 are not seen, or another version's
+/// map is misread.
+#[test]
+fn node_ports_of_cilium_are_those_of_its_map_and_a_map_of_other_sizes_is_refused() {
+    let bpffs = Bpffs::mount();
+    let nothing = read(&bpffs.root(), PortRange::NODE_PORTS);
+    assert!(nothing.seen.is_empty() && nothing.missing.is_empty(), "{nothing:?}");
+
+    let map = bpffs.map("cilium_lb4_services_v2");
+    // 0.0.0.0:30080/tcp and one of its Endpoints, 192.0.2.10:30053 of any protocol, 10.96.0.1:443.
+    sh(&format!(
+        "bpftool map create {map} type hash key 12 value 12 entries 1024 name cilium_lb4_ser flags 1
+         put() {{ bpftool map update pinned {map} key hex $1 value hex $2; }}
+         put '00 00 00 00 75 80 00 00 06 00 00 00' '00 00 00 00 01 00 07 00 02 00 00 00'
+         put '00 00 00 00 75 80 01 00 06 00 00 00' '09 00 00 00 00 00 07 00 02 00 00 00'
+         put 'c0 00 02 0a 75 65 00 00 00 00 00 00' '00 00 00 00 01 00 08 00 42 00 00 00'
+         put '0a 60 00 01 01 bb 00 00 06 00 00 00' '00 00 00 00 01 00 09 00 00 00 00 00'"
+    ));
+    let reading = read(&bpffs.root(), PortRange::NODE_PORTS);
+    let ports: Vec<_> = reading.node_ports.iter().map(|port| (port.protocol, port.port)).collect();
+    assert_eq!(ports, [(Protocol::TCP, 30_053), (Protocol::TCP, 30_080), (Protocol::UDP, 30_053)]);
+    assert_eq!((reading.proxies.as_slice(), reading.missing.len()), (&[ServiceProxy::Cilium][..], 0));
+
+    sh(&format!("rm {map}; bpftool map create {map} type hash key 16 value 12 entries 1024 name cilium_lb4_ser"));
+    let reading = read(&bpffs.root(), PortRange::NODE_PORTS);
+    assert!(reading.node_ports.is_empty() && reading.proxies.is_empty());
+    assert!(reading.missing[0].contains("keys of 16 bytes"), "{:?}", reading.missing);
+}
