@@ -8,7 +8,7 @@ use clap::Subcommand;
 use crate::build;
 use crate::say;
 use crate::setup::{self, Purpose};
-use crate::shell::{shown, workspace};
+use crate::shell::{cargo, shown, workspace};
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -22,17 +22,42 @@ pub(crate) enum Bench {
         #[arg(long)]
         rounds: Option<usize>,
     },
+    /// What reading 20,000 packet rules and 10,000 NodePorts takes; rewrites its part of deploy/docs/benchmarks.md. Needs root
+    Rules,
 }
 
 /// Where the results are.
 const PAGE: &str = "deploy/docs/benchmarks.md";
 /// What is between these two lines is rewritten.
-const BEGIN: &str = "<!-- written by `cargo xtask bench overhead`: begin -->";
-const END: &str = "<!-- written by `cargo xtask bench overhead`: end -->";
+type Part = (&'static str, &'static str);
+const OVERHEAD: Part = (
+    "<!-- written by `cargo xtask bench overhead`: begin -->",
+    "<!-- written by `cargo xtask bench overhead`: end -->",
+);
+const RULES: Part =
+    ("<!-- written by `cargo xtask bench rules`: begin -->", "<!-- written by `cargo xtask bench rules`: end -->");
 
 /// Measures.
 pub(crate) fn run(what: &Bench) -> Result<()> {
-    let Bench::Overhead { quick, rounds } = what;
+    match what {
+        Bench::Overhead { quick, rounds } => overhead(*quick, *rounds),
+        Bench::Rules => rules(),
+    }
+}
+
+fn rules() -> Result<()> {
+    setup::require(Purpose::Test)?;
+    let mut example = cargo(["run", "--release", "--locked", "--package", "headroom-host", "--example", "rules_cost"]);
+    let output = example.stderr(Stdio::inherit()).output().with_context(|| format!("run `{}`", shown(&example)))?;
+    if !output.status.success() {
+        bail!("`{}` failed ({})", shown(&example), output.status);
+    }
+    let results = String::from_utf8(output.stdout).context("read the results")?;
+    say::line(results.trim_end());
+    write_down(RULES, &results)
+}
+
+fn overhead(quick: bool, rounds: Option<usize>) -> Result<()> {
     setup::require(Purpose::Bench)?;
     let mut arguments = vec!["bench-overhead".to_owned()];
     arguments.extend(quick.then(|| "--quick".to_owned()));
@@ -44,36 +69,51 @@ pub(crate) fn run(what: &Bench) -> Result<()> {
     }
     let results = String::from_utf8(output.stdout).context("read the results")?;
     say::line(results.trim_end());
-    if *quick {
+    if quick {
         say::line(format_args!("a quick run's numbers mean little: {PAGE} is left as it is"));
         return Ok(());
     }
+    write_down(OVERHEAD, &results)
+}
+
+/// Writes results into their part of the page.
+fn write_down(part: Part, results: &str) -> Result<()> {
     let page = workspace().join(PAGE);
     let text = std::fs::read_to_string(&page).with_context(|| format!("read {}", page.display()))?;
-    let text = with_results(&text, &results).with_context(|| format!("{PAGE} has no lines `{BEGIN}` and `{END}`"))?;
+    let (begin, end) = part;
+    let text =
+        with_results(&text, part, results).with_context(|| format!("{PAGE} has no lines `{begin}` and `{end}`"))?;
     std::fs::write(&page, text).with_context(|| format!("write {}", page.display()))?;
     say::line(PAGE);
     Ok(())
 }
 
-/// The page with new results between its two lines.
-fn with_results(page: &str, results: &str) -> Option<String> {
-    let (before, rest) = page.split_once(BEGIN)?;
-    let (_old, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", results.trim()))
+/// The page with new results between the two lines of a part.
+fn with_results(page: &str, (begin, end): Part, results: &str) -> Option<String> {
+    let (before, rest) = page.split_once(begin)?;
+    let (_old, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}\n\n{}\n\n{end}{after}", results.trim()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Exercises the rewriting. If this fails, a run eats what people wrote around its results.
+    /// Exercises the rewriting. If this fails, a run eats what people wrote around its results, or another run's.
     #[test]
     fn only_what_is_between_the_two_lines_is_rewritten() {
-        let page = format!("# Title\n\n{BEGIN}\nold\n{END}\nafter\n");
-        let new = with_results(&page, "new\n").unwrap();
-        assert_eq!(new, format!("# Title\n\n{BEGIN}\n\nnew\n\n{END}\nafter\n"));
-        assert_eq!(with_results(&new, "new").as_deref(), Some(new.as_str()));
-        assert_eq!(with_results("no lines", "new"), None);
+        let (begin, end) = OVERHEAD;
+        let page = format!("# Title\n\n{begin}\nold\n{end}\nafter\n{}\nother\n{}\n", RULES.0, RULES.1);
+        let new = with_results(&page, OVERHEAD, "new\n").unwrap();
+        assert_eq!(new, page.replace("\nold\n", "\n\nnew\n\n"));
+        assert_eq!(with_results(&new, OVERHEAD, "new").as_deref(), Some(new.as_str()));
+        assert_eq!(with_results("no lines", OVERHEAD, "new"), None);
+    }
+
+    /// Exercises the page. If this fails, a run has nowhere to write.
+    #[test]
+    fn the_page_has_a_part_for_every_measurement() {
+        let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
+        assert!([OVERHEAD, RULES].into_iter().all(|part| with_results(&page, part, "").is_some()));
     }
 }

@@ -14,7 +14,7 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
 
 /// Every target, as `tests/fuzz/Cargo.toml` names it.
-const TARGETS: [&str; 15] = [
+const TARGETS: [&str; 18] = [
     "btf",
     "btf_module",
     "cilium_conntrack",
@@ -25,10 +25,13 @@ const TARGETS: [&str; 15] = [
     "host_local_reservation",
     "introspection",
     "ipam_states",
+    "iptables",
     "namespace_addresses",
     "nat_document",
     "netlink",
     "netlink_stats",
+    "nftables",
+    "services",
     "socket_table",
 ];
 /// What tells libFuzzer where an input went: edges, their addresses, and the operands of comparisons.

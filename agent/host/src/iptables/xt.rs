@@ -105,7 +105,8 @@ fn statistic(data: &[u8]) -> Option<f64> {
         1 => 1.0 / (f64::from(number) + 1.0),
         _ => return None,
     };
-    Some(if flags & INVERT != 0 { 1.0 - part } else { part.min(1.0) })
+    let part = part.min(1.0);
+    Some(if flags & INVERT != 0 { 1.0 - part } else { part })
 }
 
 /// `struct xt_tcp` and `struct xt_udp`: both begin with two source and two destination ports.

@@ -1,0 +1,171 @@
+//! Where the source ports of up to a hundred thousand really translated flows land, against the share that the report tells of the
+//! rules that translated them. Needs root and iptables; works in network namespaces of its own.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Command;
+
+use headroom_core::flow::Protocol;
+use headroom_core::known::Known;
+use headroom_core::ledger::{Ledger, LedgerLimits};
+use headroom_core::model::policy::Policy;
+use headroom_core::model::{Memory, evaluate};
+use headroom_core::observe::{Fact, Observation, SourceId};
+use headroom_core::ports::PortRange;
+use headroom_core::time::{NodeTime, Now, WallTime};
+use headroom_host::netlink::conntrack::{Content, content};
+use headroom_host::netlink::message::Messages;
+use headroom_host::netlink::socket::{DATAGRAM_BYTES, Dump, Received};
+use headroom_host::root::HostRoot;
+use headroom_host::source::Source as _;
+use headroom_host::source::namespaces::NamespacesSource;
+use headroom_host::source::rules::RulesSource;
+use nix::sched::{CloneFlags, unshare};
+
+#[path = "rules_live/sets.rs"]
+#[expect(dead_code, reason = "shared with the tests of rules, which need more of it")]
+mod sets;
+
+const MANY: u32 = 100_000;
+/// Enough where what is wrong would be wrong by far.
+const SOME: u32 = 30_000;
+
+fn sh(script: &str) {
+    assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
+}
+
+/// A namespace with a pod's address and a way out on which packets vanish, and some rules. Gives the source ports with which
+/// flows left, and the share that the report tells for UDP.
+fn measure(rules: &str, own_ports: &str, flows: u32) -> (Vec<u16>, f64) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            sh(&format!(
+                "ip link set lo up; ip address add 10.48.0.2/32 dev lo
+                 ip link add out0 type veth peer name out1; ip link set out0 arp off; ip link set out1 up
+                 ip address add 192.0.2.1/24 dev out0; ip link set out0 up
+                 ip route add 198.51.0.0/16 dev out0
+                 echo '{own_ports}' > /proc/sys/net/ipv4/ip_local_port_range
+                 {rules}"
+            ));
+            let fixed = UdpSocket::bind("10.48.0.2:0").unwrap();
+            for number in 0..flows {
+                let [.., host, port_high, port_low] = number.to_be_bytes();
+                let to = (Ipv4Addr::new(198, 51, 100, host), u16::from_be_bytes([port_high, port_low]).max(1));
+                // Every flow draws a port of its own, as the next one would.
+                let fresh = (own_ports != DEFAULT).then(|| UdpSocket::bind("10.48.0.2:0").unwrap());
+                fresh.as_ref().unwrap_or(&fixed).send_to(b"x", to).unwrap();
+            }
+            let ports = translated_ports();
+            assert!(ports.len() + 100 > usize::try_from(flows).unwrap(), "{} flows", ports.len());
+            (ports, share())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+const DEFAULT: &str = "32768 60999";
+
+fn translated_ports() -> Vec<u16> {
+    let dump = Dump::request(1).unwrap();
+    let (mut buffer, mut ports) = (vec![0; DATAGRAM_BYTES], Vec::new());
+    loop {
+        let Received::Bytes(length) = dump.receive(&mut buffer).unwrap() else { continue };
+        for message in Messages::new(buffer.get(..length).unwrap()) {
+            match content(&message.unwrap()).unwrap() {
+                Content::Entry(entry) => ports.push(entry.translated.port),
+                Content::Done { .. } => return ports,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What the report says, of the rules of the namespace of the calling thread.
+fn share() -> f64 {
+    let root = HostRoot::live();
+    let mut ledger = Ledger::new(LedgerLimits::default());
+    RulesSource::new(&root, std::time::Duration::ZERO).observe(&mut |fact| ledger.apply(fact));
+    // Of the machine's namespaces only this one matters.
+    NamespacesSource::new(root).observe(&mut |observation: Observation| {
+        let mine = match &observation.fact {
+            Fact::Namespace(namespace) => namespace.host,
+            _ => true,
+        };
+        if mine {
+            ledger.apply(observation);
+        }
+    });
+    assert!(matches!(ledger.coverage().get(&SourceId::Rules), Some(Known::Present(_))), "{:?}", ledger.coverage());
+    let now = Now { node: NodeTime::from_secs(1), wall: WallTime::from_secs(1) };
+    let report = evaluate(&ledger, &mut Memory::default(), &Policy::default(), now);
+    let rows: Vec<_> = report.overlap.shares.iter().filter(|row| row.protocol == Protocol::UDP).collect();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    rows.first().unwrap().share.unwrap()
+}
+
+/// The measured part must be within four standard deviations of the told one: once in 16,000 runs it is not by chance.
+#[track_caller]
+fn assert_agrees(ports: &[u16], range: PortRange, share: f64) {
+    let all = u32::try_from(ports.len()).unwrap();
+    let inside = u32::try_from(ports.iter().filter(|port| range.contains(**port)).count()).unwrap();
+    let (measured, all) = (f64::from(inside) / f64::from(all), f64::from(all));
+    let deviation = (share * (1.0 - share) / all).sqrt();
+    assert!((measured - share).abs() <= 4.0 * deviation, "measured {measured:.5}, told {share:.5} +- {deviation:.5}");
+}
+
+/// Exercises the share of `--random-fully`, and why it is not 2,768 of 64,512: the first 1,024 ports come twice as often.
+#[test]
+fn random_ports_land_in_the_range_as_often_as_told() {
+    let (ports, share) =
+        measure("iptables-nft -t nat -A POSTROUTING -o out0 -j MASQUERADE --random-fully", DEFAULT, MANY);
+    assert!((share - 2768.0 / 65_536.0).abs() < 1e-9);
+    assert_agrees(&ports, PortRange::NODE_PORTS, share);
+    assert_agrees(&ports, PortRange::new(1024, 2047).unwrap(), 2048.0 / 65_536.0);
+}
+
+/// Exercises a range of which 65,536 is far from being a multiple: drawn evenly it would be 13.8 %, and it is 12.7 %.
+#[test]
+fn ports_of_a_given_range_are_not_drawn_evenly_and_that_is_told() {
+    let rule = "iptables-legacy -t nat -A POSTROUTING -p udp -j MASQUERADE --to-ports 20000-40000 --random-fully";
+    let (ports, share) = measure(rule, DEFAULT, SOME);
+    assert!((share - 3.0 * 2768.0 / 65_536.0).abs() < 1e-9);
+    assert_agrees(&ports, PortRange::NODE_PORTS, share);
+}
+
+/// Exercises a split by chance, of native rules, half of which lands in the range.
+#[test]
+fn a_split_by_chance_lands_as_often_as_told() {
+    let rules = "nft -f - <<'END'
+table ip mine {
+    chain out {
+        type nat hook postrouting priority srcnat
+        meta l4proto udp numgen random mod 100 < 46 masquerade to :1024-29999 fully-random
+        meta l4proto udp masquerade to :29000-31999 fully-random
+    }
+}
+END";
+    let (ports, share) = measure(rules, DEFAULT, SOME);
+    // 65,536 = 21 x 3,000 + 2,536: of these ports the first 2,536 come up 22 times.
+    assert!((share - 0.54 * (1536.0 * 22.0 + 464.0 * 21.0) / 65_536.0).abs() < 1e-9, "{share}");
+    assert_agrees(&ports, PortRange::NODE_PORTS, share);
+}
+
+/// Exercises the fix: not one connection.
+#[test]
+fn with_ports_beside_the_node_ports_none_lands_in_the_range() {
+    let (ports, share) =
+        measure(&format!("iptables-nft-restore <<'END'\n{}END", sets::IP_MASQ_AGENT_2_12), DEFAULT, SOME);
+    assert!(share.abs() < 1e-9);
+    assert!(!ports.iter().any(|port| PortRange::NODE_PORTS.contains(*port)));
+    // Both ranges are used, in the proportion of their sizes.
+    assert_agrees(&ports, PortRange::new(1024, 29_999).unwrap(), 0.4693);
+}
+
+/// Exercises kept ports: they land where the pods draw theirs.
+#[test]
+fn kept_ports_land_as_often_as_pods_draw_them() {
+    let (ports, share) = measure("iptables-nft -t nat -A POSTROUTING -o out0 -j MASQUERADE", "1024 65535", SOME);
+    assert!((share - 2768.0 / 64_512.0).abs() < 1e-9);
+    assert_agrees(&ports, PortRange::NODE_PORTS, share);
+}

@@ -1,0 +1,24 @@
+//! Lines of `/proc/net/ip_vs`, and entries of Cilium's maps of Services.
+#![no_main]
+
+use headroom_fuzz::sow;
+use headroom_host::source::services::cilium::{KEY_V4, KEY_V6, VALUE, node_port};
+use headroom_host::source::services::ipvs::service;
+use libfuzzer_sys::fuzz_target;
+
+const LINES: [&[u8]; 3] = [
+    b"TCP  C0000201:7580 rr ",
+    b"UDP  [2001:0db8:0000:0000:0000:0000:0000:0001]:7558 rr ",
+    &[0, 0, 0, 0, 0x75, 0x80, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7, 0, 2, 0, 0, 0],
+];
+
+fuzz_target!(init: sow(LINES), |bytes: &[u8]| {
+    let _service = service(bytes);
+    for size in [KEY_V4, KEY_V6] {
+        let Some((key, rest)) = bytes.split_at_checked(size) else { continue };
+        if let Some(value) = rest.first_chunk::<VALUE>() {
+            let ports = node_port(key, value).into_iter().flatten().flatten();
+            ports.for_each(|(_, port)| assert_ne!(port, 0));
+        }
+    }
+});
