@@ -68,7 +68,7 @@ impl DemandHistory {
     ///
     /// The trend is the median slope between any two samples (Theil and Sen), over at least 5 samples and 5 seconds: one
     /// burst does not make it. It counts only
-    /// - if later samples are larger than earlier ones in three pairs out of five ([`CONCORDANT`]): noise has as many that
+    /// - if later samples are larger than earlier ones in three pairs out of five (`CONCORDANT`): noise has as many that
     ///   fall, and a single step, after which demand stands still, has half of them;
     /// - if it has not stopped: the last third of the span rose at least half as much as the trend says.
     pub fn exhaustion(&self, now: NodeTime, limit: u32) -> Option<Exhaustion> {

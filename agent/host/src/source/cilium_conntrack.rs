@@ -1,7 +1,7 @@
 //! Cilium's own conntrack map (GKE: Dataplane V2), as far as pods that talk to themselves go.
 //!
 //! Read from `/sys/fs/bpf/tc/globals/cilium_ct4_global`, opened for reading only, after its sizes were checked; a map of other
-//! sizes is not read. One reading takes at most [`READ_LIMIT`] and [`MAX_ENTRIES`] entries, and one part in 200 of the time.
+//! sizes is not read. One reading takes at most `READ_LIMIT` and `MAX_ENTRIES` entries, and one part in 200 of the time.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
