@@ -24,6 +24,15 @@ pub(crate) enum Bench {
     },
     /// What reading 20,000 packet rules and 10,000 NodePorts takes; rewrites its part of deploy/docs/benchmarks.md. Needs root
     Rules,
+    /// What an analysis of a conntrack table of 262,144 entries takes; rewrites its part of deploy/docs/benchmarks.md
+    Conntrack {
+        /// A smaller table, to see whether it works; shows its numbers and writes nothing
+        #[arg(long)]
+        quick: bool,
+        /// How many rounds; medians are reported
+        #[arg(long)]
+        rounds: Option<usize>,
+    },
 }
 
 /// Where the results are.
@@ -34,13 +43,18 @@ const OVERHEAD: Part = (
     "<!-- written by `cargo xtask bench overhead`: begin -->",
     "<!-- written by `cargo xtask bench overhead`: end -->",
 );
+const CONNTRACK: Part = (
+    "<!-- written by `cargo xtask bench conntrack`: begin -->",
+    "<!-- written by `cargo xtask bench conntrack`: end -->",
+);
 const RULES: Part =
     ("<!-- written by `cargo xtask bench rules`: begin -->", "<!-- written by `cargo xtask bench rules`: end -->");
 
 /// Measures.
 pub(crate) fn run(what: &Bench) -> Result<()> {
     match what {
-        Bench::Overhead { quick, rounds } => overhead(*quick, *rounds),
+        Bench::Overhead { quick, rounds } => in_lab("bench-overhead", OVERHEAD, *quick, *rounds),
+        Bench::Conntrack { quick, rounds } => in_lab("bench-conntrack", CONNTRACK, *quick, *rounds),
         Bench::Rules => rules(),
     }
 }
@@ -57,9 +71,10 @@ fn rules() -> Result<()> {
     write_down(RULES, &results)
 }
 
-fn overhead(quick: bool, rounds: Option<usize>) -> Result<()> {
+/// What the lab measures.
+fn in_lab(bench: &str, part: Part, quick: bool, rounds: Option<usize>) -> Result<()> {
     setup::require(Purpose::Bench)?;
-    let mut arguments = vec!["bench-overhead".to_owned()];
+    let mut arguments = vec![bench.to_owned()];
     arguments.extend(quick.then(|| "--quick".to_owned()));
     arguments.extend(rounds.map(|rounds| format!("--rounds={rounds}")));
     let mut lab = build::lab_command(&arguments)?;
@@ -73,7 +88,7 @@ fn overhead(quick: bool, rounds: Option<usize>) -> Result<()> {
         say::line(format_args!("a quick run's numbers mean little: {PAGE} is left as it is"));
         return Ok(());
     }
-    write_down(OVERHEAD, &results)
+    write_down(part, &results)
 }
 
 /// Writes results into their part of the page.

@@ -3,6 +3,7 @@
 //! Everything is measured in one run on one machine, in rounds whose order turns, and compared within its round: what a
 //! machine does in a second differs from day to day, ratios do so less. The result is Markdown on stdout, misses included.
 
+mod analysis;
 mod meter;
 mod network;
 mod steady;
@@ -17,6 +18,8 @@ use anyhow::{Context, Result};
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
+
+pub use analysis::{Analysis, Measure};
 
 use crate::lab::Lab;
 use meter::Counted;

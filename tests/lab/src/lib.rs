@@ -9,6 +9,7 @@
 //! made here. It does not judge: what the agent should have said is the tests' business.
 
 pub mod bench;
+pub mod cilium;
 pub mod conntrack;
 pub mod cri;
 pub mod headroom;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use headroom_lab::bench::{Dump, Overhead};
-use headroom_lab::scenario::{self, IpLeak, NatDynamic, NatExhaustion, NatIdle};
+use headroom_lab::bench::{Analysis, Dump, Measure, Overhead};
+use headroom_lab::scenario::{self, HairpinLeak, IpLeak, NatDynamic, NatExhaustion, NatIdle, NodeportCollision};
 use headroom_lab::traffic::{Burst, Connect, Serve, Sink};
 
 #[derive(Debug, Parser)]
@@ -15,11 +15,17 @@ enum Command {
     NatIdle(NatIdle),
     /// Pod IPs leak until the node is full; headroom gives them back and the next pod starts
     IpLeak(IpLeak),
+    NodeportCollision(NodeportCollision),
+    #[command(name = "hairpin")]
+    Hairpin(HairpinLeak),
     Serve(Serve),
     Connect(Connect),
     Burst(Burst),
     Sink(Sink),
     BenchOverhead(Overhead),
+    BenchConntrack(Analysis),
+    #[command(hide = true)]
+    Measure(Measure),
     #[command(hide = true)]
     Dump(Dump),
     /// Remove what crashed labs left behind
@@ -32,11 +38,15 @@ fn main() -> Result<std::process::ExitCode> {
         Command::NatDynamic(scenario) => scenario.run(),
         Command::NatIdle(scenario) => scenario.run(),
         Command::IpLeak(scenario) => scenario.run(),
+        Command::NodeportCollision(scenario) => scenario.run(),
+        Command::Hairpin(scenario) => scenario.run(),
         Command::Serve(serve) => block_on(serve.run()),
         Command::Connect(connect) => block_on(connect.run()),
         Command::Burst(burst) => burst.run().map(|()| std::process::ExitCode::SUCCESS),
         Command::Sink(sink) => sink.run().map(|()| std::process::ExitCode::SUCCESS),
         Command::BenchOverhead(bench) => bench.run(),
+        Command::BenchConntrack(bench) => bench.run(),
+        Command::Measure(measure) => measure.run(),
         Command::Dump(dump) => dump.run(),
         Command::Sweep => scenario::sweep(),
     }

@@ -44,7 +44,7 @@ impl Need {
 pub(super) const EBPF_TOOLCHAIN: &str = "eBPF toolchain";
 pub(super) const KUBERNETES_VALIDATE: &str = "kubernetes-validate";
 
-pub(super) const NEEDS: [Need; 20] = [
+pub(super) const NEEDS: [Need; 21] = [
     Need {
         what: "C compiler",
         why: "cargo links with it",
@@ -98,6 +98,7 @@ pub(super) const NEEDS: [Need; 20] = [
         packages: &["busybox-static"],
         check: Check::Holds(crate::kernels::has_static_busybox),
     },
+    program("tc", "tests take packets away before netfilter", &["iproute2"]),
     program("buildah", "tests build the image", &["buildah"]),
     Need {
         what: KUBERNETES_VALIDATE,

@@ -189,7 +189,7 @@ pub struct HairpinReport {
     pub entries: u64,
     /// Open ones.
     pub open: u64,
-    /// Of these, silent for 15 s or more.
+    /// Of these, silent for 10 s or more.
     pub silent: u64,
     /// The longest silence, in seconds.
     pub longest_silence_secs: u32,

@@ -34,7 +34,7 @@ fn machine(results: &Results) -> String {
 }
 
 /// Today, as the system has it (UTC).
-fn today() -> String {
+pub(super) fn today() -> String {
     let secs = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     civil(secs / 86_400)
 }

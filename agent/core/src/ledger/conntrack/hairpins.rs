@@ -10,7 +10,7 @@ use crate::observe::{ConntrackEntry, ConntrackTcpState, ConntrackTimeouts};
 /// Pairs of pod and Service kept at most; entries of more are counted as untold.
 const MAX_HAIRPINS: usize = 1024;
 /// A connection that was silent for so long is not one that is just being closed: its socket, if it has one, has been seen.
-pub const HAIRPIN_SILENT_SECS: u32 = 15;
+pub const HAIRPIN_SILENT_SECS: u32 = 10;
 
 /// Who talks to itself, and what it dials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -26,8 +26,8 @@ pub struct NodePortFlow {
     pub answered: Option<bool>,
     /// No packet of it for so long, as its timer told at the last dump.
     pub silent_secs: Option<u32>,
-    /// When it was first seen.
-    pub seen: NodeTime,
+    /// When it was first seen, and when last.
+    pub seen: (NodeTime, NodeTime),
 }
 
 /// All of them.
@@ -55,7 +55,7 @@ impl NodePortFlows {
         let flow = NodePortFlow {
             answered: Some(entry.replied),
             silent_secs: silent_secs(entry, timeouts),
-            seen: known.map_or(at, |known| known.seen),
+            seen: (known.map_or(at, |known| known.seen.0), at),
             ..begun(entry, at)
         };
         self.incoming.insert(entry.key, flow);
@@ -112,6 +112,6 @@ fn begun(entry: &ConntrackEntry, at: NodeTime) -> NodePortFlow {
         translated: entry.translated,
         answered: None,
         silent_secs: None,
-        seen: at,
+        seen: (at, at),
     }
 }

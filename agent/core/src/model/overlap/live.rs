@@ -49,7 +49,7 @@ pub(super) fn live(
         held.inside = held.inside.saturating_add(count.into());
     }
     for (source, destination, flow) in conntrack.node_port_flows().iter() {
-        let Some(port) = collision(destination.protocol, flow, allocated, holders, now) else { continue };
+        let Some(port) = collision(destination.protocol, flow, allocated, holders) else { continue };
         let held = pairs.entry((destination, source)).or_default();
         held.colliding = held.colliding.saturating_add(1);
         held.unanswered = held.unanswered.saturating_add(u64::from(port.unanswered_secs.is_some()));
@@ -85,14 +85,15 @@ fn collision(
     flow: &NodePortFlow,
     allocated: &AllocatedNodePorts<'_>,
     holders: &Holders<'_>,
-    now: Now,
 ) -> Option<CollidingPortReport> {
     let allocation = allocated.get(protocol, flow.translated.port)?;
     // A NodePort is one of the node's addresses; another (of an egress gateway, say) has none.
     if holders.knows_host() && !holders.is_host(flow.translated.address) {
         return None;
     }
-    let silent = Duration::from_secs(flow.silent_secs.unwrap_or(0).into()).max(now.node.since(flow.seen));
+    // As of the dump that showed it last: what came since is not known.
+    let (first, last) = flow.seen;
+    let silent = Duration::from_secs(flow.silent_secs.unwrap_or(0).into()).max(last.since(first));
     let unanswered = flow.answered == Some(false) && silent >= PATIENCE;
     Some(CollidingPortReport {
         port: flow.translated.port,

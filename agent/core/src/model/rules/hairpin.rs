@@ -43,7 +43,7 @@ fn left_behind(row: &HairpinReport, report: &Report) -> Finding {
             Evidence::seen(
                 SourceId::Conntrack,
                 format!(
-                    "{} entries from {} to {service} that come back to {}; {} open, {} of them silent for 15 s or more (up to {})",
+                    "{} entries from {} to {service} that come back to {}; {} open, {} of them silent for 10 s or more (up to {})",
                     row.entries,
                     row.address,
                     row.address,
@@ -106,8 +106,9 @@ fn cilium(map: &CiliumReport) -> Option<Finding> {
         id: FindingId::ConntrackHairpinLeak,
         severity: if map.broken > 0 { Severity::Critical } else { Severity::Warning },
         title: format!(
-            "{worst}{more} left {} entries in Cilium's conntrack by talking to themselves through a Service{now}",
-            map.left_behind
+            "{worst}{more} left {} entries in Cilium's conntrack by talking to {} through a Service{now}",
+            map.left_behind,
+            if others > 0 { "themselves" } else { "itself" }
         ),
         subject: worst,
         evidence,

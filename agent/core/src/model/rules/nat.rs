@@ -1,5 +1,6 @@
 //! Rules on NAT ports: demand against allocation, the gateway's size, connects without an answer.
 
+use super::collision;
 use super::{percent, pod_name};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
@@ -201,7 +202,7 @@ fn all_alike(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> 
     })
 }
 
-pub(super) fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
+pub(super) fn unanswered(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let mut findings = Vec::new();
     for account in view.accounts {
         let tcp = account.tcp();
@@ -210,7 +211,9 @@ pub(super) fn unanswered(view: &View<'_>, _report: &Report) -> Vec<Finding> {
         let grown = Grown::of(account, view);
         // A refused connect was answered.
         let lost = tcp.syn_retransmitted_lately.max(tcp.failed_lately.unanswered());
-        if account.in_scope && !full && tcp.syn_retransmitted_lately > 0 && lost >= view.policy.failures_per_minute {
+        let explained = collision::explains(report, destination, account.wanting);
+        let repeated = tcp.syn_retransmitted_lately > 0 && lost >= view.policy.failures_per_minute;
+        if account.in_scope && !full && repeated && !explained {
             findings.push(Finding {
                 id: FindingId::NatSynUnanswered,
                 severity: Severity::Warning,
