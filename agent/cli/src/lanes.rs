@@ -93,7 +93,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
 
 /// Only what verdicts on reservations need.
 pub fn reservations(settings: &Settings) -> Vec<Lane> {
-    vec![platform(settings), pods(settings, Pace::Once)]
+    vec![platform(settings), Lane { pause: Duration::from_millis(50), ..pods(settings, Pace::Once) }]
 }
 
 fn platform(settings: &Settings) -> Lane {

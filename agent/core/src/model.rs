@@ -91,7 +91,8 @@ fn program(program: &Program) -> ProgramReport {
     }
 }
 
-fn coverage(ledger: &Ledger) -> Vec<CoverageReport> {
+/// What every source can do here.
+pub fn coverage(ledger: &Ledger) -> Vec<CoverageReport> {
     let states = SourceId::ALL.iter().filter_map(|source| Some((*source, ledger.coverage().get(source)?)));
     states
         .map(|(source, coverage)| {

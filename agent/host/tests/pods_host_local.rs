@@ -350,3 +350,68 @@ fn a_large_range_is_read_quickly() {
     // Far above what an unoptimised build takes on an idle machine: a shared one may be busy.
     assert!(took < Duration::from_secs(8), "{took:?}");
 }
+
+/// Sets the time at which a directory changed last to a minute ago, as if nothing had happened since.
+fn stood_still(directory: &Path) {
+    let then = nix::sys::time::TimeSpec::from_duration(
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(60),
+    );
+    let follow = nix::sys::stat::UtimensatFlags::FollowSymlink;
+    nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, directory, &then, &then, follow).unwrap();
+    // The time of the inode's own change cannot be set: it has to pass.
+    std::thread::sleep(Duration::from_millis(1100));
+}
+
+/// Exercises what is remembered of a store. If this fails, a daemon tells of reservations that are gone, or misses new ones.
+#[test]
+fn a_directory_that_stood_still_is_told_again_and_one_that_changed_is_read() {
+    let tree = Tree::with_network();
+    tree.reserve("10.48.131.4", format!("{ID}\r\neth0"));
+    stood_still(&tree.at(NETWORK));
+    let mut source = tree.source();
+    let mut addresses = || {
+        let mut found = Vec::new();
+        source.observe(&mut |observation| {
+            if let Fact::Reservation(reservation) = observation.fact {
+                found.push((
+                    reservation.address.to_string(),
+                    reservation.holder.present().map(|holder| holder.container.0.clone()),
+                ));
+            }
+        });
+        found.sort();
+        found
+    };
+    let first = addresses();
+    assert_eq!(first.len(), 1);
+    // What host-local never does shows that the file was not opened again.
+    std::fs::write(tree.at(NETWORK).join("10.48.131.4"), "other\r\neth0").unwrap();
+    assert_eq!(addresses(), first);
+    // What it does is seen at once.
+    tree.reserve("10.48.131.5", format!("{ID}\r\neth0"));
+    assert_eq!(addresses().len(), 2);
+    std::fs::remove_file(tree.at(NETWORK).join("10.48.131.4")).unwrap();
+    assert_eq!(addresses().len(), 1);
+    assert_eq!(addresses()[0].0, "10.48.131.5");
+}
+
+/// Exercises a file that is in flight. If this fails, its holder is never learnt.
+#[test]
+fn a_store_with_an_empty_file_is_read_again_although_its_directory_stands_still() {
+    let tree = Tree::with_network();
+    tree.reserve("10.48.131.4", "");
+    stood_still(&tree.at(NETWORK));
+    let mut source = tree.source();
+    let mut holder = || {
+        let mut found = None;
+        source.observe(&mut |observation| {
+            if let Fact::Reservation(reservation) = observation.fact {
+                found = Some(reservation.holder);
+            }
+        });
+        found.unwrap()
+    };
+    assert_eq!(holder(), Known::Absent);
+    std::fs::write(tree.at(NETWORK).join("10.48.131.4"), format!("{ID}\r\neth0")).unwrap();
+    assert!(holder().present().is_some());
+}

@@ -1,7 +1,7 @@
 //! `headroom ipam scan`: every reservation with a verdict.
 
 use headroom_core::ledger::Ledger;
-use headroom_core::model::ipam;
+use headroom_core::model::{self, ipam};
 use headroom_core::observe::SourceId;
 use headroom_core::report::{CoverageState, VerdictCounts};
 use headroom_host::clock;
@@ -22,16 +22,18 @@ pub(super) fn run(args: &ScanArgs) -> anyhow::Result<u8> {
     let lanes = lanes::reservations(&settings);
     let mut engine = Engine::start(Ledger::new(settings.limits), settings.policy.clone(), lanes)?;
     engine.settle(DEADLINE);
-    let report = engine.report();
-    let networks = ipam::networks(engine.ledger(), &settings.policy, clock::now());
-    let scan =
-        output::table::Scan { node: &report.node, time: &report.time, coverage: &report.coverage, networks: &networks };
+    // Not a whole report: that would judge everything twice, and much that nobody asked for.
+    let (ledger, now) = (engine.ledger(), clock::now());
+    let networks = ipam::networks(ledger, &settings.policy, now);
+    let coverage = model::coverage(ledger);
+    let node = ledger.platform().map_or("unknown", |platform| platform.node.as_str());
+    let scan = output::table::Scan { node, time: &now.wall.to_string(), coverage: &coverage, networks: &networks };
     match args.output {
         Format::Json => output::json(&scan)?,
         Format::Table => output::print(&output::table::scan(&scan, Width::of_stdout()))?,
     }
     let any = |count: fn(&VerdictCounts) -> u64| networks.iter().any(|network| count(&network.counts) > 0);
-    let unread = report.coverage.iter().any(|row| {
+    let unread = coverage.iter().any(|row| {
         row.source == SourceId::HostLocal && matches!(row.state, CoverageState::Unknown | CoverageState::Degraded)
     });
     Ok(match () {

@@ -152,6 +152,24 @@ catalog! {
     matters "These addresses are taken from the subnet. When it has none left, new nodes and pods anywhere in it get no address, while they lie idle here.";
     remedy "Set WARM_IP_TARGET (2 or 5) and MINIMUM_IP_TARGET (the usual number of pods per node) on the DaemonSet aws-node: they win over WARM_ENI_TARGET. `headroom plan eni` calculates what a node takes then. Never set MINIMUM_IP_TARGET alone: the pool would not grow beyond it.";
 
+    /// A containerd that forgets sandboxes with their addresses.
+    KnownIssueContainerd5768 = "known-issue-containerd-5768", "This containerd is known to leak pod addresses", since "0.1.0";
+    means "The container runtime is a containerd of before the fix of issue 5768 (in 1.7 and about 1.6.9; on GKE 1.22.17-gke.3100, 1.23.16-gke.200, 1.24.9-gke.3200, 1.25.6-gke.200). When the set-up of a sandbox takes too long, its teardown fails, the sandbox is forgotten, and the address it had stays reserved.";
+    matters "Each such pod costs an address of the node for good. When all are gone, no pod starts here any more: \"no IP addresses available in range set\".";
+    remedy "Upgrade the runtime. `headroom ipam scan` shows what leaked already. A version with the fix is no proof that nothing leaks: look again after the upgrade.";
+
+    /// A containerd that passes over errors of a teardown.
+    KnownIssueContainerd10744 = "known-issue-containerd-10744", "This containerd passes over errors of a teardown", since "0.1.0";
+    means "containerd 1.6.37 and later 1.6 ignore an error of the teardown of a sandbox that has no CNI result (pull requests 10744 and relatives), so that clean-up is not blocked. The reservation that its ADD may have left behind then stays. The same change to 1.7 was held back because of a suspected leak of addresses.";
+    matters "It undoes part of what the fix of issue 5768 gained: a failed start of a pod can cost an address.";
+    remedy "Watch `headroom ipam scan` and give back what leaks. It is only told as a warning where addresses are leaked.";
+
+    /// A containerd with an open issue.
+    KnownIssueContainerd12130 = "known-issue-containerd-12130", "An open issue of containerd leaks pod addresses", since "0.1.0";
+    means "containerd issue 12130 is open: where the configuration chains plugins and a later one fails, the address that the first one reserved is not given back. It was reproduced with containerd 2.2.5.";
+    matters "Every pod whose start fails like that costs an address of the node.";
+    remedy "Watch `headroom ipam scan` and give back what leaks; on the AWS VPC CNI restart aws-node. It is only told as a warning where addresses are leaked.";
+
     /// A source does not work.
     SourceDegraded = "source-degraded", "Something could not be observed", since "0.1.0";
     means "One of headroom's sources does not work here, or only partly. The finding says which question stays open because of it, or what stands in.";
@@ -164,10 +182,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_lower_case_with_hyphens() {
+    fn names_are_unique_and_lower_case_with_hyphens_and_digits() {
         let names: std::collections::BTreeSet<_> = PAGES.iter().map(|page| page.name).collect();
         assert_eq!(names.len(), PAGES.len());
-        assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-')));
+        assert!(
+            names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'))
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod degraded;
 mod hairpin;
 mod idle;
 mod ipam;
+mod known_issues;
 mod local;
 mod masquerade;
 mod nat;
@@ -17,7 +18,7 @@ mod overlap;
 
 type Rule = fn(&View<'_>, &Report) -> Vec<Finding>;
 
-const RULES: [Rule; 13] = [
+const RULES: [Rule; 14] = [
     nat::nat_ports,
     nat::nat_gateway,
     nat::unanswered,
@@ -30,6 +31,7 @@ const RULES: [Rule; 13] = [
     conntrack::conntrack,
     hairpin::hairpin,
     ipam::ipam,
+    known_issues::known_issues,
     degraded::degraded,
 ];
 

@@ -1,11 +1,12 @@
 //! host-local's reservations: one directory per network, one file per address.
 //!
 //! Reads only, without host-local's lock: a file that comes or goes meanwhile is seen or not, an empty one is in flight.
-//! Nobody is called leaked here. The whole round takes at most [`ROUND_LIMIT`]; 65,536 reservations take about half a
+//! Nobody is called leaked here. A directory that has not changed is not read again, for five minutes (`remembered.rs`). The whole round takes at most [`ROUND_LIMIT`]; 65,536 reservations take about half a
 //! second. Stores are the directories below `cni_dir` and those that the CNI configuration names elsewhere; a link in the
 //! place of a network's directory is refused, as is any file that is not a regular one.
 
 pub mod holder;
+mod remembered;
 mod store;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use crate::root::HostRoot;
 use crate::source::cni::{self, CniConfig};
 use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
 
+use remembered::Remembered;
 pub use store::address;
 use store::{Bounds, Named, Remarks};
 
@@ -39,6 +41,7 @@ pub struct HostLocalSource {
     cni_dir: PathBuf,
     cni_conf_dir: PathBuf,
     entries_limit: usize,
+    remembered: Remembered,
 }
 
 /// What one round gathers besides the facts it emits.
@@ -61,7 +64,7 @@ impl HostLocalSource {
     pub fn new(root: HostRoot, cni_dir: PathBuf, cni_conf_dir: PathBuf) -> Self {
         // Collecting the components takes away doubled and trailing slashes, so that paths can be compared and shown.
         let cni_dir = cni_dir.components().collect();
-        Self { root, cni_dir, cni_conf_dir, entries_limit: ENTRIES_LIMIT }
+        Self { root, cni_dir, cni_conf_dir, entries_limit: ENTRIES_LIMIT, remembered: Remembered::default() }
     }
 
     /// Reads at most so many directory entries per network.
@@ -72,7 +75,7 @@ impl HostLocalSource {
     }
 
     /// Reads all stores. `Ok(None)`: there are none on this node.
-    fn read(&self, round: &mut Round, emit: &mut dyn FnMut(Fact)) -> Result<Option<()>, String> {
+    fn read(&mut self, round: &mut Round, emit: &mut dyn FnMut(Fact)) -> Result<Option<()>, String> {
         let bounds = Bounds { entries: self.entries_limit, deadline: clock::node_time().after(ROUND_LIMIT) };
         let config = cni::read(&self.root, &self.cni_conf_dir);
         let below = self.read_below(&config, bounds, round, emit)?;
@@ -90,7 +93,7 @@ impl HostLocalSource {
 
     /// The networks below `cni_dir`; whether it exists.
     fn read_below(
-        &self,
+        &mut self,
         config: &CniConfig,
         bounds: Bounds,
         round: &mut Round,
@@ -118,7 +121,8 @@ impl HostLocalSource {
             } else if entry.may_be_directory() {
                 let network = shown(name);
                 let range_sets = config.range_sets(&network, &self.cni_dir);
-                round.read_network(&top, &entry.name, Named { store, network, range_sets }, bounds, emit);
+                let named = Named { store, network, range_sets };
+                round.read_network(&top, &entry.name, named, bounds, &mut self.remembered, emit);
             }
         }
         Ok(true)
@@ -126,7 +130,7 @@ impl HostLocalSource {
 
     /// The networks whose `dataDir` is elsewhere; whether there is one.
     fn read_elsewhere(
-        &self,
+        &mut self,
         config: &CniConfig,
         bounds: Bounds,
         round: &mut Round,
@@ -144,7 +148,7 @@ impl HostLocalSource {
                         network: network.name.clone(),
                         range_sets: network.range_sets.clone(),
                     };
-                    round.read_network(&top, &name, named, bounds, emit);
+                    round.read_network(&top, &name, named, bounds, &mut self.remembered, emit);
                 }
                 Err(Refusal::Missing) => round.no_data_dir(data_dir, &network.name),
                 Err(refusal) => round.partial.push(format!(
@@ -166,6 +170,7 @@ impl Round {
         name: &std::ffi::CStr,
         named: Named,
         bounds: Bounds,
+        remembered: &mut Remembered,
         emit: &mut dyn FnMut(Fact),
     ) {
         match bounded::open_subdir(top, name) {
@@ -173,7 +178,7 @@ impl Round {
                 if store::identity(&dir).is_some_and(|identity| !self.seen.insert(identity)) {
                     return;
                 }
-                let Remarks { partial, denied } = store::read(dir, named, bounds, emit);
+                let Remarks { partial, denied } = remembered.read(dir, named, bounds, emit);
                 self.partial.extend(partial.map(|why| why.to_string()));
                 self.denied += denied;
             }
