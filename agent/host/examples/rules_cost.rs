@@ -40,10 +40,10 @@ fn iptables() -> String {
 
 /// A chain with two rules for each NodePort, and a map to them.
 fn nftables() -> String {
-    let chain = |number: u32| format!("external-ULMVA6XW-shop/service-{number}/tcp/http");
-    let mut text = "table ip kube-proxy {\nchain mark { meta mark set meta mark | 0x4000\n}\n".to_owned();
+    let chain = |number: u32| format!("external-ULMVA6XW-shop/s{number}/tcp/http");
+    let mut text = "table ip kube-proxy {\nchain tag { meta mark set meta mark | 0x4000\n}\n".to_owned();
     for number in 0..NODE_PORTS {
-        writeln!(text, "chain {} {{ jump mark\nct state new counter\n}}", chain(number)).unwrap();
+        writeln!(text, "chain {} {{ jump tag\nct state new counter\n}}", chain(number)).unwrap();
     }
     text += "map service-nodeports { type inet_proto . inet_service : verdict\nelements = { ";
     for number in 0..NODE_PORTS {
