@@ -24,6 +24,8 @@ pub(crate) enum Bench {
     },
     /// What reading 20,000 packet rules and 10,000 NodePorts takes; rewrites its part of deploy/docs/benchmarks.md. Needs root
     Rules,
+    /// What one evaluation with 50,000 destinations and 200 pods takes; rewrites its part of deploy/docs/benchmarks.md
+    Evaluate,
     /// What an analysis of a conntrack table of 262,144 entries takes; rewrites its part of deploy/docs/benchmarks.md
     Conntrack {
         /// A smaller table, to see whether it works; shows its numbers and writes nothing
@@ -47,6 +49,10 @@ const CONNTRACK: Part = (
     "<!-- written by `cargo xtask bench conntrack`: begin -->",
     "<!-- written by `cargo xtask bench conntrack`: end -->",
 );
+const EVALUATE: Part = (
+    "<!-- written by `cargo xtask bench evaluate`: begin -->",
+    "<!-- written by `cargo xtask bench evaluate`: end -->",
+);
 const RULES: Part =
     ("<!-- written by `cargo xtask bench rules`: begin -->", "<!-- written by `cargo xtask bench rules`: end -->");
 
@@ -55,20 +61,22 @@ pub(crate) fn run(what: &Bench) -> Result<()> {
     match what {
         Bench::Overhead { quick, rounds } => in_lab("bench-overhead", OVERHEAD, *quick, *rounds),
         Bench::Conntrack { quick, rounds } => in_lab("bench-conntrack", CONNTRACK, *quick, *rounds),
-        Bench::Rules => rules(),
+        Bench::Rules => example("rules_cost", RULES),
+        Bench::Evaluate => example("evaluate_cost", EVALUATE),
     }
 }
 
-fn rules() -> Result<()> {
+/// What an example of headroom-host measures.
+fn example(name: &str, part: Part) -> Result<()> {
     setup::require(Purpose::Test)?;
-    let mut example = cargo(["run", "--release", "--locked", "--package", "headroom-host", "--example", "rules_cost"]);
+    let mut example = cargo(["run", "--release", "--locked", "--package", "headroom-host", "--example", name]);
     let output = example.stderr(Stdio::inherit()).output().with_context(|| format!("run `{}`", shown(&example)))?;
     if !output.status.success() {
         bail!("`{}` failed ({})", shown(&example), output.status);
     }
     let results = String::from_utf8(output.stdout).context("read the results")?;
     say::line(results.trim_end());
-    write_down(RULES, &results)
+    write_down(part, &results)
 }
 
 /// What the lab measures.
@@ -129,6 +137,6 @@ mod tests {
     #[test]
     fn the_page_has_a_part_for_every_measurement() {
         let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
-        assert!([OVERHEAD, RULES].into_iter().all(|part| with_results(&page, part, "").is_some()));
+        assert!([OVERHEAD, RULES, EVALUATE].into_iter().all(|part| with_results(&page, part, "").is_some()));
     }
 }

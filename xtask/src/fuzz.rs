@@ -14,7 +14,7 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
 
 /// Every target, as `tests/fuzz/Cargo.toml` names it.
-const TARGETS: [&str; 18] = [
+const TARGETS: [&str; 19] = [
     "btf",
     "btf_module",
     "cilium_conntrack",
@@ -32,6 +32,7 @@ const TARGETS: [&str; 18] = [
     "netlink_stats",
     "nftables",
     "services",
+    "process_cgroup",
     "socket_table",
 ];
 /// What tells libFuzzer where an input went: edges, their addresses, and the operands of comparisons.

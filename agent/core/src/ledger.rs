@@ -145,6 +145,7 @@ impl Ledger {
             Fact::NoPort(no_port) => self.no_ports.counter(no_port),
             Fact::TcpCounter(counter) => self.tcp.counter(counter, at),
             Fact::Socket(socket) => self.tcp.socket(socket, at),
+            Fact::SocketOwner(owner) => self.tcp.socket_owner(owner),
             Fact::Network(network) => self.reservations.network(source, network),
             Fact::Reservation(reservation) => self.reservations.reservation(source, reservation, at),
             Fact::Attachment(attachment) => self.attachments.attachment(attachment),

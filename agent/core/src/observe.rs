@@ -36,7 +36,7 @@ pub use rules::{
     NodePort, PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceNat, SourceNatKind, SourceNatRule,
 };
 pub use source::SourceId;
-pub use tcp::{Socket, SocketState, SocketTimer, TcpCounter};
+pub use tcp::{Owner, Socket, SocketOwner, SocketState, SocketTimer, TcpCounter};
 
 /// A fact, when it was read and by whom.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,6 +114,8 @@ pub enum Fact {
     TcpCounter(TcpCounter),
     /// One TCP socket that is not listening.
     Socket(Socket),
+    /// Whose sockets of the node's own network these are; inside the bracket of the sockets.
+    SocketOwner(SocketOwner),
     /// A network whose pod addresses are kept in a store on this node.
     Network(Network),
     /// One reserved pod address.

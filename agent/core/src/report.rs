@@ -19,7 +19,7 @@ pub use conntrack::{
 pub use ipam::{EntryReport, IpamReport, NetworkReport, PoolReport, RangeSetReport, StrandedReport, VerdictCounts};
 pub use nat::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, LocalReport, MasqueradedReport, NatReport,
-    OmittedDestinations, OmittedPods, PodDemand, PodShare, RateReport, SourcesReport, WorstDestination,
+    OmittedDestinations, OmittedPods, OwnerReport, PodDemand, PodShare, RateReport, SourcesReport, WorstDestination,
 };
 pub use overlap::{
     CollidingPortReport, EphemeralReport, LiveFlowsReport, LiveOverlap, MasqueradeReport, NodePortBasis,

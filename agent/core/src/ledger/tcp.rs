@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::Endpoint;
-use crate::observe::{Outcome, Socket, SocketState, SocketTimer, TcpCounter};
+use crate::observe::{Outcome, Owner, Socket, SocketOwner, SocketState, SocketTimer, TcpCounter};
 use crate::time::NodeTime;
 
 mod row;
@@ -196,6 +196,9 @@ pub struct TcpConnections {
     counting_since: Option<NodeTime>,
     sockets: BTreeMap<Key, SocketTally>,
     incoming_sockets: BTreeMap<Key, SocketTally>,
+    /// Whose the sockets of the node's own network are, for few destinations.
+    owners: BTreeMap<Key, Vec<(Owner, u32)>>,
+    incoming_owners: BTreeMap<Key, Vec<(Owner, u32)>>,
     /// A socket table that waits for the next reading of the counters: the reading before it, and whether it was complete.
     waiting: Option<(u32, bool)>,
     counters_end: Option<NodeTime>,
@@ -210,6 +213,8 @@ impl TcpConnections {
             counting_since: None,
             sockets: BTreeMap::new(),
             incoming_sockets: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            incoming_owners: BTreeMap::new(),
             waiting: None,
             counters_end: None,
         }
@@ -249,6 +254,14 @@ impl TcpConnections {
 
     pub(super) fn begin_sockets(&mut self) {
         self.incoming_sockets.clear();
+        self.incoming_owners.clear();
+    }
+
+    pub(super) fn socket_owner(&mut self, owner: SocketOwner) {
+        let owners = self.incoming_owners.entry((owner.destination, owner.source)).or_default();
+        if owners.iter().all(|(known, _)| *known != owner.owner) {
+            owners.push((owner.owner, owner.sockets));
+        }
     }
 
     pub(super) fn socket(&mut self, socket: Socket, at: NodeTime) {
@@ -277,6 +290,9 @@ impl TcpConnections {
     pub(super) fn end_sockets(&mut self, begin: NodeTime, _at: NodeTime, outcome: &Outcome) {
         self.waiting = None;
         let incoming = std::mem::take(&mut self.incoming_sockets);
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.owners = std::mem::take(&mut self.incoming_owners);
+        }
         match outcome {
             Outcome::Complete => self.sockets = incoming,
             Outcome::Partial(_) => self.sockets.extend(incoming),
@@ -314,6 +330,12 @@ impl TcpConnections {
     /// What the last socket table showed of a pair; zeros if it did not show it.
     pub fn table(&self, destination: Endpoint, source: IpAddr) -> TableTally {
         self.sockets.get(&(destination, source)).map(SocketTally::told).unwrap_or_default()
+    }
+
+    /// Processes of the node's own network with connections from that address to that destination, and how many they have, as of
+    /// the last socket table; empty where nobody looked.
+    pub fn owners(&self, destination: Endpoint, source: IpAddr) -> &[(Owner, u32)] {
+        self.owners.get(&(destination, source)).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// When the counting began; `None` where nothing is counted.

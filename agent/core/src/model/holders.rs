@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ids::PodName;
 use crate::ledger::Ledger;
 use crate::model::demand::{Account, Share};
-use crate::report::{OmittedPods, PodDemand, PodShare};
+use crate::report::{OmittedPods, OwnerReport, PodDemand, PodShare};
 
 /// Holders listed per destination at most.
 const MAX_SHARES: usize = 20;
@@ -15,6 +16,7 @@ const MAX_PODS: usize = 50;
 
 /// Who is behind an address.
 pub(super) struct Holders<'a> {
+    ledger: &'a Ledger,
     pods: BTreeMap<IpAddr, &'a PodName>,
     host: BTreeSet<IpAddr>,
 }
@@ -30,7 +32,7 @@ struct Total {
 
 impl<'a> Holders<'a> {
     pub(super) fn of(ledger: &'a Ledger) -> Self {
-        Self { pods: ledger.occupants().pods(), host: ledger.occupants().host_addresses() }
+        Self { ledger, pods: ledger.occupants().pods(), host: ledger.occupants().host_addresses() }
     }
 
     /// The pod with that address.
@@ -63,7 +65,7 @@ impl<'a> Holders<'a> {
         !self.host.is_empty()
     }
 
-    fn share(&self, address: IpAddr, share: Share) -> PodShare {
+    fn share(&self, destination: Destination, address: IpAddr, share: Share) -> PodShare {
         let (namespace, name) = self.names(address);
         PodShare {
             namespace,
@@ -73,7 +75,32 @@ impl<'a> Holders<'a> {
             held: share.held,
             wanting: share.wanting,
             forgotten: share.forgotten,
+            owners: if destination.protocol == Protocol::TCP {
+                self.owners(destination.endpoint, address)
+            } else {
+                Vec::new()
+            },
         }
+    }
+
+    /// Processes of the node's own network, by pod where they belong to one.
+    fn owners(&self, destination: Endpoint, address: IpAddr) -> Vec<OwnerReport> {
+        let owners = self.ledger.tcp().owners(destination, address).iter().map(|(owner, sockets)| {
+            let uid = owner.pod_uid();
+            let mut sandboxes = self.ledger.occupants().sandboxes().iter();
+            let pod = uid.and_then(|uid| sandboxes.find(|sandbox| sandbox.uid == uid)).map(|sandbox| &sandbox.pod);
+            OwnerReport {
+                process: owner.process.clone(),
+                unit: owner.unit().map(str::to_owned),
+                namespace: pod.map(|pod| pod.namespace.clone()),
+                name: pod.map(|pod| pod.name.clone()),
+                cgroup: owner.cgroup.clone(),
+                sockets: *sockets,
+            }
+        });
+        let mut owners: Vec<OwnerReport> = owners.collect();
+        owners.sort_by_key(|owner| std::cmp::Reverse(owner.sockets));
+        owners
     }
 
     /// Who holds ports of one destination, the largest first; and how many are left out.
@@ -83,7 +110,14 @@ impl<'a> Holders<'a> {
             (std::cmp::Reverse((share.held, share.wanting, share.forgotten)), *address)
         });
         let omitted = u32::try_from(shares.len().saturating_sub(MAX_SHARES)).unwrap_or(u32::MAX);
-        (shares.into_iter().take(MAX_SHARES).map(|(address, share)| self.share(address, share)).collect(), omitted)
+        (
+            shares
+                .into_iter()
+                .take(MAX_SHARES)
+                .map(|(address, share)| self.share(account.destination, address, share))
+                .collect(),
+            omitted,
+        )
     }
 
     /// Who holds ports over all destinations in scope, the largest first; and what is left out.

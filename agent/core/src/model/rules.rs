@@ -2,7 +2,7 @@
 
 use crate::findings::Finding;
 use crate::model::View;
-use crate::report::{PodShare, Report};
+use crate::report::{OwnerReport, PodShare, Report};
 
 mod collision;
 mod conntrack;
@@ -49,7 +49,19 @@ fn percent(part: u32, whole: u32) -> u64 {
 fn pod_name(pod: &PodShare) -> String {
     match (&pod.namespace, &pod.name) {
         (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
-        _ if pod.host => "the node itself".to_owned(),
+        _ if pod.host => match pod.owners.first() {
+            Some(owner) => format!("the node itself ({}: {} open)", owner_name(owner), owner.sockets),
+            None => "the node itself".to_owned(),
+        },
         _ => pod.address.to_string(),
+    }
+}
+
+/// A pod in the host's network by its name; else a process and its unit.
+fn owner_name(owner: &OwnerReport) -> String {
+    match (&owner.namespace, &owner.name, &owner.unit) {
+        (Some(namespace), Some(name), _) => format!("{namespace}/{name}"),
+        (_, _, Some(unit)) => format!("{} of {unit}", owner.process),
+        _ => owner.process.clone(),
     }
 }

@@ -84,3 +84,46 @@ pub enum SocketTimer {
     #[default]
     Other,
 }
+
+/// Who on the node's own network holds connections to one destination: sockets of one process, found by their inodes. Told of
+/// the destinations with most of them only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOwner {
+    /// Other end.
+    pub destination: Endpoint,
+    /// The node's own address.
+    pub source: IpAddr,
+    /// Whose they are.
+    pub owner: Owner,
+    /// How many.
+    pub sockets: u32,
+}
+
+/// A process, as far as it matters who it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its name (`/proc/<pid>/comm`).
+    pub process: String,
+    /// Its cgroup (`/proc/<pid>/cgroup`): `/system.slice/docker.service`, `/kubepods.slice/…`; absent if it could not be read.
+    pub cgroup: Option<String>,
+}
+
+impl Owner {
+    /// The systemd unit that it runs in, if it does: the last part of the cgroup's path that is one.
+    pub fn unit(&self) -> Option<&str> {
+        let mut parts = self.cgroup.as_deref()?.rsplit('/');
+        parts.find(|part| part.ends_with(".service"))
+    }
+
+    /// The uid of the pod it belongs to, with hyphens: a part of the cgroup's path is `pod<uid>`, or `…-pod<uid>.slice` with
+    /// underscores.
+    pub fn pod_uid(&self) -> Option<String> {
+        self.cgroup.as_deref()?.split('/').find_map(|part| {
+            let part = part.strip_suffix(".slice").unwrap_or(part);
+            let (before, uid) = part.rsplit_once("pod")?;
+            let uid = uid.replace('_', "-");
+            let digits = |c: char| c.is_ascii_hexdigit() || c == '-';
+            ((before.is_empty() || before.ends_with('-')) && uid.len() >= 32 && uid.chars().all(digits)).then_some(uid)
+        })
+    }
+}

@@ -203,6 +203,26 @@ pub struct PodShare {
     /// Flows open on this node that the NAT has dropped.
     #[serde(default)]
     pub forgotten: u32,
+    /// For the node itself: processes with connections to the destination, most first; told of the destinations with most only.
+    #[serde(default)]
+    pub owners: Vec<OwnerReport>,
+}
+
+/// A process on the node's own network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerReport {
+    /// Its name.
+    pub process: String,
+    /// The systemd unit it runs in.
+    pub unit: Option<String>,
+    /// Kubernetes namespace, if it is a pod in the host's network.
+    pub namespace: Option<String>,
+    /// The pod's name.
+    pub name: Option<String>,
+    /// Its cgroup.
+    pub cgroup: Option<String>,
+    /// Connections open.
+    pub sockets: u32,
 }
 
 /// What one holder holds over all destinations in scope.

@@ -21,9 +21,11 @@ use crate::root::HostRoot;
 use crate::source::lines::{Lines, Step};
 use crate::source::{Sink, Source, degraded, observation, unreadable, works};
 
+pub mod owners;
 mod processes;
 pub mod table;
 
+use owners::Owners;
 use table::Row;
 
 const ID: SourceId = SourceId::Sockets;
@@ -54,6 +56,9 @@ struct Round<'a, 'sink> {
     missing: Vec<String>,
     /// Every namespace with a process, if all processes could be asked.
     namespaces: Option<BTreeSet<NetnsInode>>,
+    /// The agent's own namespace: the node's.
+    own: Option<NetnsInode>,
+    owners: Owners,
 }
 
 /// Why a namespace could not be read through a process.
@@ -83,9 +88,22 @@ impl Source for SocketsSource {
     fn observe(&mut self, sink: Sink<'_>) {
         sink(observation(ID, Fact::Begin(Snapshot::Sockets)));
         let until = clock::node_time().after(ROUND_LIMIT);
-        let mut round =
-            Round { root: &self.root, sink, until, sockets: 0, read: 0, missing: Vec::new(), namespaces: None };
+        let mut round = Round {
+            root: &self.root,
+            sink,
+            until,
+            sockets: 0,
+            read: 0,
+            missing: Vec::new(),
+            namespaces: None,
+            own: None,
+            owners: Owners::default(),
+        };
+        round.own = self.root.is_live().then(|| processes::namespace(&self.root, "thread-self").ok()).flatten();
         round.read_all();
+        for owner in std::mem::take(&mut round.owners).find() {
+            (round.sink)(observation(ID, Fact::SocketOwner(owner)));
+        }
         let (read, missing) = (round.read, sentence(&round.missing));
         self.namespaces = round.namespaces;
         let (outcome, coverage) = match missing {
@@ -195,8 +213,11 @@ impl Round<'_, '_> {
             while let Some(row) = table.next()? {
                 match row {
                     Row::Listening { port } => listening.add(port),
-                    Row::Connection { source, destination, state, timer } => {
+                    Row::Connection { source, destination, state, timer, inode: socket_inode } => {
                         let accepted = listening.has(source.port);
+                        if self.own == Some(inode) && !accepted {
+                            self.owners.note(destination, source.address, socket_inode);
+                        }
                         let socket = Socket { netns: inode, source, destination, state, timer, accepted };
                         (self.sink)(observation(ID, Fact::Socket(socket)));
                         self.sockets += 1;

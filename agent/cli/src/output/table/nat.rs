@@ -151,6 +151,12 @@ fn holders(destination: &DestinationReport) -> String {
 }
 
 fn who(pod: &PodShare) -> String {
+    if let Some(owner) = pod.owners.first().filter(|_| pod.host) {
+        return match (&owner.namespace, &owner.name) {
+            (Some(namespace), Some(name)) => format!("node: {namespace}/{name}"),
+            _ => format!("node: {}", owner.process),
+        };
+    }
     named(&pod.namespace, &pod.name, pod.host, pod.address)
 }
 

@@ -30,6 +30,8 @@ pub enum Row {
         state: SocketState,
         /// What it waits for.
         timer: SocketTimer,
+        /// The socket's inode, as in the links of `/proc/<pid>/fd`; 0 where no process has it any more.
+        inode: u64,
     },
     /// A socket that has no connection, or one that is not complete on the accepting side.
     Other,
@@ -60,7 +62,9 @@ pub fn parse_line(line: &[u8]) -> Option<Row> {
         0x03 | 0x07 | 0x0c | 0x0d => return Some(Row::Other),
         _ => return None,
     };
-    Some(Row::Connection { source, destination, state, timer: waits_for })
+    // Retransmissions, uid, time-out (of zero-window probes), inode.
+    let inode = words.nth(3).and_then(|word| std::str::from_utf8(word).ok()?.parse().ok()).unwrap_or(0);
+    Some(Row::Connection { source, destination, state, timer: waits_for, inode })
 }
 
 /// `TCP_ESTABLISHED`.
@@ -141,6 +145,7 @@ mod tests {
                 destination: end("203.12.113.7:443"),
                 state: SocketState::Open,
                 timer: SocketTimer::None,
+                inode: 20_002,
             })
         );
         assert_eq!(
@@ -150,6 +155,7 @@ mod tests {
                 destination: end("203.12.113.7:443"),
                 state: SocketState::TimeWait { remaining_millis: 60_000 },
                 timer: SocketTimer::Other,
+                inode: 0,
             })
         );
         assert_eq!(
@@ -159,6 +165,7 @@ mod tests {
                 destination: end("[::1]:443"),
                 state: SocketState::Connecting,
                 timer: SocketTimer::Other,
+                inode: 0,
             })
         );
     }
@@ -252,6 +259,7 @@ mod tests {
                     destination: expect(ends[1]),
                     state: state.1,
                     timer: SocketTimer::Other,
+                    inode: 0,
                 })
             );
         }
