@@ -21,7 +21,7 @@ pub const OFFSETS_GLOBAL: &str = "TCP_OFFSETS";
 
 /// Destinations counted at the same time, unless the agent asks for another number.
 pub const DEFAULT_MAX_DESTINATIONS: u32 = 65_536;
-/// At most so many: an index and two more numbers fit a cell's [`CELL_BITS`].
+/// At most so many: an index and a phase fit a cell's [`CELL_BITS`].
 pub const MAX_DESTINATIONS: u32 = 1 << 20;
 /// Cells of [`SOCKETS_MAP`], a power of two. Sockets that are open at the same time and share one cost a hash lookup more.
 pub const SOCKET_CELLS: u32 = 1 << 16;
@@ -31,12 +31,32 @@ pub const HINTS: u32 = 1 << 16;
 pub const DIALLED_PORTS: u32 = 1 << 14;
 
 /// A cell holds the address of a socket without its three lowest bits, which are zero, shifted left by this much, and below
-/// it one of the codes. Of the address 46 bits are kept: sockets that share them would be 64 TiB of memory apart.
-pub const CELL_BITS: u32 = 21;
+/// it a code. Of the address 45 bits are kept: sockets that share them would be 32 TiB of memory apart.
+pub const CELL_BITS: u32 = 22;
 /// Code of a socket that was accepted.
 pub const CELL_ACCEPTED: u64 = 1;
-/// Code of a socket that was dialled, whose entry has index 0; larger ones follow.
-pub const CELL_SLOT: u64 = 2;
+/// Codes of sockets that dialled have one of the phases in so many of the lowest bits.
+pub const CELL_PHASE_BITS: u32 = 1;
+/// Not answered yet.
+pub const PHASE_CONNECTING: u64 = 0;
+/// Answered.
+pub const PHASE_OPEN: u64 = 1;
+
+/// The code of a socket that dialled, with the index of its entry.
+#[inline(always)]
+pub const fn dialled_code(slot: u32, phase: u64) -> u64 {
+    (slot as u64 + 1) << CELL_PHASE_BITS | phase
+}
+
+/// The index of the entry of a socket that dialled; `None` for other codes.
+#[inline(always)]
+pub const fn dialled_slot(code: u64) -> Option<u32> {
+    match (code >> CELL_PHASE_BITS) as u32 {
+        0 => None,
+        place => Some(place - 1),
+    }
+}
+
 /// Network namespaces whose port range is kept.
 pub const MAX_NAMESPACES: u32 = 1024;
 
@@ -100,6 +120,8 @@ pub struct Losses {
     pub map_full: u64,
     /// Reads of kernel memory that failed.
     pub read_failed: u64,
+    /// Events that the kernel skipped and a later one made up for: not lost.
+    pub made_up: u64,
 }
 
 /// `ip_local_port_range` of a network namespace, as its sockets see it.
@@ -166,8 +188,8 @@ const _: () = {
     assert!(size_of::<Key>() == 36);
     assert!(size_of::<Counts>() == 10 * 8);
     assert!(size_of::<Entry>() == 36 + 4 + 10 * 8);
-    assert!(MAX_DESTINATIONS as u64 + CELL_SLOT <= 1 << CELL_BITS);
-    assert!(size_of::<Losses>() == 2 * 8);
+    assert!(dialled_code(MAX_DESTINATIONS - 1, PHASE_OPEN) < 1 << CELL_BITS);
+    assert!(size_of::<Losses>() == 3 * 8);
     assert!(size_of::<LocalPorts>() == 4);
     assert!(size_of::<Offsets>() == 19 * 4);
 };

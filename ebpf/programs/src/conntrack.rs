@@ -14,6 +14,7 @@ use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{ProbeContext, RawTracePointContext};
 use headroom_ebpf_common::conntrack::{Counts, DEFAULT_MAX_KEYS, Key, Losses, Offsets, TUPLES_BYTES};
 
+use crate::address::{mapped, octets};
 use crate::count::add_one;
 use crate::memory::{Shared, Unreadable, constant, read, read_into, within};
 
@@ -255,7 +256,7 @@ fn entry_of(ct: *const c_void) -> Result<Entry, Skip> {
 #[inline(always)]
 fn address(tuples: &Tuples, at: u32, is_v4: bool) -> [u32; 4] {
     if is_v4 {
-        [0, 0, 0xffff_u32.to_be(), within(tuples, at)]
+        mapped(within(tuples, at))
     } else {
         [
             within(tuples, at),
@@ -264,13 +265,6 @@ fn address(tuples: &Tuples, at: u32, is_v4: bool) -> [u32; 4] {
             within(tuples, at.wrapping_add(12)),
         ]
     }
-}
-
-/// Words as they lie in memory, as bytes.
-#[inline(always)]
-fn octets(words: [u32; 4]) -> [u8; 16] {
-    // SAFETY: four words are sixteen bytes.
-    unsafe { core::mem::transmute(words) }
 }
 
 /// `struct net` of the agent's namespace, once an entry of it was met. It cannot go before the agent does.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use headroom_lab::Netns;
+use socket2::{Domain, Socket, Type};
 
 /// For connects that are answered at once, and with a slow machine in mind.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -114,6 +115,25 @@ pub(crate) fn send(client: &Netns, server: &Netns, to: &[SocketAddr], ports: std
             }
             for (server, at) in servers.iter().zip(to) {
                 server.recv(&mut [0]).with_context(|| format!("wait at {at} for the datagram from port {port}"))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Begins connects that nobody answers, many at a time, so that addresses of earlier sockets are taken again.
+pub(crate) fn reuse_sockets(client: &Netns) -> Result<()> {
+    client.run(|| {
+        for domain in [Domain::IPV4, Domain::IPV6] {
+            let nowhere: SocketAddr = match domain {
+                Domain::IPV4 => (Ipv4Addr::LOCALHOST, 1).into(),
+                _ => (Ipv6Addr::LOCALHOST, 1).into(),
+            };
+            let sockets: io::Result<Vec<_>> =
+                (0..500).map(|_| Socket::new(domain, Type::STREAM.nonblocking(), None)).collect();
+            for socket in &sockets.context("make sockets")? {
+                // Refused, now or in a moment.
+                drop(socket.connect(&nowhere.into()));
             }
         }
         Ok(())

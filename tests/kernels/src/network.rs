@@ -18,6 +18,8 @@ use headroom_host::source::Source as _;
 use headroom_host::source::tcp::TcpSource;
 use headroom_lab::{Lab, NatLab, NatOptions, Netns};
 
+use crate::load;
+
 /// What the pod dials through both NATs.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 201);
 /// What it dials over IPv6: the node, directly.
@@ -38,7 +40,7 @@ pub(crate) struct Scene {
     made: RefCell<BTreeMap<SocketAddr, BTreeSet<u16>>>,
     /// What a check compared less than exactly, and why.
     notes: RefCell<Vec<String>>,
-    /// Runs of programs that the kernel had skipped when the check began.
+    /// Ends of sockets that the kernel had skipped when the check began.
     skipped_before: Cell<u64>,
     /// How many connections the large checks make.
     pub(crate) connections: u64,
@@ -118,7 +120,8 @@ impl Scene {
 
     /// Before each check.
     pub(crate) fn begin_check(&self) -> Result<()> {
-        self.skipped_before.set(skipped_runs()?);
+        // None where the kernel does not count them, before 5.12: it skips none either.
+        self.skipped_before.set(lost(&mut self.tcp(), Loss::TcpMissed).unwrap_or_default());
         Ok(())
     }
 
@@ -162,8 +165,8 @@ impl Scene {
 
     /// Waits until headroom counted exactly one of several possibilities, and lost nothing; gives which.
     ///
-    /// Where the kernel itself says that it skipped runs of the programs, the first possibility may lack as many, and a note
-    /// says so: since 6.1 it does not run a raw tracepoint program on a CPU where a softirq interrupted the same one.
+    /// What the kernel does not show to a program is counted when the socket ends, or when one begins at its address, which is
+    /// helped along here. Only what it says it skipped of both may be lacking of the first possibility, and a note says so.
     pub(crate) fn expect_one_of(&self, possibilities: &[&[TcpCounter]]) -> Result<usize> {
         let by_destination = |counters: &[TcpCounter]| -> BTreeMap<Endpoint, TcpCounter> {
             counters.iter().map(|counter| (counter.destination, *counter)).collect()
@@ -178,14 +181,16 @@ impl Scene {
                 return Ok(which);
             }
             let lacking = possibilities.first().and_then(|expected| lacking(expected, &seen));
-            let skipped = skipped_runs()?.saturating_sub(self.skipped_before.get());
-            if let Some(lacking) = lacking.filter(|lacking| *lacking <= skipped)
-                && began.elapsed() > SETTLED
-            {
-                let note =
-                    format!("{lacking} events are not counted; the kernel skipped {skipped} runs of the programs");
-                self.notes.borrow_mut().push(note);
-                return Ok(0);
+            let skipped = lost(&mut self.tcp(), Loss::TcpMissed).unwrap_or_default();
+            let skipped = skipped.saturating_sub(self.skipped_before.get());
+            if let Some(lacking) = lacking.filter(|_| began.elapsed() > SETTLED) {
+                if lacking <= skipped {
+                    let note =
+                        format!("{lacking} events are not counted; the kernel skipped the ends of {skipped} sockets");
+                    self.notes.borrow_mut().push(note);
+                    return Ok(0);
+                }
+                load::reuse_sockets(self.pod())?;
             }
             if began.elapsed() > PATIENCE {
                 let expected = possibilities.into_iter().flat_map(BTreeMap::into_values);
@@ -193,7 +198,7 @@ impl Scene {
                     expected.filter(|counter| seen.get(&counter.destination) != Some(counter)).collect();
                 let instead = different.first().and_then(|counter| seen.get(&counter.destination));
                 bail!(
-                    "{} counters differ, and the kernel skipped {skipped} runs of the programs: expected {:?}, counted {instead:?}",
+                    "{} counters differ, and the kernel skipped the ends of {skipped} sockets: expected {:?}, counted {instead:?}",
                     different.len(),
                     different.first()
                 );
@@ -247,19 +252,6 @@ fn lacking(expected: &BTreeMap<Endpoint, TcpCounter>, seen: &BTreeMap<Endpoint, 
             .zip(numbers(seen))
             .try_fold(sum, |sum, (expected, seen)| Some(sum + expected.checked_sub(seen)?))
     })
-}
-
-/// Runs of this process's programs that the kernel skipped, in its own words (`recursion_misses` in `/proc/self/fdinfo`, since
-/// 5.12; kernels before 6.1 skip none of raw tracepoints).
-fn skipped_runs() -> Result<u64> {
-    let mut skipped = 0;
-    for entry in std::fs::read_dir("/proc/self/fdinfo").context("list `/proc/self/fdinfo`")? {
-        // A file that was closed meanwhile has no text.
-        let text = std::fs::read_to_string(entry.context("list `/proc/self/fdinfo`")?.path()).unwrap_or_default();
-        let misses = text.lines().filter_map(|line| line.strip_prefix("recursion_misses:"));
-        skipped += misses.filter_map(|number| number.trim().parse::<u64>().ok()).sum::<u64>();
-    }
-    Ok(skipped)
 }
 
 /// One round of a source.

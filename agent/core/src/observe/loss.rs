@@ -10,8 +10,8 @@ pub enum Loss {
     TcpMapFull,
     /// Kernel memory reads that failed inside an eBPF program.
     TcpReadFailed,
-    /// TCP events that came while the program was counting another one on the same CPU (since Linux 6.2): the kernel skips
-    /// them. The next socket table makes up for them.
+    /// TCP events that the kernel skipped (since 6.1 it does, on a CPU where a softirq interrupted the same program) and that
+    /// the end of their socket could not make up for, because that was skipped, too. The next socket table does.
     TcpMissed,
     /// conntrack event overruns (ENOBUFS or dropped messages).
     ConntrackOverrun,

@@ -1,4 +1,4 @@
-//! Maps of the programs, read in batches. With `iptables::kernel` the only modules of headroom-host with unsafe code.
+//! Maps of the programs, read in batches. With `iptables::kernel` and `memory` the only modules of headroom-host with unsafe code.
 //!
 //! aya reads a hash map with two system calls per key; `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) takes one for a thousand and a
 //! sixth of the time. There is no wrapper for it in aya, hence the call here.
@@ -220,23 +220,28 @@ impl<V: Pod + Default> Table<V> {
             .map_err(|source| MapsError::Map { map: self.name, source })
     }
 
-    /// Shows the values from the first on, with their indices, batch after batch for as long as `more` says so.
+    /// Shows the values from the first on, with their indices, batch after batch for as long as `more` says so. The first batch
+    /// has `likely` values at most.
     ///
     /// # Errors
     /// The kernel could not read on; what was shown before is true.
     pub fn for_each(
         &mut self,
+        likely: usize,
         mut see: impl FnMut(u32, &V) -> Result<(), MapsError>,
         mut more: impl FnMut(u32) -> bool,
     ) -> Result<(), MapsError> {
         let Map::Array(data) = &self.map else { return Ok(()) };
         self.values.resize(BATCH, V::default());
+        let mut room = likely.clamp(1, BATCH);
         // An array's keys are its indices.
         let mut indices = [0_u32; BATCH];
         let mut position = None;
         loop {
-            let read = lookup_batch(data.fd().as_fd(), position, &mut indices, &mut self.values)
+            let values = self.values.get_mut(..room).unwrap_or_default();
+            let read = lookup_batch(data.fd().as_fd(), position, &mut indices, values)
                 .map_err(|source| MapsError::Batch { map: self.name, source })?;
+            room = BATCH;
             let mut next = 0;
             for (index, value) in indices.iter().zip(&self.values).take(read.count) {
                 see(*index, value)?;

@@ -12,8 +12,8 @@ use std::time::Duration;
 use aya::Ebpf;
 use headroom_core::time::NodeTime;
 use headroom_ebpf_common::tcp::{
-    CELL_BITS, CELL_SLOT, Counts, DIALLED_MAP, DIALLED_PORTS, ENTRIES_MAP, Entry, FREE_MAP, HINTS_MAP, Key, SLOTS_MAP,
-    SOCKETS_MAP,
+    CELL_BITS, Counts, DIALLED_MAP, DIALLED_PORTS, ENTRIES_MAP, Entry, FREE_MAP, HINTS_MAP, Key, SLOTS_MAP,
+    SOCKETS_MAP, dialled_slot,
 };
 
 use crate::ebpf::maps::{Hash, Inserted, MapsError, Numbers, Table};
@@ -25,6 +25,8 @@ pub const IDLE: Duration = Duration::from_secs(150);
 const IDLE_WHEN_SCARCE: Duration = Duration::from_secs(10);
 /// Retiring takes place so often.
 const EVERY: Duration = Duration::from_secs(10);
+/// So many keys that are new are read in the same batch as the others.
+const NEW: usize = 64;
 /// Longer than any program runs: they are not preempted.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -182,7 +184,10 @@ impl Entries {
         let mut twice: BTreeMap<Key, Counts> = leaving.iter().map(|(_, key, _)| (*key, Counts::default())).collect();
         let (mut in_use, mut candidates) = (0, Vec::new());
         let end = Cell::new(u32::try_from(states.len()).unwrap_or(u32::MAX));
+        // And some more, which may be new.
+        let likely = states.len() + NEW;
         entries.for_each(
+            likely,
             |index, entry| {
                 if entry.used == 0 {
                     return Ok(());
@@ -246,20 +251,23 @@ impl Entries {
     /// Removes what leads to the entries of removed keys. A hint or cell may have changed since it was read: then something
     /// else takes the long way once.
     fn cut_off(&mut self) -> Result<(), MapsError> {
-        let leaving: BTreeSet<u64> = self.leaving.iter().map(|(index, ..)| u64::from(*index)).collect();
+        let leaving: BTreeSet<u32> = self.leaving.iter().map(|(index, ..)| *index).collect();
         let (mut hints, mut cells) = (Vec::new(), Vec::new());
-        let leads = |slot: Option<u64>| slot.is_some_and(|slot| leaving.contains(&slot));
+        let leads = |slot: Option<u32>| slot.is_some_and(|slot| leaving.contains(&slot));
         self.hints.for_each(
+            usize::MAX,
             |index, hint| {
-                hints.extend(leads(hint.checked_sub(1)).then_some(index));
+                let slot = hint.checked_sub(1).and_then(|slot| u32::try_from(slot).ok());
+                hints.extend(leads(slot).then_some(index));
                 Ok(())
             },
             |_| true,
         )?;
         self.sockets.for_each(
+            usize::MAX,
             |index, cell| {
                 let code = cell & ((1 << CELL_BITS) - 1);
-                cells.extend(leads(code.checked_sub(CELL_SLOT)).then_some(index));
+                cells.extend(leads(dialled_slot(code)).then_some(index));
                 Ok(())
             },
             |_| true,
