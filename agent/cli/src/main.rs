@@ -11,6 +11,7 @@ use headroom::telemetry;
 const COULD_NOT_TELL: u8 = 3;
 
 fn main() -> ExitCode {
+    headroom_host::memory::keep_little();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

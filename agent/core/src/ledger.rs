@@ -30,6 +30,7 @@ mod services;
 mod tcp;
 
 pub use attachments::Attachments;
+use conntrack::Scope;
 pub use conntrack::{
     Census, Cohort, CohortState, Cohorts, Conntrack, DistinctSources, Drift, EntryState, HAIRPIN_SILENT_SECS, Hairpin,
     HairpinKey, Hairpins, Most, NodePortFlow, NodePortFlows, Pair, SILENCE_SECS, SourceFilter,
@@ -39,6 +40,9 @@ pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use reservations::{HeldReservation, Reservations};
 pub use services::Services;
 pub use tcp::{Failures, KeepaliveTally, Spans, TableTally, TcpConnections, TcpTally};
+
+/// What an entry of the conntrack table belongs to while it is read.
+const DUMPS: [Snapshot; 2] = [Snapshot::Conntrack, Snapshot::ConntrackUdp];
 
 /// Bounds of the ledger's memory, and what it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +140,7 @@ impl Ledger {
         match fact {
             Fact::Begin(snapshot) => self.begin(snapshot, source, at),
             Fact::End { snapshot, outcome } => self.end(snapshot, source, at, outcome),
-            Fact::Flow(entry) if self.open.contains_key(&(Snapshot::Conntrack, source)) => {
+            Fact::Flow(entry) if DUMPS.iter().any(|dump| self.open.contains_key(&(*dump, source))) => {
                 self.conntrack.dumped(&entry, at, self.timeouts());
             }
             Fact::Flow(entry) => self.conntrack.begun(&entry, at),
@@ -193,7 +197,8 @@ impl Ledger {
     fn begin(&mut self, snapshot: Snapshot, source: SourceId, at: NodeTime) {
         self.open.insert((snapshot, source), at);
         match snapshot {
-            Snapshot::Conntrack => self.conntrack.begin_dump(),
+            Snapshot::Conntrack => self.conntrack.begin_dump(Scope::Everything),
+            Snapshot::ConntrackUdp => self.conntrack.begin_dump(Scope::Udp),
             Snapshot::ConntrackCounters => self.conntrack.begin_counters(),
             Snapshot::NoPorts => self.no_ports.begin(),
             Snapshot::TcpCounters => self.tcp.begin_counters(),
@@ -211,7 +216,8 @@ impl Ledger {
         // An end without a beginning (a torn capture) closes nothing.
         let Some(begin) = self.open.remove(&(snapshot, source)) else { return };
         match snapshot {
-            Snapshot::Conntrack => self.conntrack.end_dump(at, &outcome, self.timeouts()),
+            Snapshot::Conntrack => self.conntrack.end_dump(Scope::Everything, at, &outcome, self.timeouts()),
+            Snapshot::ConntrackUdp => self.conntrack.end_dump(Scope::Udp, at, &outcome, self.timeouts()),
             Snapshot::ConntrackCounters => self.conntrack.end_counters(at, &outcome, self.timeouts()),
             Snapshot::NoPorts => self.no_ports.end(at, &outcome),
             Snapshot::TcpCounters => self.tcp.end_counters(begin, at, &outcome),

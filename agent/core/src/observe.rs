@@ -55,6 +55,8 @@ pub struct Observation {
 pub enum Snapshot {
     /// [`Fact::Flow`]: a dump of the conntrack table.
     Conntrack,
+    /// [`Fact::Flow`]: a dump of the conntrack table's UDP entries alone.
+    ConntrackUdp,
     /// [`Fact::ConntrackCounter`]: the eBPF counters of conntrack. Where a dump lies between two of them, they bracket it.
     ConntrackCounters,
     /// [`Fact::NoPort`].

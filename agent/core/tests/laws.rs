@@ -58,12 +58,23 @@ fn counter(inserted: u64, ended: u64) -> ConntrackCounter {
     }
 }
 
+/// The same over UDP, to a port of its own.
+fn datagrams(flow: &ConntrackEntry) -> ConntrackEntry {
+    let destination = Endpoint::new(flow.destination.address, 53);
+    let key = FlowKey { protocol: Protocol::UDP, dialled: destination, ..flow.key };
+    ConntrackEntry { key, destination, tcp: None, ..*flow }
+}
+
 fn dump(ledger: &mut Ledger, from: u64, flows: &[ConntrackEntry], outcome: Outcome) {
-    ledger.apply(at(from, Fact::Begin(Snapshot::Conntrack)));
+    dump_of(Snapshot::Conntrack, ledger, from, flows, outcome);
+}
+
+fn dump_of(snapshot: Snapshot, ledger: &mut Ledger, from: u64, flows: &[ConntrackEntry], outcome: Outcome) {
+    ledger.apply(at(from, Fact::Begin(snapshot)));
     for entry in flows {
         ledger.apply(at(from + 1, Fact::Flow(*entry)));
     }
-    ledger.apply(at(from + 2, Fact::End { snapshot: Snapshot::Conntrack, outcome }));
+    ledger.apply(at(from + 2, Fact::End { snapshot, outcome }));
 }
 
 /// How many flows are in the table, per destination.
@@ -98,6 +109,28 @@ proptest! {
     }
 
     /// Exercises law 1. If this fails, the report depends on the order in which the kernel lists its table.
+    /// Exercises dumps that leave TCP out. If this fails, they take TCP flows for ended, or bring them back.
+    #[test]
+    fn a_dump_of_udp_replaces_udp_alone(before in some_flows(), udp_before in some_flows(), udp_after in some_flows(), whole in any::<bool>()) {
+        let (udp_before, udp_after): (Vec<_>, Vec<_>) =
+            (udp_before.iter().map(datagrams).collect(), udp_after.iter().map(datagrams).collect());
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        dump(&mut ledger, 0, &[&before[..], &udp_before].concat(), Outcome::Complete);
+        let outcome = if whole { Outcome::Complete } else { Outcome::Failed(Why::new("cut")) };
+        dump_of(Snapshot::ConntrackUdp, &mut ledger, 10, &udp_after, outcome);
+        let udp = if whole { &udp_after } else { &udp_before };
+        prop_assert_eq!(live(&ledger), truth(before.iter().chain(udp)));
+        // Each is known for what it is: told again nothing changes, and each ends once.
+        for entry in before.iter().chain(udp) {
+            ledger.apply(at(20, Fact::Flow(*entry)));
+        }
+        prop_assert_eq!(live(&ledger), truth(before.iter().chain(udp)));
+        for entry in before.iter().chain(udp) {
+            ledger.apply(at(21, Fact::FlowEnded(*entry)));
+        }
+        prop_assert_eq!(ledger.conntrack().live(), 0);
+    }
+
     #[test]
     fn the_order_inside_a_snapshot_does_not_matter(flows in some_flows().prop_flat_map(|flows| (Just(flows.clone()), Just(flows).prop_shuffle()))) {
         let (one, other) = flows;

@@ -11,6 +11,7 @@ pub mod btf;
 pub mod clock;
 pub mod ebpf;
 pub mod iptables;
+pub mod memory;
 pub mod nat_documents;
 pub mod netlink;
 pub mod netns;

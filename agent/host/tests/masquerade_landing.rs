@@ -67,7 +67,7 @@ fn measure(rules: &str, own_ports: &str, flows: u32) -> (Vec<u16>, f64) {
 const DEFAULT: &str = "32768 60999";
 
 fn translated_ports() -> Vec<u16> {
-    let dump = Dump::request(1).unwrap();
+    let dump = Dump::request(1, None).unwrap();
     let (mut buffer, mut ports) = (vec![0; DATAGRAM_BYTES], Vec::new());
     loop {
         let Received::Bytes(length) = dump.receive(&mut buffer).unwrap() else { continue };

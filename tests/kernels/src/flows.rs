@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use headroom_core::flow::Endpoint;
+use headroom_core::flow::{Endpoint, Protocol};
 use headroom_core::observe::{ConntrackEntry, Fact, Outcome, Snapshot};
 use headroom_core::ports::PortRange;
+use headroom_host::netlink::conntrack::{Content, content, is_filtered};
+use headroom_host::netlink::message::Messages;
+use headroom_host::netlink::socket::{DATAGRAM_BYTES, Dump, Received};
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
@@ -17,9 +20,10 @@ use crate::load;
 use crate::network::{OUTSIDE, Scene};
 use crate::tcp::{PORTS, destinations};
 
-pub(crate) const CHECKS: [Check; 2] = [
+pub(crate) const CHECKS: [Check; 3] = [
     Check { name: "flows: NATed TCP connections are in the table", run: tcp },
     Check { name: "flows: NATed UDP flows are in the table", run: udp },
+    Check { name: "flows: the kernel leaves TCP out of a dump", run: without_tcp },
 ];
 
 /// The first source port of UDP flows.
@@ -37,6 +41,33 @@ fn udp(scene: &Scene) -> Result<String> {
     let ports = FIRST_PORT..FIRST_PORT.saturating_add(count);
     load::send(scene.pod(), scene.outside(), &to, ports.clone())?;
     compare(scene, &to.into_iter().map(|to| (to, ports.clone().collect())).collect::<Vec<_>>())
+}
+
+/// A dump of UDP alone, beside one of everything.
+fn without_tcp(scene: &Scene) -> Result<String> {
+    let all = table(scene)?.into_iter().filter(|entry| entry.key.protocol == Protocol::UDP).count();
+    let (udp, filtered) = scene.node().run(|| {
+        let dump = Dump::request(1, Some(Protocol::UDP))?;
+        let (mut buffer, mut entries, mut filtered) = (vec![0; DATAGRAM_BYTES], Vec::new(), true);
+        loop {
+            let Received::Bytes(length) = dump.receive(&mut buffer)? else { bail!("the dump ended half-way") };
+            for message in Messages::new(buffer.get(..length).unwrap_or_default()) {
+                let message = message?;
+                match content(&message)? {
+                    Content::Entry(entry) => {
+                        filtered &= is_filtered(&message);
+                        entries.push(entry);
+                    }
+                    Content::Done { errno: 0 } => return Ok((entries, filtered)),
+                    other => bail!("the dump ended with {other:?}"),
+                }
+            }
+        }
+    })?;
+    ensure!(filtered, "the kernel does not say that it left something out");
+    ensure!(udp.iter().all(|entry| entry.key.protocol == Protocol::UDP), "there is more than UDP");
+    ensure!(all > 0 && udp.len() == all, "{} of {all} entries of UDP", udp.len());
+    Ok(format!("{} of {all}", udp.len()))
 }
 
 /// One entry per flow: from exactly those source ports, and translated.

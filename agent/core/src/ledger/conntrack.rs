@@ -77,6 +77,24 @@ pub struct Drift {
     pub comparisons: u64,
 }
 
+/// What a dump tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    Everything,
+    Udp,
+}
+
+impl Scope {
+    fn includes(self, protocol: Protocol) -> bool {
+        self == Self::Everything || protocol == Protocol::UDP
+    }
+
+    /// Whether a fingerprint is of an entry that it tells of.
+    fn includes_print(self, fingerprint: u64) -> bool {
+        self == Self::Everything || fingerprint & 1 == 1
+    }
+}
+
 type Fingerprints = HashSet<u64, BuildHasherDefault<Unchanged>>;
 
 /// The conntrack table, as far as it matters.
@@ -101,6 +119,8 @@ pub struct Conntrack {
     drift: Drift,
     census: Option<Census>,
     /// Of the dump under way.
+    /// What the dump under way tells of.
+    incoming_scope: Scope,
     incoming_census: Census,
     node_port_flows: NodePortFlows,
     hairpins: Hairpins,
@@ -124,6 +144,7 @@ impl Conntrack {
             refused: 0,
             drift: Drift::default(),
             census: None,
+            incoming_scope: Scope::Everything,
             incoming_census: Census::default(),
             node_port_flows: NodePortFlows::default(),
             hairpins: Hairpins::default(),
@@ -135,13 +156,16 @@ impl Conntrack {
         self.source_ports = Some(SourcePorts::new(filter));
     }
 
-    pub(super) fn begin_dump(&mut self) {
+    pub(super) fn begin_dump(&mut self, scope: Scope) {
         self.drop_incoming();
-        self.incoming_census = Census::default();
-        self.node_port_flows.begin_dump();
-        self.hairpins.begin_dump();
-        // The same entries find no room in every dump: count them once.
-        self.refused = 0;
+        self.incoming_scope = scope;
+        if scope == Scope::Everything {
+            self.incoming_census = Census::default();
+            self.node_port_flows.begin_dump();
+            self.hairpins.begin_dump();
+            // The same entries find no room in every dump: count them once.
+            self.refused = 0;
+        }
         for row in self.rows.values_mut() {
             if let Some(counted) = &mut row.counted {
                 counted.at_dump = counted.last;
@@ -153,30 +177,42 @@ impl Conntrack {
     pub(super) fn dumped(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) {
         if self.incoming.len() >= self.limits.max_flows {
             self.refused = self.refused.saturating_add(1);
-            self.incoming_census.count(entry, &timeouts);
+            self.tell_apart(entry, at, &timeouts, false);
             return;
         }
         let fingerprint = fingerprint(entry);
         if !self.incoming.insert(fingerprint) {
             return;
         }
-        self.incoming_census.count(entry, &timeouts);
         let fresh = !self.live.contains(&fingerprint);
         note_translation(&mut self.incoming_dialled, entry, self.limits.max_flows);
-        self.hairpins.dumped(entry, &timeouts);
         let in_node_ports = self.in_node_ports(entry);
-        if in_node_ports {
-            self.node_port_flows.dumped(entry, at, &timeouts);
-        }
         let cohort = Cohort::of(entry, at, timeouts);
-        if let Some(source_ports) = &mut self.source_ports {
+        if let Some(source_ports) = &mut self.source_ports
+            && self.incoming_scope == Scope::Everything
+        {
             source_ports.dumped(entry, &cohort, at);
         }
+        self.tell_apart(entry, at, &timeouts, true);
         let row = self.rows.entry(pair(entry)).or_default();
         row.incoming.make_room_like(&row.cohorts);
         row.incoming.add(cohort, 1);
         row.incoming_in_node_ports = row.incoming_in_node_ports.saturating_add(u32::from(in_node_ports));
         row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(fresh));
+    }
+
+    /// What only a dump of everything can sum up. `held`: the entry found room.
+    fn tell_apart(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: &ConntrackTimeouts, held: bool) {
+        if self.incoming_scope != Scope::Everything {
+            return;
+        }
+        self.incoming_census.count(entry, timeouts);
+        if held {
+            self.hairpins.dumped(entry, timeouts);
+            if self.in_node_ports(entry) {
+                self.node_port_flows.dumped(entry, at, timeouts);
+            }
+        }
     }
 
     /// A NEW event.
@@ -216,19 +252,23 @@ impl Conntrack {
         row.in_node_ports = row.in_node_ports.saturating_sub(u32::from(in_node_ports));
     }
 
-    pub(super) fn end_dump(&mut self, at: NodeTime, outcome: &Outcome, timeouts: ConntrackTimeouts) {
-        self.take_census(at, outcome);
-        if let Some(source_ports) = &mut self.source_ports {
-            source_ports.end_dump(at, *outcome == Outcome::Complete);
+    pub(super) fn end_dump(&mut self, scope: Scope, at: NodeTime, outcome: &Outcome, timeouts: ConntrackTimeouts) {
+        if scope == Scope::Everything {
+            self.take_census(at, outcome);
+            if let Some(source_ports) = &mut self.source_ports {
+                source_ports.end_dump(at, *outcome == Outcome::Complete);
+            }
         }
         match outcome {
-            Outcome::Complete if self.counting => self.compare = true,
-            Outcome::Complete => self.replace(at, timeouts),
+            Outcome::Complete if self.counting && scope == Scope::Everything => self.compare = true,
+            // Only a dump of everything is compared with the counters.
+            Outcome::Complete if self.counting => self.drop_incoming(),
+            Outcome::Complete => self.replace(scope, at, timeouts),
             // Counting goes on undisturbed by half a dump.
             Outcome::Partial(_) if !self.counting => self.merge(at),
             Outcome::Partial(_) | Outcome::Failed(_) => self.drop_incoming(),
         }
-        if !matches!(outcome, Outcome::Failed(_)) {
+        if scope == Scope::Everything && !matches!(outcome, Outcome::Failed(_)) {
             self.dumped_at = Some(at);
         }
         self.forget(at);
@@ -249,15 +289,23 @@ impl Conntrack {
     }
 
     /// Events tell exactly what the dump did not: it stands as it is.
-    fn replace(&mut self, at: NodeTime, timeouts: ConntrackTimeouts) {
-        for (pair, row) in &mut self.rows {
+    fn replace(&mut self, scope: Scope, at: NodeTime, timeouts: ConntrackTimeouts) {
+        let of_it = |pair: &Pair| scope.includes(pair.destination.protocol);
+        for (pair, row) in self.rows.iter_mut().filter(|(pair, _)| of_it(pair)) {
             let incoming = std::mem::take(&mut row.incoming);
             row.cohorts.succeeded_by(incoming, pair.destination.protocol, at, timeouts);
             row.in_node_ports = std::mem::take(&mut row.incoming_in_node_ports);
             row.incoming_fresh = 0;
         }
-        self.live = std::mem::take(&mut self.incoming);
-        self.dialled = std::mem::take(&mut self.incoming_dialled);
+        if scope == Scope::Everything {
+            self.live = std::mem::take(&mut self.incoming);
+            self.dialled = std::mem::take(&mut self.incoming_dialled);
+        } else {
+            self.live.retain(|fingerprint| !scope.includes_print(*fingerprint));
+            self.live.extend(std::mem::take(&mut self.incoming));
+            self.dialled.retain(|destination| !scope.includes(destination.protocol));
+            self.dialled.append(&mut self.incoming_dialled);
+        }
     }
 
     /// Half a dump adds what was not known, and proves nothing of the rest.
@@ -570,7 +618,8 @@ fn note_translation(dialled: &mut BTreeSet<Destination>, entry: &ConntrackEntry,
 fn fingerprint(entry: &ConntrackEntry) -> u64 {
     let mut hasher = DefaultHasher::new();
     (entry.key, entry.id).hash(&mut hasher);
-    hasher.finish()
+    // The lowest bit tells UDP from the rest.
+    hasher.finish() & !1 | u64::from(entry.key.protocol == Protocol::UDP)
 }
 
 fn small(count: u64) -> u32 {

@@ -35,6 +35,11 @@ const FLAGS_DUMP: u16 = 0x1 | 0x300;
 /// `NLM_F_DUMP_INTR`: the table changed in a way that makes the dump inconsistent.
 const FLAG_DUMP_INTERRUPTED: u16 = 0x10;
 
+/// `NLM_F_DUMP_FILTERED`: entries were left out, as asked.
+const FLAG_DUMP_FILTERED: u16 = 0x20;
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+
 /// `IPS_SEEN_REPLY`.
 const STATUS_SEEN_REPLY: u32 = 2;
 /// `IPS_ASSURED`.
@@ -49,6 +54,13 @@ mod cta {
     pub(super) const TIMEOUT: u16 = 7;
     pub(super) const ID: u16 = 12;
     pub(super) const ZONE: u16 = 18;
+    pub(super) const FILTER: u16 = 25;
+    /// Inside `FILTER`.
+    pub(super) mod filter {
+        pub(crate) const ORIG_FLAGS: u16 = 1;
+        /// `CTA_FILTER_F_CTA_PROTO_NUM` of `net/netfilter/nf_internals.h`; user space passes it, so it cannot change.
+        pub(crate) const BY_PROTOCOL: u32 = 1 << 3;
+    }
     /// Inside `TUPLE_*`.
     pub(super) mod tuple {
         pub(crate) const IP: u16 = 1;
@@ -101,16 +113,35 @@ pub enum Content {
     Other,
 }
 
-/// The request for the whole table: `IPCTNL_MSG_CT_GET` as a dump, of every family.
-pub fn dump_request(sequence: u32) -> [u8; 20] {
-    let mut bytes = [0; 20];
-    let parts =
-        [&20u32.to_ne_bytes()[..], &MESSAGE_GET.to_ne_bytes(), &FLAGS_DUMP.to_ne_bytes(), &sequence.to_ne_bytes()];
-    // What stays zero: port id, address family (AF_UNSPEC), version (NFNETLINK_V0), resource id.
-    for (place, byte) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
-        *place = *byte;
+/// The request for the table: `IPCTNL_MSG_CT_GET` as a dump, of every family. With a protocol the kernel is asked to leave out
+/// all others, which it does since 5.8; before, it gives the whole table, and [`is_filtered`] tells.
+pub fn dump_request(sequence: u32, only: Option<Protocol>) -> Vec<u8> {
+    // Port id, address family (AF_UNSPEC), version (NFNETLINK_V0) and resource id are zero.
+    let mut payload = vec![0; 8];
+    if let Some(protocol) = only {
+        let number = attribute(cta::proto::NUM, &[protocol.0]);
+        let proto = attribute(cta::tuple::PROTO | NESTED, &number);
+        payload.extend(attribute(cta::TUPLE_ORIG | NESTED, &proto));
+        let flags = attribute(cta::filter::ORIG_FLAGS, &cta::filter::BY_PROTOCOL.to_ne_bytes());
+        payload.extend(attribute(cta::FILTER | NESTED, &flags));
     }
+    let length = u32::try_from(12 + payload.len()).unwrap_or(u32::MAX);
+    let parts =
+        [&length.to_ne_bytes()[..], &MESSAGE_GET.to_ne_bytes(), &FLAGS_DUMP.to_ne_bytes(), &sequence.to_ne_bytes()];
+    [&parts.concat(), &payload[..]].concat()
+}
+
+/// An attribute, padded to four bytes.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes
+}
+
+/// Whether the kernel left out of the dump what was not asked for.
+pub fn is_filtered(message: &Message<'_>) -> bool {
+    message.flags & FLAG_DUMP_FILTERED != 0
 }
 
 /// Whether the kernel marked the dump this message belongs to as inconsistent.

@@ -7,6 +7,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use headroom_core::flow::Protocol;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
@@ -170,9 +171,9 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Asks for the whole table.
-    pub fn request(sequence: u32) -> Result<Self, SocketError> {
-        Self::send(&dump_request(sequence))
+    /// Asks for the table, or only for what is of one protocol.
+    pub fn request(sequence: u32, only: Option<Protocol>) -> Result<Self, SocketError> {
+        Self::send(&dump_request(sequence, only))
     }
 
     /// Asks for something whose answer comes in parts, too.

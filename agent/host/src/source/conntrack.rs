@@ -11,6 +11,7 @@
 //!    dump. Where the TCP counters work, the kernel is asked to leave out the events of TCP: they are most of all, and
 //!    whoever counts connects and closes does not need them. The kernel makes them all the same, some 4 µs a flow: where that
 //!    adds up, dumps alone have to do until it is calmer;
+//!    Dumps are of everything seldom then, and of UDP alone (`dump.rs`) where a loss has to be repaired or nothing is heard;
 //! 3. `/proc/net/nf_conntrack` (no CAP_NET_ADMIN, no such kernel, a captured tree), which tells nothing of flows that come
 //!    and go between two readings.
 //!
@@ -22,26 +23,27 @@ use std::path::Path;
 use std::time::Duration;
 
 use headroom_core::known::Why;
-use headroom_core::observe::{ConntrackTcpState, Fact, Loss, Outcome, Snapshot, SourceId};
+use headroom_core::observe::{Fact, Outcome, Snapshot, SourceId};
 use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
 
 use crate::bounded;
 use crate::clock;
 use crate::ebpf::ProgramStatus;
-use crate::netlink::conntrack::{Content, content, is_interrupted};
-use crate::netlink::message::Messages;
-use crate::netlink::socket::{self, DATAGRAM_BYTES, DUMP_SILENCE, Dump, Events, Received};
+use crate::netlink::socket::Events;
 use crate::root::HostRoot;
-use crate::source::lines::{Lines, Step, own_table};
-use crate::source::{Sink, Source, degraded, observation, stamped, unreadable, works};
+use crate::source::{Sink, Source, degraded, observation, unreadable, works};
 
 mod counters;
+mod dump;
+mod events;
 mod modules;
 mod schedule;
 pub mod table;
 
 use counters::Counters;
+use dump::{DumpEnd, Reader, What};
+use events::{Buffer, Losses};
 use modules::Modules;
 use schedule::Schedule;
 
@@ -52,24 +54,16 @@ const HOW: &str = "dump and NEW/DESTROY events";
 const HOW_COUNTED: &str = "eBPF counters on conntrack's insert and delete, compared with dumps";
 /// How it works without netlink.
 const HOW_TABLE: &str = "/proc/net/nf_conntrack";
-/// What a dump may take.
-const DUMP_LIMIT: Duration = Duration::from_secs(20);
-/// How many events are drained at most: more than the queue holds (64 MiB, at least 768 bytes each with the kernel's own
-/// overhead), so that whatever waited when draining began has been taken. This matters before a dump: an old NEW told
-/// after it would bring back a flow whose DESTROY was lost. What comes meanwhile stays for the next round.
-const DRAIN_EVENTS: usize = 128 << 10;
 /// How often opening is tried again.
 const REOPEN_AFTER: Duration = Duration::from_secs(30);
-/// `/proc/net/nf_conntrack` has about 200 bytes per entry: more than a million entries.
-const TABLE_LIMIT_BYTES: usize = 256 << 20;
-/// `/proc/net/netlink` has 100 bytes per socket.
-const NETLINK_LIMIT_BYTES: usize = 4 << 20;
 
 /// More TCP connections that close in a second than this, and events cost more than half a percent of a CPU, nearly all of it for
 /// TCP that others count.
 const WORTH_HEARING: u64 = 500;
-/// Dumps come at least so far apart where they are all there is.
-const DUMPS_ALONE_EVERY: Duration = Duration::from_secs(5);
+/// Dumps of everything come at least so far apart where nothing is heard of so many connections …
+const DUMPS_ALONE_EVERY: Duration = Duration::from_secs(30);
+/// … and dumps of UDP, which has to be told by them.
+const UDP_ALONE_EVERY: Duration = Duration::from_secs(1);
 /// How it works then.
 const HOW_DUMPS: &str = "dumps";
 
@@ -112,15 +106,17 @@ pub struct ConntrackSource {
     modules: Modules,
     access: Access,
     schedule: Schedule,
-    sequence: u32,
-    buffer: Vec<u8>,
+    /// Entries in the table at the last look.
+    entries: u64,
+    /// Of dumps of UDP alone.
+    udp_schedule: Schedule,
+    reader: Reader,
+    buffer: Buffer,
     losses: Losses,
     /// Why the last dump failed, if it did.
     dump_failed: Option<String>,
     /// When losses were counted last.
     accounted: NodeTime,
-    /// TCP entries in TIME_WAIT that the last dump showed.
-    time_waits: u64,
 }
 
 /// What there is to read from.
@@ -138,30 +134,6 @@ enum Access {
     },
 }
 
-/// Totals since start, and what has been told of them.
-#[derive(Debug, Default)]
-struct Losses {
-    overruns: u64,
-    malformed: u64,
-    told: (u64, u64),
-    /// `Drops` of the present socket at the last look.
-    drops: u64,
-    /// Why drops cannot be counted.
-    blind: Option<String>,
-}
-
-/// How reading a dump ended.
-enum DumpEnd {
-    Complete,
-    /// The kernel says that the table changed too much meanwhile.
-    Interrupted,
-    /// So many entries could not be understood.
-    Holes(u64),
-    Failed(String),
-    /// The kernel does not give any.
-    Refused(String),
-}
-
 impl ConntrackSource {
     /// Subscribes to events. What does not work is told in every round, and tried again now and then.
     pub fn start(root: &HostRoot, options: Options) -> Self {
@@ -174,12 +146,13 @@ impl ConntrackSource {
             modules: Modules::new(root),
             access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
             schedule: Schedule::new(options.dump_interval),
-            sequence: 0,
-            buffer: vec![0; DATAGRAM_BYTES],
+            entries: 0,
+            udp_schedule: Schedule::new(options.dump_interval),
+            reader: Reader::new(root),
+            buffer: Buffer::default(),
             losses: Losses::default(),
             dump_failed: None,
             accounted: NodeTime::default(),
-            time_waits: 0,
         };
         source.choose();
         source
@@ -223,7 +196,9 @@ impl ConntrackSource {
     /// What is read from has changed: whatever was known of it before says nothing.
     fn start_over(&mut self) {
         let interval = if self.counters.count_entries().is_ok() { COMPARE_EVERY } else { self.options.dump_interval };
-        self.schedule = Schedule::new(interval);
+        self.schedule =
+            if self.options.tcp_is_counted { Schedule::sooner_at_first(interval) } else { Schedule::new(interval) };
+        self.udp_schedule = Schedule::new(UDP_ALONE_EVERY);
         self.dump_failed = None;
     }
 
@@ -234,211 +209,45 @@ impl ConntrackSource {
         self.access = Access::Closed { why, next_attempt: clock::node_time().after(REOPEN_AFTER) };
     }
 
-    /// Takes every event from the queue that waits now; says how many.
-    fn drain(&mut self, sink: Sink<'_>) -> usize {
-        let Access::Events(events) = &self.access else { return 0 };
-        let mut taken = 0;
-        let failed = loop {
-            if taken >= DRAIN_EVENTS {
-                return taken;
-            }
-            let at = clock::node_time();
-            let malformed = &mut self.losses.malformed;
-            let received = events.receive(&mut self.buffer, |datagram| {
-                taken += 1;
-                let Some(datagram) = datagram else {
-                    *malformed += 1;
-                    return;
-                };
-                for message in Messages::new(datagram) {
-                    match message.and_then(|message| content(&message)) {
-                        Ok(Content::Entry(entry)) => sink(stamped(at, ID, Fact::Flow(entry))),
-                        Ok(Content::Ended(entry)) => sink(stamped(at, ID, Fact::FlowEnded(entry))),
-                        Ok(Content::Overrun | Content::Done { .. } | Content::Error { .. } | Content::Other) => {}
-                        Err(_malformed) => *malformed += 1,
-                    }
-                }
-            });
-            match received {
-                Ok(Received::Bytes(_) | Received::Unusable) => {}
-                Ok(Received::Overrun) => {
-                    self.schedule.lost();
-                    // How many it were, the drops say, if they can be read.
-                    self.losses.overruns += u64::from(self.losses.blind.is_some());
-                }
-                Ok(Received::Nothing) => return taken,
-                Err(error) => break error.sentence(),
-            }
-        };
-        self.close(failed);
-        taken
-    }
-
-    /// Counts what the kernel could not deliver, and tells of it.
-    fn account(&mut self, sink: Sink<'_>) {
-        if let Access::Events(events) = &self.access {
-            let path = own_table(&self.root, "netlink");
-            let text = bounded::read_in(&self.root, &path, NETLINK_LIMIT_BYTES)
-                .map_err(|error| format!("`{}` {error}", path.display()));
-            let drops = text.and_then(|text| {
-                socket::drops(&String::from_utf8_lossy(&text), events.inode()).map_err(|error| error.to_string())
-            });
-            match drops {
-                Ok(drops) => {
-                    self.losses.overruns += drops.saturating_sub(self.losses.drops);
-                    self.losses.drops = drops;
-                    self.losses.blind = None;
-                }
-                Err(why) => self.losses.blind = Some(format!("lost events cannot be counted: {why}")),
-            }
-        }
-        let (overruns, malformed) = (self.losses.overruns, self.losses.malformed);
-        if overruns != self.losses.told.0 {
-            self.schedule.lost();
-            sink(observation(ID, Fact::Lost { what: Loss::ConntrackOverrun, total: overruns }));
-        }
-        if malformed != self.losses.told.1 {
-            sink(observation(ID, Fact::Lost { what: Loss::ConntrackMalformed, total: malformed }));
-        }
-        self.losses.told = (overruns, malformed);
-    }
-
-    /// Dumps, and once more if the kernel says that the table changed too much meanwhile.
-    fn dump(&mut self, sink: Sink<'_>) {
-        self.schedule.begins();
+    fn dump(&mut self, what: What, sink: Sink<'_>) {
+        let schedule = if what == What::Udp { &mut self.udp_schedule } else { &mut self.schedule };
+        schedule.begins();
         let began = clock::thread_cpu();
-        let mut end = self.bracket(sink, Self::read_dump);
-        if matches!(end, DumpEnd::Interrupted) {
-            end = self.bracket(sink, Self::read_dump);
-        }
-        self.dump_ended(began, end);
+        let end = self.reader.dump(what, sink);
+        self.dump_ended(what, began, end);
     }
 
-    fn dump_ended(&mut self, began: Duration, end: DumpEnd) {
+    fn dump_ended(&mut self, what: What, began: Duration, end: DumpEnd) {
         self.dump_failed = match end {
             DumpEnd::Complete | DumpEnd::Interrupted | DumpEnd::Holes(_) => None,
             DumpEnd::Failed(why) => Some(why),
             DumpEnd::Refused(why) => return self.close(why),
         };
         let took = clock::thread_cpu().saturating_sub(began);
-        self.schedule.ended(took, clock::node_time(), self.dump_failed.is_none());
-    }
-
-    /// One snapshot, with its begin and end.
-    fn bracket(&mut self, sink: Sink<'_>, read: impl FnOnce(&mut Self, Sink<'_>) -> DumpEnd) -> DumpEnd {
-        sink(observation(ID, Fact::Begin(Snapshot::Conntrack)));
-        let end = read(self, sink);
-        let outcome = match &end {
-            DumpEnd::Complete => Outcome::Complete,
-            DumpEnd::Interrupted => {
-                Outcome::Partial(Why::new("the conntrack table changed too much while it was dumped"))
-            }
-            DumpEnd::Holes(count) => {
-                Outcome::Partial(Why::new(format!("{count} conntrack entries could not be understood")))
-            }
-            DumpEnd::Failed(why) | DumpEnd::Refused(why) => Outcome::Failed(Why::new(why.clone())),
-        };
-        sink(observation(ID, Fact::End { snapshot: Snapshot::Conntrack, outcome }));
-        end
-    }
-
-    fn read_dump(&mut self, sink: Sink<'_>) -> DumpEnd {
-        self.sequence = self.sequence.wrapping_add(1);
-        self.time_waits = 0;
-        let until = clock::node_time().after(DUMP_LIMIT);
-        let dump = match Dump::request(self.sequence) {
-            Ok(dump) => dump,
-            Err(error) => return DumpEnd::Failed(error.sentence()),
-        };
-        let (mut interrupted, mut holes) = (false, 0);
-        loop {
-            let length = match dump.receive(&mut self.buffer) {
-                Ok(Received::Bytes(length)) => length,
-                Ok(Received::Unusable) => {
-                    self.losses.malformed += 1;
-                    holes += 1;
-                    continue;
-                }
-                Ok(Received::Overrun) => {
-                    return DumpEnd::Failed("the kernel lost a part of the conntrack dump".to_owned());
-                }
-                Ok(Received::Nothing) => {
-                    let secs = DUMP_SILENCE.as_secs();
-                    return DumpEnd::Failed(format!("the conntrack dump stopped half-way: nothing came for {secs} s"));
-                }
-                Err(error) => return DumpEnd::Failed(error.sentence()),
-            };
-            let at = clock::node_time();
-            for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
-                interrupted |= message.as_ref().is_ok_and(is_interrupted);
-                match message.and_then(|message| content(&message)) {
-                    Ok(Content::Entry(entry)) => {
-                        self.time_waits += u64::from(entry.tcp == Some(ConntrackTcpState::TimeWait));
-                        sink(stamped(at, ID, Fact::Flow(entry)));
-                    }
-                    Ok(Content::Done { errno: 0 }) if interrupted => return DumpEnd::Interrupted,
-                    Ok(Content::Done { errno: 0 }) if holes > 0 => return DumpEnd::Holes(holes),
-                    Ok(Content::Done { errno: 0 }) => return DumpEnd::Complete,
-                    Ok(Content::Done { errno } | Content::Error { errno }) => {
-                        let error = std::io::Error::from_raw_os_error(errno);
-                        return DumpEnd::Refused(format!("conntrack dump refused{}: {error}", socket::hint(&error)));
-                    }
-                    Ok(Content::Overrun | Content::Ended(_) | Content::Other) => {}
-                    Err(_malformed) => {
-                        self.losses.malformed += 1;
-                        holes += 1;
-                    }
-                }
-            }
-            if at > until {
-                return DumpEnd::Failed(format!("the conntrack dump took more than {} s", DUMP_LIMIT.as_secs()));
-            }
+        let (now, well) = (clock::node_time(), self.dump_failed.is_none());
+        if what == What::Everything {
+            self.schedule.ended(took, now, well);
         }
-    }
-
-    /// Reads `/proc/net/nf_conntrack` as a snapshot.
-    fn read_table(&mut self, sink: Sink<'_>) -> DumpEnd {
-        let path = own_table(&self.root, "nf_conntrack");
-        let cannot = |error: &std::io::Error| DumpEnd::Failed(format!("cannot read `{}`: {error}", path.display()));
-        let mut lines = match Lines::open(&self.root, &path, TABLE_LIMIT_BYTES) {
-            Ok(lines) => lines,
-            Err(error) => return cannot(&error),
-        };
-        let until = clock::node_time().after(DUMP_LIMIT);
-        let mut holes = 0;
-        for count in 0u64.. {
-            match lines.step() {
-                Ok(Step::Line(line)) => match table::parse_line(line) {
-                    Some(entry) => sink(observation(ID, Fact::Flow(entry))),
-                    None => holes += 1,
-                },
-                Ok(Step::TooLong) => holes += 1,
-                Ok(Step::Limit) => return DumpEnd::Failed(format!("`{}` is too long", path.display())),
-                Ok(Step::End) => break,
-                Err(error) => return cannot(&error),
-            }
-            if count % 1024 == 0 && clock::node_time() > until {
-                return DumpEnd::Failed(format!(
-                    "reading `{}` took more than {} s",
-                    path.display(),
-                    DUMP_LIMIT.as_secs()
-                ));
-            }
-        }
-        self.losses.malformed += holes;
-        if holes > 0 { DumpEnd::Holes(holes) } else { DumpEnd::Complete }
+        // What shows everything shows UDP.
+        self.udp_schedule.ended(took, now, well);
     }
 
     fn observe_events(&mut self, sink: Sink<'_>) {
         // What waits is older than the dump that may follow: told first, it keeps its place in time.
         let now = clock::node_time();
         // Whoever hears nothing may have lost everything, which shows a second later.
-        if self.drain(sink) > 0 || now.since(self.accounted) >= ACCOUNT_EVERY {
-            self.accounted = now;
+        let second = now.since(self.accounted) >= ACCOUNT_EVERY;
+        if self.drain(sink) > 0 || second {
             self.account(sink);
         }
-        if matches!(self.access, Access::Events(_)) && self.schedule.due(clock::node_time()) {
-            self.dump(sink);
+        if second {
+            self.accounted = now;
+            self.look_at_size();
+        }
+        if matches!(self.access, Access::Events(_))
+            && let Some(what) = self.due(clock::node_time())
+        {
+            self.dump(what, sink);
             self.drain(sink);
             self.account(sink);
             if self.options.tcp_is_counted
@@ -452,16 +261,38 @@ impl ConntrackSource {
         }
     }
 
+    /// Where the table grows fast, a dump tells whether listening is still worth its price.
+    fn look_at_size(&mut self) {
+        let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_count");
+        let entries = bounded::read_line_in(&self.root, path, 64).ok().and_then(|text| text.parse::<u64>().ok());
+        if let Some(entries) = entries {
+            if self.options.tcp_is_counted && entries > self.entries.saturating_add(WORTH_HEARING) {
+                self.schedule.hurry();
+            }
+            self.entries = entries;
+        }
+    }
+
+    /// What to dump now.
+    fn due(&self, now: NodeTime) -> Option<What> {
+        let tcp_is_counted = self.options.tcp_is_counted;
+        // A loss is one of UDP where TCP is not listened to.
+        let everything = self.schedule.regular(now) || (!tcp_is_counted && self.schedule.due(now));
+        let unheard = !matches!(self.access, Access::Events(_)) || self.silent().is_some();
+        let udp = self.udp_schedule.due(now) && (unheard || !self.udp_schedule.regular(now));
+        everything.then_some(What::Everything).or((tcp_is_counted && udp).then_some(What::Udp))
+    }
+
     /// How many TCP connections close in a second, as the table shows: each stays in TIME_WAIT for a known while.
     fn closes_per_sec(&self) -> u64 {
         let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait");
         let secs = bounded::read_line_in(&self.root, path, 64).ok().and_then(|text| text.parse().ok()).unwrap_or(120);
-        self.time_waits / std::cmp::max(secs, 1)
+        self.reader.time_waits / std::cmp::max(secs, 1)
     }
 
     fn observe_dumps(&mut self, sink: Sink<'_>) {
-        if self.schedule.due(clock::node_time()) {
-            self.dump(sink);
+        if let Some(what) = self.due(clock::node_time()) {
+            self.dump(what, sink);
             if matches!(self.access, Access::Dumps) && self.closes_per_sec() < WORTH_HEARING / 2 {
                 self.open();
             }
@@ -472,8 +303,8 @@ impl ConntrackSource {
         if self.schedule.due(clock::node_time()) {
             self.schedule.begins();
             let began = clock::thread_cpu();
-            let end = self.bracket(sink, Self::read_table);
-            self.dump_ended(began, end);
+            let end = self.reader.table(sink);
+            self.dump_ended(What::Everything, began, end);
             self.account(sink);
         }
     }
@@ -491,9 +322,9 @@ impl ConntrackSource {
         if compare && read.is_ok() {
             self.schedule.begins();
             let began = clock::thread_cpu();
-            let mut end = self.bracket(sink, Self::read_dump);
+            let mut end = self.reader.dump(What::Everything, sink);
             if matches!(end, DumpEnd::Refused(_) | DumpEnd::Failed(_)) {
-                end = self.bracket(sink, Self::read_table);
+                end = self.reader.table(sink);
             }
             read = self.counters.read(sink);
             // Counting goes on without a comparison.

@@ -209,10 +209,16 @@ fn a_recorded_event_decodes_to_what_conntrack_showed() {
 
 #[test]
 fn a_dump_request_asks_for_everything_and_changes_nothing() {
-    let request = dump_request(7);
+    let request = dump_request(7, None);
     let message = Messages::new(&request).next().unwrap().unwrap();
     assert_eq!((message.kind, message.flags, message.sequence), (0x101, 0x301, 7));
     assert_eq!(message.payload, [0; 4]);
+    let request = dump_request(8, Some(Protocol::UDP));
+    let message = Messages::new(&request).next().unwrap().unwrap();
+    assert_eq!((message.kind, message.flags, message.sequence), (0x101, 0x301, 8));
+    let kinds: Vec<_> =
+        Attributes::new(message.payload.get(4..).unwrap()).map(|attribute| attribute.unwrap().kind).collect();
+    assert_eq!(kinds, [1, 25]);
 }
 
 #[test]

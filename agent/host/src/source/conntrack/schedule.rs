@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use headroom_core::time::NodeTime;
 
-/// A regular dump may take this part of the time: one in two hundred. (Even an empty table of 262,144 buckets takes 12 ms.)
-const IDLE_PER_DUMP: u32 = 200;
+/// A regular dump may take this part of the time: one in four hundred. (Even an empty table of 262,144 buckets takes 12 ms.)
+const IDLE_PER_DUMP: u32 = 400;
 /// The first dumps may take more, ever less: a fifth, a tenth and so on. What moved during the first is mended by the next.
 const IDLE_PER_FIRST_DUMP: u32 = 5;
+/// Where they are to come sooner at first: after so long, twice as long and so on.
+const FIRST_INTERVAL: Duration = Duration::from_millis(500);
 /// A dump that repairs a loss comes at once, but after one that was just as slow at most every fifth part of the time
 /// goes into dumps: a node that loses events all the time has no time for an agent that dumps all the time.
 const IDLE_PER_REPAIR: u32 = 5;
@@ -26,17 +28,35 @@ pub(super) struct Schedule {
     repair: bool,
     /// How many dumps ended well.
     dumps: u32,
+    /// The first ones come sooner than after the interval.
+    sooner: bool,
 }
 
 impl Schedule {
     /// The first dump is due at once, the next ones after the interval, or later if they take long.
     pub(super) fn new(interval: Duration) -> Self {
-        Self { interval, next: None, repair_from: NodeTime::default(), repair: false, dumps: 0 }
+        let repair_from = NodeTime::default();
+        Self { interval, next: None, repair_from, repair: false, dumps: 0, sooner: false }
+    }
+
+    /// The first ones come sooner: they show what kind of node this is.
+    pub(super) fn sooner_at_first(interval: Duration) -> Self {
+        Self { sooner: true, ..Self::new(interval) }
     }
 
     /// Whether to dump now.
     pub(super) fn due(&self, now: NodeTime) -> bool {
-        self.next.is_none_or(|next| now >= next) || (self.repair && now >= self.repair_from)
+        self.regular(now) || (self.repair && now >= self.repair_from)
+    }
+
+    /// Something has changed that a dump should show before the next regular one is due.
+    pub(super) fn hurry(&mut self) {
+        self.next = self.next.map(|next| next.min(self.repair_from));
+    }
+
+    /// Whether it is time for a regular one.
+    pub(super) fn regular(&self, now: NodeTime) -> bool {
+        self.next.is_none_or(|next| now >= next)
     }
 
     /// From now on the regular dumps come at least so far apart.
@@ -57,7 +77,9 @@ impl Schedule {
     /// A dump has ended, well or not, and took so much of a CPU.
     pub(super) fn ended(&mut self, took: Duration, now: NodeTime, well: bool) {
         let idle = IDLE_PER_DUMP.min(IDLE_PER_FIRST_DUMP << self.dumps.min(8));
-        let pause = if well { self.interval.max(took.saturating_mul(idle)) } else { AFTER_FAILURE };
+        let first = FIRST_INTERVAL.saturating_mul(1 << self.dumps.min(16));
+        let interval = if self.sooner { self.interval.min(first) } else { self.interval };
+        let pause = if well { interval.max(took.saturating_mul(idle)) } else { AFTER_FAILURE };
         self.dumps = self.dumps.saturating_add(u32::from(well));
         self.next = Some(now.after(pause));
         self.repair_from = now.after(if well { took.saturating_mul(IDLE_PER_REPAIR) } else { AFTER_FAILURE });
@@ -85,12 +107,25 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_dump_is_repeated_soon_at_first_and_then_two_hundred_times_its_duration_later() {
+    fn a_slow_dump_is_repeated_soon_at_first_and_then_four_hundred_times_its_duration_later() {
         let mut schedule = Schedule::new(INTERVAL);
-        for pause in [60, 100, 200, 400, 800, 1600, 2000, 2000] {
+        for pause in [60, 100, 200, 400, 800, 1600, 3200, 4000, 4000] {
             schedule.ended(Duration::from_secs(10), at(110), true);
             assert!(!schedule.due(at(110 + pause - 1)));
             assert!(schedule.due(at(110 + pause)));
+        }
+    }
+
+    #[test]
+    fn the_first_dumps_come_sooner_where_they_are_to() {
+        let mut schedule = Schedule::sooner_at_first(Duration::from_secs(5));
+        for (millis, hurried) in [(500, false), (1000, false), (2000, false), (4000, false), (5000, false), (1, true)] {
+            schedule.ended(Duration::ZERO, at(100), true);
+            if hurried {
+                schedule.hurry();
+            }
+            assert!(hurried || !schedule.due(at(100)), "{millis}");
+            assert!(schedule.due(at(100).after(Duration::from_millis(millis))), "{millis}");
         }
     }
 
