@@ -20,8 +20,7 @@ pub mod tcp;
 
 pub use object::NotBuilt;
 pub use programs::{
-    CONNTRACK, CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, HookKind, ProgramRow, TCP, TCP_DESTROYED, TCP_RETRANSMIT,
-    TCP_STATE,
+    CONNTRACK, CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, HookKind, ProgramRow, TCP, TCP_RETRANSMIT, TCP_STATE,
 };
 pub use runs::{Counting, count_runs};
 

@@ -50,6 +50,7 @@ pub const fn dialled_code(slot: u32, phase: u64) -> u64 {
 
 /// The index of the entry of a socket that dialled; `None` for other codes.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "an index and one more, of a code of 22 bits")]
 pub const fn dialled_slot(code: u64) -> Option<u32> {
     match (code >> CELL_PHASE_BITS) as u32 {
         0 => None,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use headroom_core::flow::{Endpoint, Protocol};
 use headroom_core::observe::{ConntrackEntry, Fact, Outcome, Snapshot};
 use headroom_core::ports::PortRange;
-use headroom_host::netlink::conntrack::{Content, content, is_filtered};
+use headroom_host::netlink::conntrack::{Content, Only, content, is_filtered};
 use headroom_host::netlink::message::Messages;
 use headroom_host::netlink::socket::{DATAGRAM_BYTES, Dump, Received};
 use headroom_host::root::HostRoot;
@@ -47,8 +47,9 @@ fn udp(scene: &Scene) -> Result<String> {
 fn without_tcp(scene: &Scene) -> Result<String> {
     let all = table(scene)?.into_iter().filter(|entry| entry.key.protocol == Protocol::UDP).count();
     let (udp, filtered) = scene.node().run(|| {
-        let dump = Dump::request(1, Some(Protocol::UDP))?;
         let (mut buffer, mut entries, mut filtered) = (vec![0; DATAGRAM_BYTES], Vec::new(), true);
+        let mut parts = Only::both(Protocol::UDP).into_iter();
+        let mut dump = Dump::request(1, parts.next())?;
         loop {
             let Received::Bytes(length) = dump.receive(&mut buffer)? else { bail!("the dump ended half-way") };
             for message in Messages::new(buffer.get(..length).unwrap_or_default()) {
@@ -58,7 +59,10 @@ fn without_tcp(scene: &Scene) -> Result<String> {
                         filtered &= is_filtered(&message);
                         entries.push(entry);
                     }
-                    Content::Done { errno: 0 } => return Ok((entries, filtered)),
+                    Content::Done { errno: 0 } => match parts.next() {
+                        None => return Ok((entries, filtered)),
+                        next => dump = Dump::request(2, next)?,
+                    },
                     other => bail!("the dump ended with {other:?}"),
                 }
             }

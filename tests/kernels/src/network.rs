@@ -40,7 +40,7 @@ pub(crate) struct Scene {
     made: RefCell<BTreeMap<SocketAddr, BTreeSet<u16>>>,
     /// What a check compared less than exactly, and why.
     notes: RefCell<Vec<String>>,
-    /// Ends of sockets that the kernel had skipped when the check began.
+    /// Runs of the programs that the kernel had skipped when the check began.
     skipped_before: Cell<u64>,
     /// How many connections the large checks make.
     pub(crate) connections: u64,
@@ -165,8 +165,8 @@ impl Scene {
 
     /// Waits until headroom counted exactly one of several possibilities, and lost nothing; gives which.
     ///
-    /// What the kernel does not show to a program is counted when the socket ends, or when one begins at its address, which is
-    /// helped along here. Only what it says it skipped of both may be lacking of the first possibility, and a note says so.
+    /// An end that the kernel does not show to the program is counted when a socket begins at the same address, which is helped
+    /// along here. If some are lacking even then, the kernel must have said that it skipped as many, and a note says so.
     pub(crate) fn expect_one_of(&self, possibilities: &[&[TcpCounter]]) -> Result<usize> {
         let by_destination = |counters: &[TcpCounter]| -> BTreeMap<Endpoint, TcpCounter> {
             counters.iter().map(|counter| (counter.destination, *counter)).collect()
@@ -184,9 +184,9 @@ impl Scene {
             let skipped = lost(&mut self.tcp(), Loss::TcpMissed).unwrap_or_default();
             let skipped = skipped.saturating_sub(self.skipped_before.get());
             if let Some(lacking) = lacking.filter(|_| began.elapsed() > SETTLED) {
-                if lacking <= skipped {
+                if lacking <= skipped && began.elapsed() > PATIENCE {
                     let note =
-                        format!("{lacking} events are not counted; the kernel skipped the ends of {skipped} sockets");
+                        format!("{lacking} events are not counted; the kernel skipped {skipped} runs of the programs");
                     self.notes.borrow_mut().push(note);
                     return Ok(0);
                 }
@@ -198,7 +198,7 @@ impl Scene {
                     expected.filter(|counter| seen.get(&counter.destination) != Some(counter)).collect();
                 let instead = different.first().and_then(|counter| seen.get(&counter.destination));
                 bail!(
-                    "{} counters differ, and the kernel skipped the ends of {skipped} sockets: expected {:?}, counted {instead:?}",
+                    "{} counters differ, and the kernel skipped {skipped} runs of the programs: expected {:?}, counted {instead:?}",
                     different.len(),
                     different.first()
                 );

@@ -10,8 +10,8 @@ pub enum Loss {
     TcpMapFull,
     /// Kernel memory reads that failed inside an eBPF program.
     TcpReadFailed,
-    /// TCP events that the kernel skipped (since 6.1 it does, on a CPU where a softirq interrupted the same program) and that
-    /// the end of their socket could not make up for, because that was skipped, too. The next socket table does.
+    /// TCP events that the kernel skipped (since 6.1 it does, on a CPU where a softirq interrupted the same program), less those
+    /// that later events made up for. Two thirds of them do not matter: the far end's, or steps on the way to an end.
     TcpMissed,
     /// conntrack event overruns (ENOBUFS or dropped messages).
     ConntrackOverrun,

@@ -36,16 +36,6 @@ pub const TCP_STATE: ProgramRow = ProgramRow {
     lost_without: "TCP connects and closes per destination",
 };
 
-/// Makes up for events that the kernel did not show to [`TCP_STATE`].
-pub const TCP_DESTROYED: ProgramRow = ProgramRow {
-    name: "tcp_destroyed",
-    kind: HookKind::RawTracepoint,
-    hook: "tcp_destroy_sock",
-    arguments: 1,
-    since: "4.15",
-    lost_without: "TCP ends whose event the kernel skips (since 6.1)",
-};
-
 /// Counts SYNs that went out again.
 pub const TCP_RETRANSMIT: ProgramRow = ProgramRow {
     name: "tcp_retransmit",
@@ -97,6 +87,6 @@ pub const CT_NO_PORT: ProgramRow = ProgramRow {
 };
 
 /// Those of the subject `tcp`.
-pub const TCP: [ProgramRow; 3] = [TCP_STATE, TCP_DESTROYED, TCP_RETRANSMIT];
+pub const TCP: [ProgramRow; 2] = [TCP_STATE, TCP_RETRANSMIT];
 /// Those of the subject `conntrack`; [`CT_CONFIRM`] only stands in.
 pub const CONNTRACK: [ProgramRow; 3] = [CT_INSERT, CT_DELETE, CT_NO_PORT];

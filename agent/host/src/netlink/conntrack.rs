@@ -40,6 +40,9 @@ const FLAG_DUMP_FILTERED: u16 = 0x20;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
 
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
 /// `IPS_SEEN_REPLY`.
 const STATUS_SEEN_REPLY: u32 = 2;
 /// `IPS_ASSURED`.
@@ -113,12 +116,28 @@ pub enum Content {
     Other,
 }
 
-/// The request for the table: `IPCTNL_MSG_CT_GET` as a dump, of every family. With a protocol the kernel is asked to leave out
-/// all others, which it does since 5.8; before, it gives the whole table, and [`is_filtered`] tells.
-pub fn dump_request(sequence: u32, only: Option<Protocol>) -> Vec<u8> {
-    // Port id, address family (AF_UNSPEC), version (NFNETLINK_V0) and resource id are zero.
-    let mut payload = vec![0; 8];
-    if let Some(protocol) = only {
+/// What a dump is to show; the kernel leaves out the rest since 5.8. Before, it shows everything, and [`is_filtered`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Only {
+    /// `AF_INET` or `AF_INET6`: without a family the kernel refuses to look at protocols.
+    pub family: u8,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+impl Only {
+    /// Of a protocol, for each family.
+    pub fn both(protocol: Protocol) -> [Self; 2] {
+        [AF_INET, AF_INET6].map(|family| Self { family, protocol })
+    }
+}
+
+/// The request for the table: `IPCTNL_MSG_CT_GET` as a dump, of everything or of less.
+pub fn dump_request(sequence: u32, only: Option<Only>) -> Vec<u8> {
+    // Port id, version (NFNETLINK_V0) and resource id are zero; so is the family (AF_UNSPEC) for everything.
+    let family = only.map_or(0, |only| only.family);
+    let mut payload = vec![0, 0, 0, 0, family, 0, 0, 0];
+    if let Some(Only { protocol, .. }) = only {
         let number = attribute(cta::proto::NUM, &[protocol.0]);
         let proto = attribute(cta::tuple::PROTO | NESTED, &number);
         payload.extend(attribute(cta::TUPLE_ORIG | NESTED, &proto));

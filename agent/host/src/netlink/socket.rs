@@ -7,14 +7,13 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use headroom_core::flow::Protocol;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, NetlinkAddr, recvmmsg, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::conntrack::{GROUP_DESTROY, GROUP_NEW, dump_request};
+use super::conntrack::{GROUP_DESTROY, GROUP_NEW, Only, dump_request};
 use super::filter;
 
 /// Room for events that wait to be read: about 65,000 of them (the kernel doubles the number and counts its own overhead).
@@ -171,8 +170,8 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Asks for the table, or only for what is of one protocol.
-    pub fn request(sequence: u32, only: Option<Protocol>) -> Result<Self, SocketError> {
+    /// Asks for the table, or for a part of it.
+    pub fn request(sequence: u32, only: Option<Only>) -> Result<Self, SocketError> {
         Self::send(&dump_request(sequence, only))
     }
 

@@ -18,7 +18,7 @@ use super::{Sink, Source, degraded, observation, unreadable, works};
 use crate::clock;
 use crate::ebpf::tcp::Tcp;
 use crate::ebpf::tcp::entries::Connected;
-use crate::ebpf::{ProgramRow, ProgramStatus, TCP_DESTROYED, TCP_STATE};
+use crate::ebpf::{ProgramStatus, TCP_STATE};
 use crate::root::HostRoot;
 
 /// Source [`SourceId::Tcp`].
@@ -150,13 +150,13 @@ impl TcpSource {
             put(Fact::Lost { what: Loss::TcpMapFull, total: losses.map_full.saturating_add(self.unseeded) });
             put(Fact::Lost { what: Loss::TcpReadFailed, total: losses.read_failed });
         }
-        let last_look = last_look(&tcp.programs);
+        let made_up = losses.as_ref().map_or(0, |losses| losses.made_up);
         for program in &tcp.programs {
             let runs = if program.attached.is_ok() { tcp.runs(program.row.name) } else { Known::Absent };
-            if program.row == last_look
-                && let Some(total) = runs.present().and_then(|runs| runs.missed)
+            if program.row == TCP_STATE
+                && let Some(missed) = runs.present().and_then(|runs| runs.missed)
             {
-                put(Fact::Lost { what: Loss::TcpMissed, total });
+                put(Fact::Lost { what: Loss::TcpMissed, total: missed.saturating_sub(made_up) });
             }
             put(program.fact(|_| runs));
         }
@@ -182,12 +182,6 @@ impl Source for TcpSource {
 
 /// Pairs of destination and source address.
 pub type Pairs = BTreeSet<(Endpoint, IpAddr)>;
-
-/// The program whose skipped runs are events that nothing makes up for.
-fn last_look(programs: &[ProgramStatus]) -> ProgramRow {
-    let watched = programs.iter().any(|program| program.row == TCP_DESTROYED && program.attached.is_ok());
-    if watched { TCP_DESTROYED } else { TCP_STATE }
-}
 
 const HOW: &str = "eBPF counters on raw tracepoint inet_sock_set_state";
 
@@ -290,10 +284,7 @@ mod tests {
         let mut source = TcpSource::start(&HostRoot::at("/nowhere"), 16);
         let mut facts = Vec::new();
         source.observe(&mut |observation| facts.push(observation.fact));
-        assert!(matches!(
-            &facts[..],
-            [Fact::Program(_), Fact::Program(_), Fact::Program(_), Fact::Coverage(Known::Unknown(_))]
-        ));
+        assert!(matches!(&facts[..], [Fact::Program(_), Fact::Program(_), Fact::Coverage(Known::Unknown(_))]));
         assert!(source.programs().iter().all(|program| program.attached.is_err()));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use headroom_ebpf_common::tcp::Counts;
 use headroom_host::clock;
 use headroom_host::ebpf::tcp::Tcp;
-use headroom_host::ebpf::{TCP_DESTROYED, TCP_STATE, count_runs};
+use headroom_host::ebpf::{TCP_STATE, count_runs};
 use headroom_host::root::HostRoot;
 
 use socket2::{Domain, Socket, Type};
@@ -118,18 +118,16 @@ fn what_the_kernel_skips_is_made_up_for() {
         let mut reused = 0;
         while seen != expected && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(200));
-            // What no program at all was shown is made up for when a socket begins at the same address.
+            // An end is made up for when a socket begins at the same address.
             reused += dial_elsewhere();
             seen = counted(&mut tcp, rounds, port);
         }
-        let (events, ends) = (skipped(&tcp, TCP_STATE.name), skipped(&tcp, TCP_DESTROYED.name));
+        let events = skipped(&tcp, TCP_STATE.name);
         let made_up = tcp.losses.get().unwrap().made_up;
-        println!(
-            "{count} connections, {events} events skipped, {made_up} made up for; {ends} ends skipped, {reused} more connects"
-        );
+        println!("{count} connections, {events} events skipped, {made_up} made up for; {reused} more connects");
         assert!(made_up > 0 || events == 0, "of {events} skipped events none was made up for");
-        // What nothing can make up for is a skipped end whose socket had been skipped before.
-        let lacking = (count - seen.opened) + (count - seen.closed - seen.reset);
-        assert!(seen == expected || lacking <= ends, "expected {expected:?}, counted {seen:?}");
+        // An address whose memory the kernel has put to another use, or whose cell another socket took, tells nothing more.
+        let lacking = (count - seen.opened) + (count - seen.closed);
+        assert!(lacking * 500 <= count && lacking <= events - made_up, "expected {expected:?}, counted {seen:?}");
     });
 }

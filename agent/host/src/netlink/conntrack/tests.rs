@@ -213,9 +213,10 @@ fn a_dump_request_asks_for_everything_and_changes_nothing() {
     let message = Messages::new(&request).next().unwrap().unwrap();
     assert_eq!((message.kind, message.flags, message.sequence), (0x101, 0x301, 7));
     assert_eq!(message.payload, [0; 4]);
-    let request = dump_request(8, Some(Protocol::UDP));
+    let request = dump_request(8, Some(Only::both(Protocol::UDP)[1]));
     let message = Messages::new(&request).next().unwrap().unwrap();
     assert_eq!((message.kind, message.flags, message.sequence), (0x101, 0x301, 8));
+    assert_eq!(message.payload.first(), Some(&10));
     let kinds: Vec<_> =
         Attributes::new(message.payload.get(4..).unwrap()).map(|attribute| attribute.unwrap().kind).collect();
     assert_eq!(kinds, [1, 25]);

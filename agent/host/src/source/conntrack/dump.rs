@@ -13,7 +13,7 @@ use headroom_core::observe::{ConntrackTcpState, Fact, Outcome, Snapshot};
 
 use super::{ID, table};
 use crate::clock;
-use crate::netlink::conntrack::{Content, content, is_filtered, is_interrupted};
+use crate::netlink::conntrack::{Content, Only, content, is_filtered, is_interrupted};
 use crate::netlink::message::Messages;
 use crate::netlink::socket::{self, DATAGRAM_BYTES, DUMP_SILENCE, Dump, Received};
 use crate::root::HostRoot;
@@ -40,8 +40,12 @@ impl What {
         }
     }
 
-    fn only(self) -> Option<Protocol> {
-        (self == Self::Udp).then_some(Protocol::UDP)
+    /// What to ask the kernel for, one after the other.
+    fn parts(self) -> Vec<Option<Only>> {
+        match self {
+            Self::Everything => vec![None],
+            Self::Udp => Only::both(Protocol::UDP).map(Some).to_vec(),
+        }
     }
 }
 
@@ -121,12 +125,22 @@ impl Reader {
     }
 
     fn read_dump(&mut self, what: What, sink: Sink<'_>) -> DumpEnd {
-        self.sequence = self.sequence.wrapping_add(1);
         if what == What::Everything {
             self.time_waits = 0;
         }
+        for part in what.parts() {
+            let end = self.read_part(part, sink);
+            if !matches!(end, DumpEnd::Complete) {
+                return end;
+            }
+        }
+        DumpEnd::Complete
+    }
+
+    fn read_part(&mut self, only: Option<Only>, sink: Sink<'_>) -> DumpEnd {
+        self.sequence = self.sequence.wrapping_add(1);
         let until = clock::node_time().after(DUMP_LIMIT);
-        let dump = match Dump::request(self.sequence, what.only()) {
+        let dump = match Dump::request(self.sequence, only) {
             Ok(dump) => dump,
             Err(error) => return DumpEnd::Failed(error.sentence()),
         };
@@ -154,7 +168,7 @@ impl Reader {
                 interrupted |= message.as_ref().is_ok_and(is_interrupted);
                 match message.and_then(|message| content(&message)) {
                     Ok(Content::Entry(entry)) => {
-                        if what.only().is_some_and(|only| !filtered || entry.key.protocol != only) {
+                        if only.is_some_and(|only| !filtered || entry.key.protocol != only.protocol) {
                             self.whole_only = true;
                             return DumpEnd::Failed("this kernel does not filter dumps".to_owned());
                         }
@@ -165,6 +179,7 @@ impl Reader {
                     Ok(Content::Done { errno: 0 }) if holes > 0 => return DumpEnd::Holes(holes),
                     Ok(Content::Done { errno: 0 }) => return DumpEnd::Complete,
                     Ok(Content::Done { errno } | Content::Error { errno }) => {
+                        self.whole_only |= only.is_some();
                         let error = std::io::Error::from_raw_os_error(errno);
                         return DumpEnd::Refused(format!("conntrack dump refused{}: {error}", socket::hint(&error)));
                     }
