@@ -112,7 +112,7 @@ fn field<T: DeserializeOwned>(value: &Value, tool: &'static str, path: &str) -> 
             (false, inner) if inner.starts_with('[') => format!("{path}{inner}"),
             (false, inner) => format!("{path}.{inner}"),
         };
-        BadDocument::Field { tool, path, why: shortened(&error.into_inner().to_string()) }
+        BadDocument::Field { tool, path: shortened(&path), why: shortened(&error.into_inner().to_string()) }
     })
 }
 
