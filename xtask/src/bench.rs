@@ -35,6 +35,12 @@ pub(crate) enum Bench {
         #[arg(long)]
         rounds: Option<usize>,
     },
+    /// What giving leaked pod IPs back takes, beside the published shell loop; rewrites its part of deploy/docs/benchmarks.md
+    Ipam {
+        /// A short run, to see whether it works; shows its numbers and writes nothing
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 /// Where the results are.
@@ -55,6 +61,8 @@ const EVALUATE: Part = (
 );
 const RULES: Part =
     ("<!-- written by `cargo xtask bench rules`: begin -->", "<!-- written by `cargo xtask bench rules`: end -->");
+const IPAM: Part =
+    ("<!-- written by `cargo xtask bench ipam`: begin -->", "<!-- written by `cargo xtask bench ipam`: end -->");
 
 /// Measures.
 pub(crate) fn run(what: &Bench) -> Result<()> {
@@ -63,6 +71,7 @@ pub(crate) fn run(what: &Bench) -> Result<()> {
         Bench::Conntrack { quick, rounds } => in_lab("bench-conntrack", CONNTRACK, *quick, *rounds),
         Bench::Rules => example("rules_cost", RULES),
         Bench::Evaluate => example("evaluate_cost", EVALUATE),
+        Bench::Ipam { quick } => in_lab("bench-ipam", IPAM, *quick, None),
     }
 }
 
@@ -137,6 +146,6 @@ mod tests {
     #[test]
     fn the_page_has_a_part_for_every_measurement() {
         let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
-        assert!([OVERHEAD, RULES, EVALUATE].into_iter().all(|part| with_results(&page, part, "").is_some()));
+        assert!([OVERHEAD, RULES, EVALUATE, IPAM].into_iter().all(|part| with_results(&page, part, "").is_some()));
     }
 }

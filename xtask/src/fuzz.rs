@@ -26,6 +26,7 @@ const TARGETS: [&str; 19] = [
     "introspection",
     "ipam_states",
     "iptables",
+    "journal",
     "namespace_addresses",
     "nat_document",
     "netlink",

@@ -66,8 +66,8 @@ pub struct CleanSettings {
 }
 
 impl CleanSettings {
-    /// The shortest interval: the daemon's own looks are ten seconds apart.
-    const LEAST_INTERVAL: Duration = Duration::from_secs(60);
+    /// The shortest interval.
+    const LEAST_INTERVAL: Duration = Duration::from_secs(10);
     /// In one run: a node that leaks loses a few an hour.
     const MAX: usize = 32;
     /// In any hour.
@@ -223,7 +223,7 @@ impl Settings {
 fn clean_settings(file: &CleanFile, interval: Option<Duration>) -> anyhow::Result<Option<CleanSettings>> {
     let Some(interval) = interval.or(file.interval_secs.map(Duration::from_secs)) else { return Ok(None) };
     if !(CleanSettings::LEAST_INTERVAL..=Duration::from_secs(86_400)).contains(&interval) {
-        bail!("cleaning every {} is not possible: 1m to 1d are", humantime::format_duration(interval));
+        bail!("cleaning every {} is not possible: 10s to 1d are", humantime::format_duration(interval));
     }
     let percent = file.max_percent.unwrap_or(Limits::PERCENT);
     if !(1..=100).contains(&percent) {
@@ -311,7 +311,7 @@ mod tests {
         set.clean_every(Some(Duration::from_secs(120))).unwrap();
         assert_eq!(set.clean.clone().unwrap().interval, Duration::from_secs(120));
         assert_eq!(set.clean.clone().unwrap().limits.max, 4, "the file's limits hold for the flag, too");
-        assert!(set.clean_every(Some(Duration::from_secs(1))).unwrap_err().to_string().contains("1m to 1d"));
+        assert!(set.clean_every(Some(Duration::from_secs(1))).unwrap_err().to_string().contains("10s to 1d"));
         set.policy.leak_grace = Duration::from_secs(60);
         assert!(set.clean_every(None).unwrap_err().to_string().contains("grace period of 1m"));
         let bad = |toml: &str| format!("{:#}", settings(toml, &NatArgs::default()).unwrap_err());

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use headroom::command::doctor::Diagnosis;
 use headroom::output::metrics;
-use headroom::output::table::{self, Width};
+use headroom::output::table::{self, CleanAnswer, Width};
+use headroom_core::plan::clean::{Plan, Refused, Release};
 use headroom_core::report::{ProgramReport, Report};
+use headroom_core::time::WallTime;
+use headroom_host::act::{Cleaned, Taken};
 use serde_json::Value;
 
 /// The report of `tests/fixtures/reports/nat-exhausted.json` (what happened there is told beside it).
@@ -130,4 +133,62 @@ fn doctor_shows_how_every_program_runs_and_why_one_does_not() {
     diagnosis.runs_not_counted = Some("runs are not counted: not permitted".to_owned());
     let page = table::doctor::page(&diagnosis, Width::plain(80));
     assert!(words(&page).contains("attached - - 2") && page.contains("runs are not counted"), "{page}");
+}
+
+/// A plan and what came of it, as on a node with one leak too many.
+fn clean_answer(apply: bool) -> CleanAnswer {
+    let release = |address: &str, age_secs| Release {
+        network: "gke-pod-network".to_owned(),
+        store: "/var/lib/cni/networks/gke-pod-network".to_owned(),
+        address: address.parse().unwrap(),
+        container_id: "d9c488bff85a".repeat(5),
+        ifname: Some("eth0".to_owned()),
+        modified: WallTime::from_secs(1_795_300_000),
+        age_secs,
+        evidence: vec!["the runtime does not know d9c488bff85a".to_owned()],
+    };
+    let releases = vec![release("10.64.0.10", 86_400), release("10.64.0.11", 3600)];
+    let beyond = release("10.64.0.12", 1200);
+    let refused = vec![Refused::of(&beyond, "2 are given back in one run at most (--max); run again for the rest")];
+    let journal = "/var/lib/cni/networks/.headroom-journal/20261122T064358.091Z-2957";
+    let taken = |release: &Release| Taken {
+        network: release.network.clone(),
+        store: release.store.clone(),
+        address: release.address,
+        container_id: release.container_id.clone(),
+        entry: format!("{journal}/gke-pod-network/{}.taken", release.address),
+    };
+    let changed = Refused::of(&release("10.64.0.11", 3600), "it was reserved anew since the plan was made");
+    let cleaned = Cleaned {
+        applied: releases.iter().take(1).map(taken).collect(),
+        refused: vec![changed],
+        journals: vec![journal.into()],
+        ..Cleaned::default()
+    };
+    CleanAnswer::new(&report(), apply, Plan { releases, refused }, if apply { cleaned } else { Cleaned::default() })
+}
+
+/// Exercises the cleaner's answers. If this fails, look at the difference: somebody decides by it whether to add --apply.
+#[test]
+fn a_clean_up_reads_well_before_and_after_at_80_columns() {
+    for apply in [false, true] {
+        let text = table::clean(&clean_answer(apply), Width::plain(80));
+        let copied = |line: &str| line.trim_start().starts_with("headroom ipam restore");
+        for line in text.lines().filter(|line| !copied(line)) {
+            assert!(line.chars().count() <= 80, "`{line}`");
+        }
+        insta::assert_snapshot!(if apply { "clean-applied" } else { "clean-planned" }, text);
+    }
+}
+
+/// Exercises the keys that scripts rely on. If this fails, one of them breaks.
+#[test]
+fn the_cleaners_json_has_its_fixed_keys() {
+    let json = serde_json::to_value(clean_answer(true)).unwrap();
+    assert_eq!(json["plan"][1]["address"], "10.64.0.11");
+    assert_eq!(json["applied"][0]["address"], "10.64.0.10");
+    assert_eq!(json["refused"][0]["why"], "2 are given back in one run at most (--max); run again for the rest");
+    assert_eq!(json["journal"], "/var/lib/cni/networks/.headroom-journal/20261122T064358.091Z-2957");
+    let planned = serde_json::to_value(clean_answer(false)).unwrap();
+    assert_eq!((&planned["applied"], &planned["journal"]), (&serde_json::json!([]), &Value::Null));
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 /// How long host-local's lock is waited for: a CNI ADD holds it for milliseconds.
 pub const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// Reservations that are moved under one lock: host-local waits for no more than a look and so many renames.
-pub const BATCH: usize = 128;
+pub const BATCH: usize = 256;
 /// How long the runtime may take to answer while the lock is held, and as long again for the network namespaces. An answer
 /// that takes longer is no answer: the lock is given back first.
 pub const LOOK_LIMIT: Duration = Duration::from_millis(400);

@@ -4,6 +4,7 @@
 //! machine does in a second differs from day to day, ratios do so less. The result is Markdown on stdout, misses included.
 
 mod analysis;
+mod ipam;
 mod meter;
 mod network;
 mod steady;
@@ -22,6 +23,7 @@ use headroom_host::source::conntrack::{ConntrackSource, Options};
 pub use analysis::{Analysis, Measure};
 
 use crate::lab::Lab;
+pub use ipam::Ipam;
 use meter::Counted;
 use network::Network;
 use steady::Steady;

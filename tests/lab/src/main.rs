@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use headroom_lab::bench::{Analysis, Dump, Measure, Overhead};
-use headroom_lab::scenario::{self, HairpinLeak, IpLeak, NatDynamic, NatExhaustion, NatIdle, NodeportCollision};
+use headroom_lab::bench::{Analysis, Dump, Ipam, Measure, Overhead};
+use headroom_lab::scenario::{
+    self, HairpinLeak, IpLeak, IpStorm, NatDynamic, NatExhaustion, NatIdle, NodeportCollision,
+};
 use headroom_lab::traffic::{Burst, Connect, Serve, Sink};
 
 #[derive(Debug, Parser)]
@@ -18,6 +20,8 @@ enum Command {
     NodeportCollision(NodeportCollision),
     #[command(name = "hairpin")]
     Hairpin(HairpinLeak),
+    /// ADD and DEL of the real host-local in a storm, while headroom cleans
+    IpStorm(IpStorm),
     Serve(Serve),
     Connect(Connect),
     Burst(Burst),
@@ -26,6 +30,7 @@ enum Command {
     BenchConntrack(Analysis),
     #[command(hide = true)]
     Measure(Measure),
+    BenchIpam(Ipam),
     #[command(hide = true)]
     Dump(Dump),
     /// Remove what crashed labs left behind
@@ -40,6 +45,7 @@ fn main() -> Result<std::process::ExitCode> {
         Command::IpLeak(scenario) => scenario.run(),
         Command::NodeportCollision(scenario) => scenario.run(),
         Command::Hairpin(scenario) => scenario.run(),
+        Command::IpStorm(scenario) => scenario.run(),
         Command::Serve(serve) => block_on(serve.run()),
         Command::Connect(connect) => block_on(connect.run()),
         Command::Burst(burst) => burst.run().map(|()| std::process::ExitCode::SUCCESS),
@@ -47,6 +53,7 @@ fn main() -> Result<std::process::ExitCode> {
         Command::BenchOverhead(bench) => bench.run(),
         Command::BenchConntrack(bench) => bench.run(),
         Command::Measure(measure) => measure.run(),
+        Command::BenchIpam(bench) => bench.run(),
         Command::Dump(dump) => dump.run(),
         Command::Sweep => scenario::sweep(),
     }

@@ -20,12 +20,14 @@ use k8s_cri::v1::{
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata,
 };
+use nix::sys::signal::Signal;
 
 use crate::cri::Cri;
 use crate::netns::Netns;
 use crate::process::{self, Process};
 
 pub use config::NodeOptions;
+pub(crate) use config::PLUGINS;
 pub use leak::{Interrupted, Leak, Leaked};
 
 /// The network's name: the store's directory and the beginning of the cached results' names.
@@ -109,6 +111,12 @@ impl Node {
         // The drop of the process kills it.
         drop(self.lock().take());
         Ok(())
+    }
+
+    /// Stops the runtime where it is (SIGSTOP), as one that hangs, or lets it go on.
+    pub fn hang_runtime(&self, hang: bool) -> Result<()> {
+        let signal = if hang { Signal::SIGSTOP } else { Signal::SIGCONT };
+        self.lock().as_ref().context("the node's runtime is stopped")?.containerd.signal(signal)
     }
 
     /// The runtime's socket, for `--cri-socket`.

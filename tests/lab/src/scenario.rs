@@ -19,6 +19,7 @@ mod hairpin;
 mod idle;
 mod ip_leak;
 mod nodeport_collision;
+mod ip_storm;
 
 pub use dynamic::NatDynamic;
 pub use exhaustion::NatExhaustion;
@@ -26,6 +27,7 @@ pub use hairpin::HairpinLeak;
 pub use idle::NatIdle;
 pub use ip_leak::{FULL as NODE_FULL, FullNode, IpLeak};
 pub use nodeport_collision::NodeportCollision;
+pub use ip_storm::{IpStorm, Weathered};
 
 /// What the culprit wants most.
 const FULL: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 7), 443);

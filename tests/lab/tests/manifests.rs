@@ -42,11 +42,45 @@ fn every_resource_of_the_base_is_valid_in_the_oldest_and_the_newest_version() {
     }
 }
 
+/// Exercises what the cleaner's overlay changes. If this fails, the base can write, or the cleaner cannot.
+#[test]
+fn only_the_cleaners_overlay_writes_and_it_only_writes_host_locals_directory() {
+    let overlay = base().join("../overlays/cleaner");
+    let overlaid = |name: &str| -> Value {
+        serde_yaml_ng::from_str(&std::fs::read_to_string(overlay.join(name)).unwrap()).unwrap()
+    };
+    let kustomization = overlaid("kustomization.yaml");
+    assert_eq!(kustomization["resources"], serde_json::json!(["../../base"]));
+    assert_eq!(kustomization["patches"], serde_json::json!([{ "path": "daemonset.yaml" }]));
+    let container = |daemonset: &Value| daemonset["spec"]["template"]["spec"]["containers"][0].clone();
+    let (base, patch) = (container(&read("daemonset.yaml")), container(&overlaid("daemonset.yaml")));
+    let writable = |container: &Value| -> Vec<Value> {
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        mounts.iter().filter(|mount| mount["readOnly"] != true).map(|mount| mount["mountPath"].clone()).collect()
+    };
+    assert_eq!(writable(&base), Vec::<Value>::new());
+    assert_eq!(writable(&patch), ["/var/lib/cni/networks"]);
+    assert_eq!(patch["name"], base["name"]);
+    assert!(patch["securityContext"].is_null(), "no further privilege");
+    let named = |mount: &Value| (mount["name"].clone(), mount["mountPath"].clone());
+    let mounts: Vec<_> = base["volumeMounts"].as_array().unwrap().iter().map(named).collect();
+    assert!(patch["volumeMounts"].as_array().unwrap().iter().all(|mount| mounts.contains(&named(mount))));
+    let args: Vec<&str> = patch["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+    let base_args: Vec<&str> = base["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+    assert_eq!(args, [base_args.as_slice(), &["--clean-interval", "10m"]].concat());
+}
+
 /// Exercises the kustomization as a whole, where kubectl is on the machine (Debian has no package of it; `cargo xtask setup`
 /// says so). If this fails, the pieces are valid and do not fit together.
 #[test]
 fn the_kustomization_builds_and_its_result_is_valid() {
-    let built = match Command::new("kubectl").arg("kustomize").arg(base()).output() {
+    for folder in [base(), base().join("../overlays/cleaner")] {
+        builds(&folder);
+    }
+}
+
+fn builds(folder: &Path) {
+    let built = match Command::new("kubectl").arg("kustomize").arg(folder).output() {
         Ok(built) => built,
         Err(error) => {
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");

@@ -25,11 +25,12 @@ pub(crate) struct Alive {
     pub(crate) containers: Vec<String>,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) runtime_fails: Option<&'static str>,
-    pub(crate) looks: usize,
+    /// Somebody else is the runtime.
+    pub(crate) namespaces_only: bool,
 }
 
 /// Says it, as runtime and namespaces in one.
-pub(crate) struct Says(pub(crate) Arc<Mutex<Alive>>);
+pub(crate) struct Says(Arc<Mutex<Alive>>);
 
 impl Source for Says {
     fn id(&self) -> SourceId {
@@ -37,13 +38,14 @@ impl Source for Says {
     }
 
     fn observe(&mut self, sink: Sink<'_>) {
-        let mut alive = self.0.lock().unwrap();
-        alive.looks += 1;
+        let alive = self.0.lock().unwrap();
         let mut emit = |fact| sink(observation(SourceId::Cri, fact));
-        emit(Fact::Begin(Snapshot::Runtime));
-        alive.containers.iter().for_each(|id| emit(Fact::Container(ContainerId(id.clone()))));
-        let outcome = alive.runtime_fails.map_or(Outcome::Complete, |why| Outcome::Failed(Why::new(why)));
-        emit(Fact::End { snapshot: Snapshot::Runtime, outcome });
+        if !alive.namespaces_only {
+            emit(Fact::Begin(Snapshot::Runtime));
+            alive.containers.iter().for_each(|id| emit(Fact::Container(ContainerId(id.clone()))));
+            let outcome = alive.runtime_fails.map_or(Outcome::Complete, |why| Outcome::Failed(Why::new(why)));
+            emit(Fact::End { snapshot: Snapshot::Runtime, outcome });
+        }
         emit(Fact::Begin(Snapshot::Namespaces));
         let addresses = Known::Present(alive.addresses.clone());
         let namespace = Namespace {
@@ -101,10 +103,18 @@ impl Node {
     }
 
     pub(crate) fn eyes(&self) -> Eyes {
-        let says = || Box::new(Says(Arc::clone(&self.alive))) as Box<dyn Source>;
+        Eyes::of(self.stores(), vec![self.says()], vec![self.says()])
+    }
+
+    /// The reservations, as headroom reads them.
+    pub(crate) fn stores(&self) -> Box<dyn Source> {
         let conf = self.data_dir.join("no-configuration");
-        let store = HostLocalSource::new(HostRoot::live(), self.data_dir.clone(), conf);
-        Eyes::of(Box::new(store), vec![says()], vec![says()])
+        Box::new(HostLocalSource::new(HostRoot::live(), self.data_dir.clone(), conf))
+    }
+
+    /// Runtime and namespaces.
+    pub(crate) fn says(&self) -> Box<dyn Source> {
+        Box::new(Says(Arc::clone(&self.alive)))
     }
 
     /// Looks twice and plans.

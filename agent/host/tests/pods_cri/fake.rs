@@ -31,6 +31,10 @@ pub(crate) struct State {
     pub(crate) asked: Vec<String>,
     /// Answer lists with this error.
     pub(crate) broken_lists: Option<&'static str>,
+    /// Answer lists never.
+    pub(crate) silent_lists: bool,
+    /// Name no container.
+    pub(crate) no_containers: bool,
     /// Bytes added to the answer of `ListContainers`.
     pub(crate) ballast: usize,
 }
@@ -93,6 +97,9 @@ runtime_service! {
         }
 
         async fn list_pod_sandbox(&self, _request: Request<ListPodSandboxRequest>) -> Reply<ListPodSandboxResponse> {
+            if self.0.lock().unwrap().silent_lists {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            }
             let state = self.0.lock().unwrap();
             if let Some(text) = state.broken_lists {
                 return Err(Status::internal(text));
@@ -134,7 +141,8 @@ runtime_service! {
         async fn list_containers(&self, _request: Request<ListContainersRequest>) -> Reply<ListContainersResponse> {
             let image_ref = "x".repeat(self.0.lock().unwrap().ballast);
             let container = Container { id: "container".to_owned(), image_ref, ..Container::default() };
-            Ok(Response::new(ListContainersResponse { containers: vec![container] }))
+            let containers = if self.0.lock().unwrap().no_containers { vec![] } else { vec![container] };
+            Ok(Response::new(ListContainersResponse { containers }))
         }
     }
     run_pod_sandbox: RunPodSandboxRequest => RunPodSandboxResponse,

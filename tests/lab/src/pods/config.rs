@@ -12,7 +12,7 @@ use crate::lab::Lab;
 use crate::process;
 
 /// Where Debian keeps the CNI plugins.
-const PLUGINS: &str = "/usr/lib/cni";
+pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 pub(super) const PAUSE_IMAGE: &str = "headroom.lab/pause:1";
 
 /// How a node is to be.

@@ -1,0 +1,32 @@
+//! What headroom's work on pod IPs costs, beside what people do today: `headroom-lab bench-ipam`.
+
+mod clean;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::lab::Lab;
+
+/// Measure the clean-up of leaked pod IPs, beside the published shell loop; prints Markdown
+#[derive(Debug, Clone, clap::Args)]
+pub struct Ipam {
+    /// The headroom binary to measure
+    #[arg(long, env = "HEADROOM_BIN", default_value = "headroom")]
+    pub headroom: PathBuf,
+    /// A short run, to see whether it works: its numbers mean little
+    #[arg(long)]
+    pub quick: bool,
+}
+
+impl Ipam {
+    /// Measures everything, then prints it.
+    #[expect(clippy::print_stdout, reason = "its result")]
+    pub fn run(&self) -> Result<ExitCode> {
+        let lab = Lab::new()?;
+        let clean = clean::measure(&lab, &self.headroom, self.quick)?;
+        print!("{clean}");
+        Ok(ExitCode::SUCCESS)
+    }
+}
