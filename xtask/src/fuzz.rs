@@ -14,7 +14,7 @@ use crate::setup::{self, Purpose};
 use crate::shell::{cargo, host_triple, run as run_command, shown, target_dir, which, workspace};
 
 /// Every target, as `tests/fuzz/Cargo.toml` names it.
-const TARGETS: [&str; 19] = [
+const TARGETS: [&str; 20] = [
     "btf",
     "btf_module",
     "cilium_conntrack",

@@ -1,5 +1,5 @@
 //! The cleaner on file systems that are read-only, full, or mounted where a rename cannot cross. Needs root.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "clean/node.rs"]
 mod node;
@@ -34,10 +34,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // A drop does not panic; what stays mounted is seen in the output.
-        if let Err(errno) = umount2(&self.0, MntFlags::MNT_DETACH) {
-            println!("{} stays mounted: {errno}", self.0.display());
-        }
+        // It fails only if it is no longer mounted.
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
     }
 }
 

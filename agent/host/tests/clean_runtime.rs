@@ -1,5 +1,5 @@
 //! The cleaner beside a runtime that stops, hangs, fails or forgets, over a real socket.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[expect(dead_code, reason = "the suite it belongs to needs more of it")]
 #[path = "pods_cri/fake.rs"]

@@ -18,16 +18,16 @@ mod exhaustion;
 mod hairpin;
 mod idle;
 mod ip_leak;
-mod nodeport_collision;
 mod ip_storm;
+mod nodeport_collision;
 
 pub use dynamic::NatDynamic;
 pub use exhaustion::NatExhaustion;
 pub use hairpin::HairpinLeak;
 pub use idle::NatIdle;
 pub use ip_leak::{FULL as NODE_FULL, FullNode, IpLeak};
-pub use nodeport_collision::NodeportCollision;
 pub use ip_storm::{IpStorm, Weathered};
+pub use nodeport_collision::NodeportCollision;
 
 /// What the culprit wants most.
 const FULL: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 7), 443);
