@@ -76,7 +76,9 @@ fn without_an_answer_of_the_runtime_nothing_is_given_back() {
     // The runtime was killed while it made this one, and remembers it: its address is taken, ready or not.
     let half = node.interrupt_add("shop", "half-1").unwrap();
     assert!(half.known, "containerd 1.6.20 writes a sandbox down before CNI's ADD: {half:?}");
-    let all = pods.iter().filter_map(|pod| pod.address).chain([leaked[0].address, half.address]);
+    // A namespace that the runtime forgot, without a process and mounted where only it looks: the route to it is left.
+    let carried = node.make_leak("shop", "gone-2", Leak::KilledAfterAddNamespaceStays).unwrap();
+    let all = pods.iter().filter_map(|pod| pod.address).chain([leaked[0].address, half.address, carried.address]);
     all.for_each(|address| node.set_reservation_age(address, Duration::from_secs(3600)).unwrap());
     let full = FullNode { pods, leaked, node };
     let before = full.node.reservations().unwrap();
@@ -98,6 +100,7 @@ fn without_an_answer_of_the_runtime_nothing_is_given_back() {
     let (code, answer) = said(&full, &apply);
     assert_eq!((code, addresses(&answer, "applied")), (0, vec![full.leaked[0].address.to_string()]), "{answer}");
     assert!(full.node.reservations().unwrap().contains(&half.address), "the runtime knows it");
+    assert!(full.node.reservations().unwrap().contains(&carried.address), "its namespace carries it");
 }
 
 /// Exercises the daemon's interval mode. If this fails, the cleaner's DaemonSet does nothing, or too much.

@@ -12,8 +12,8 @@ use crate::source::cri::CriSource;
 use crate::source::host_local::HostLocalSource;
 use crate::source::namespaces::NamespacesSource;
 
-/// From one look to the next.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// From one look to the next; the third is under the lock.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(150);
 
 /// Who looks, and all that was seen.
 pub struct Eyes {
