@@ -45,6 +45,12 @@ fn find() -> Result<Toolchain, String> {
     })
 }
 
+/// The outer build's target directory, which cargo marks: debug, release, tests and clippy build the same programs, and need
+/// not build `core` for bpf once each. An inner cargo waits while another one is at work there.
+fn shared(out: &Path) -> &Path {
+    out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file()).unwrap_or(out)
+}
+
 /// Runs the inner cargo; gives the path of the object.
 fn build(toolchain: &Toolchain, ebpf: &Path, out: &Path) -> PathBuf {
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN").unwrap().as_str() {
@@ -58,7 +64,7 @@ fn build(toolchain: &Toolchain, ebpf: &Path, out: &Path) -> PathBuf {
         format!("-Clinker={}", toolchain.linker.display()),
         "-Clink-arg=--btf".to_owned(),
     ];
-    let target_dir = out.join("ebpf-target");
+    let target_dir = shared(out).join("ebpf");
     // The cargo that belongs to the compiler, where it brings one.
     let own = Some(toolchain.rustc.with_file_name("cargo")).filter(|cargo| cargo.is_file());
     let cargo = own.unwrap_or_else(|| env::var_os("CARGO").unwrap().into());

@@ -11,8 +11,9 @@ use crate::shell::{cargo, output, workspace};
 const CORE_MAY_USE: [&str; 4] = ["ipnet", "serde", "serde_json", "thiserror"];
 /// Crates that hand what they have to say to their caller.
 const SILENT: [&str; 2] = ["agent/core/src", "agent/host/src"];
-/// The only file under `agent/` with unsafe code.
-const MAY_BE_UNSAFE: &str = "agent/host/src/ebpf/maps.rs";
+/// The only files under `agent/` with unsafe code: calls for which neither the standard library nor `nix` has a safe name.
+const MAY_BE_UNSAFE: [&str; 3] =
+    ["agent/host/src/ebpf/maps.rs", "agent/host/src/iptables/kernel.rs", "agent/host/src/memory.rs"];
 
 /// Checks all of them, and names every place that breaks one.
 pub(crate) fn run() -> Result<()> {
@@ -63,8 +64,8 @@ fn check(path: &Path, text: &str) -> Vec<String> {
         }
         let is_unsafe =
             ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe("].iter().any(|word| code.contains(word));
-        if is_unsafe && path != Path::new(MAY_BE_UNSAFE) {
-            broken.push(format!("{at}:{number}: unsafe code; only {MAY_BE_UNSAFE} may have it"));
+        if is_unsafe && !MAY_BE_UNSAFE.iter().any(|file| path == Path::new(file)) {
+            broken.push(format!("{at}:{number}: unsafe code; only {} may have it", MAY_BE_UNSAFE.join(", ")));
         }
     }
     broken
@@ -98,6 +99,8 @@ mod tests {
         assert!(broken("agent/core/src/a.rs", "//! A.\neprintln!();").contains("a.rs:2: prints"));
         assert_eq!(broken("agent/cli/src/a.rs", "//! A.\nprintln!();"), "");
         assert!(broken("agent/cli/src/a.rs", "//! A.\nunsafe { a() }").contains("a.rs:2: unsafe"));
-        assert_eq!(broken(MAY_BE_UNSAFE, "//! A.\nunsafe { a() }"), "");
+        for file in MAY_BE_UNSAFE {
+            assert_eq!(broken(file, "//! A.\nunsafe { a() }"), "");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What a node was given, from whichever source, and what its findings make of it.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
+#[path = "node/pods.rs"]
 mod node;
 
 use headroom_core::findings::{Finding, FindingId, Severity};

@@ -9,6 +9,7 @@ use headroom_core::known::{Known, Why};
 use headroom_core::model::nat::{Basis, Mode, NatSettings, Profile};
 use headroom_core::observe::{ConntrackTcpState, Fact, NoPort, Outcome, Sandbox, Snapshot, SourceId, TcpCounter};
 
+#[path = "node/pods.rs"]
 mod node;
 
 use node::{Node, POD, counter, entry, outside, udp};

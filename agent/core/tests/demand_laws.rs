@@ -14,6 +14,7 @@ use headroom_core::report::NatReport;
 use headroom_core::time::{NodeTime, Now, WallTime};
 use proptest::prelude::*;
 
+#[path = "node/pods.rs"]
 mod node;
 
 use node::{Node, counter, entry};

@@ -10,6 +10,7 @@ use headroom_core::observe::{ConntrackEntry, ConntrackTcpState, Namespace, Socke
 use headroom_core::ports::{PortSettings, parse_port_range, parse_reserved_ports};
 use headroom_core::report::Report;
 
+#[path = "node/pods.rs"]
 mod node;
 
 use node::{Node, POD, counter, entry, namespaces, outside, sockets};

@@ -7,6 +7,7 @@ use headroom_core::known::Known;
 use headroom_core::observe::{ConntrackTcpState, Keepalive, Namespace, Socket, SocketState, SocketTimer};
 use headroom_core::report::Report;
 
+#[path = "node/pods.rs"]
 mod node;
 
 use node::{Node, POD, counter, entry, namespaces, outside, sockets, udp};
