@@ -1,8 +1,8 @@
 //! Whose the sockets of the node's own network are: processes with links to them in `/proc/<pid>/fd`.
 //!
 //! All sockets of the host's network share its addresses, so an address names nobody. The links of a process of another user take
-//! CAP_SYS_PTRACE, which telling network namespaces apart takes anyway. Only where one destination has [`WORTH`] sockets or more
-//! is anybody looked for, for the [`DESTINATIONS`] with most of them, over at most [`LINKS`] links and [`TIME`].
+//! CAP_SYS_PTRACE, which telling network namespaces apart takes anyway. Only where one destination has `WORTH` sockets or more
+//! is anybody looked for, for the `DESTINATIONS` with most of them, over at most `LINKS` links and `TIME`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
