@@ -32,8 +32,8 @@ const TARGETS: [&str; 20] = [
     "netlink",
     "netlink_stats",
     "nftables",
-    "services",
     "process_cgroup",
+    "services",
     "socket_table",
 ];
 /// What tells libFuzzer where an input went: edges, their addresses, and the operands of comparisons.

@@ -50,6 +50,15 @@ impl Cohort {
         NodeTime::from_nanos(u64::from(self.since).saturating_mul(100_000_000))
     }
 
+    /// As fine as it is kept at that age. Later rather than earlier: a flow is not taken for silent before it is.
+    pub(super) fn as_kept(self, now: NodeTime) -> Self {
+        if self.state == CohortState::Open && self.since < tenths(now).saturating_sub(FINE_TENTHS) {
+            Self { since: self.since.next_multiple_of(MINUTE_TENTHS), ..self }
+        } else {
+            self
+        }
+    }
+
     /// A flow that has just begun: most connects are answered within milliseconds, so it is taken for open until a dump says
     /// otherwise.
     pub(super) fn begun(protocol: Protocol, at: NodeTime) -> Self {
@@ -243,17 +252,11 @@ impl Cohorts {
 
     /// Drops what ended before the horizon, and keeps what fell silent long ago less finely.
     pub(super) fn forget(&mut self, horizon: NodeTime, now: NodeTime) {
-        let (horizon, fine) = (tenths(horizon), tenths(now).saturating_sub(FINE_TENTHS));
+        let horizon = tenths(horizon);
         self.0.retain(|cohort| cohort.state.is_live() || cohort.since >= horizon);
-        let is_coarse = |cohort: &Cohort| {
-            cohort.state == CohortState::Open && cohort.since < fine && !cohort.since.is_multiple_of(MINUTE_TENTHS)
-        };
-        if self.0.iter().any(is_coarse) {
+        if self.0.iter().any(|cohort| cohort.as_kept(now) != *cohort) {
             for cohort in std::mem::take(&mut self.0) {
-                // Later rather than earlier: a flow is not taken for silent before it is.
-                let since =
-                    if is_coarse(&cohort) { cohort.since.next_multiple_of(MINUTE_TENTHS) } else { cohort.since };
-                self.add(Cohort { since, ..cohort }, cohort.count);
+                self.add(cohort.as_kept(now), cohort.count);
             }
         }
     }

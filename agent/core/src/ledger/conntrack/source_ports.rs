@@ -116,6 +116,8 @@ impl SourcePorts {
             Protocol::ICMP | Protocol::ICMPV6 => hold.icmp_idle,
             _ => hold.udp_held(),
         };
+        // Both kinds of demand take a flow for silent at the same moment.
+        let cohort = cohort.as_kept(at);
         let since = |span: Duration| at.since(cohort.since()) < span;
         match cohort.state {
             CohortState::Wanting | CohortState::Busy => true,
