@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use headroom::command::doctor::Diagnosis;
+use headroom::command::doctor::{CleanerDiagnosis, Diagnosis};
 use headroom::output::metrics;
 use headroom::output::table::{self, CleanAnswer, Width};
+use headroom_core::model::leak::Verdict;
 use headroom_core::plan::clean::{Plan, Refused, Release};
-use headroom_core::report::{ProgramReport, Report};
+use headroom_core::report::{CleanerMode, CleanerReport, ProgramReport, Report, VerdictCounts};
 use headroom_core::time::WallTime;
-use headroom_host::act::{Cleaned, Taken};
+use headroom_host::act::{Cleaned, Prospect, Taken};
 use serde_json::Value;
 
 /// The report of `tests/fixtures/reports/nat-exhausted.json` (what happened there is told beside it).
@@ -66,8 +67,23 @@ fn metrics_carry_the_numbers_of_the_report() {
     let mut report = report();
     let destination = report.nat.destinations.first_mut().unwrap();
     (destination.refused_total, destination.timed_out_total) = (Some(0), Some(16));
+    report.ipam.cleaner = Some(CleanerReport::default());
+    assert!(!metrics::render(&report).contains("headroom_ipam_cleaner"), "it is off");
+    report.ipam.cleaner = Some(CleanerReport {
+        mode: CleanerMode::Interval,
+        last_run_unix_secs: Some(1_795_304_621),
+        released_total: 5,
+        refused_last: VerdictCounts { undetermined: 2, ..VerdictCounts::default() },
+        errors_total: 1,
+        ..CleanerReport::default()
+    });
     let text = metrics::render(&report);
     for line in [
+        "headroom_ipam_released_addresses_total 5",
+        "headroom_ipam_cleaner_errors_total 1",
+        "headroom_ipam_cleaner_last_run_timestamp_seconds 1795304621.0",
+        "headroom_ipam_refused_addresses{verdict=\"undetermined\"} 2.0",
+        "headroom_ipam_refused_addresses{verdict=\"leaked\"} 0.0",
         "headroom_nat_allocated_ports 64.0",
         "headroom_nat_demand_ports{protocol=\"tcp\"} 64.0",
         "headroom_nat_destination_held_ports{protocol=\"tcp\",address=\"203.0.113.7\",port=\"443\"} 64.0",
@@ -120,6 +136,7 @@ fn doctor_shows_how_every_program_runs_and_why_one_does_not() {
             program("tcp_retransmit", Some("this kernel has no such tracepoint")),
         ],
         runs_not_counted: None,
+        cleaner: CleanerDiagnosis { interval_secs: None, directories: Vec::new(), why: None },
     };
     let page = table::doctor::page(&diagnosis, Width::plain(80));
     let words = |page: &str| page.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -130,6 +147,15 @@ fn doctor_shows_how_every_program_runs_and_why_one_does_not() {
     for program in &mut diagnosis.programs {
         (program.runs, program.time_ns) = (program.runs.map(|_| 0), program.time_ns.map(|_| 0));
     }
+    assert!(words(&page).contains("off in this configuration"), "{page}");
+    let store =
+        |why: Option<&str>| Prospect { data_dir: "/var/lib/cni/networks".into(), runs: 3, why: why.map(str::to_owned) };
+    let directories = vec![store(Some("is mounted read-only")), store(None)];
+    diagnosis.cleaner = CleanerDiagnosis { interval_secs: Some(600), directories, why: None };
+    let page = table::doctor::page(&diagnosis, Width::plain(80));
+    assert!(words(&page).contains("on: every 10m CANNOT `/var/lib/cni/networks` is mounted read-only"), "{page}");
+    assert!(words(&page).contains("possible `/var/lib/cni/networks` can be cleaned; its journal holds 3"), "{page}");
+    assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
     diagnosis.runs_not_counted = Some("runs are not counted: not permitted".to_owned());
     let page = table::doctor::page(&diagnosis, Width::plain(80));
     assert!(words(&page).contains("attached - - 2") && page.contains("runs are not counted"), "{page}");
@@ -178,6 +204,19 @@ fn a_clean_up_reads_well_before_and_after_at_80_columns() {
             assert!(line.chars().count() <= 80, "`{line}`");
         }
         insta::assert_snapshot!(if apply { "clean-applied" } else { "clean-planned" }, text);
+    }
+}
+
+/// Exercises a runtime that did not answer. If this fails, "nothing to give back" is said by somebody who could not see.
+#[test]
+fn a_clean_up_that_could_not_see_does_not_say_that_nothing_is_leaked() {
+    for apply in [false, true] {
+        let mut answer = clean_answer(apply);
+        (answer.plan, answer.applied) = (Vec::new(), Vec::new());
+        answer.refused.truncate(1);
+        answer.refused[0].verdict = Verdict::Undetermined;
+        let text = table::clean(&answer, Width::plain(80));
+        assert!(text.contains("what is leaked could not be told"), "{text}");
     }
 }
 

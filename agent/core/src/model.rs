@@ -53,7 +53,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         lost: ledger.lost().into_iter().map(|(what, total)| (what.name().to_owned(), total)).collect(),
         nat: needs::report(ledger, memory, policy, &holders, (&nat, node_ports.as_ref()), &demand, now.node),
         overlap: overlap::report(ledger, policy, &holders, now),
-        ipam: IpamReport { networks: ipam::networks(ledger, policy, now) },
+        ipam: IpamReport { networks: ipam::networks(ledger, policy, now), cleaner: None },
         conntrack: pressure::report(ledger, &holders, now),
         findings: Vec::new(),
     };

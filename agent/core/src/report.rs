@@ -16,7 +16,10 @@ pub use conntrack::{
     CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, CiliumHairpinReport, CiliumReport,
     ConntrackReport, DriftReport, HairpinReport,
 };
-pub use ipam::{EntryReport, IpamReport, NetworkReport, PoolReport, RangeSetReport, StrandedReport, VerdictCounts};
+pub use ipam::{
+    CleanerMode, CleanerReport, EntryReport, IpamReport, NetworkReport, PoolReport, RangeSetReport, StrandedReport,
+    VerdictCounts,
+};
 pub use nat::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, LocalReport, MasqueradedReport, NatReport,
     OmittedDestinations, OmittedPods, OwnerReport, PodDemand, PodShare, RateReport, SourcesReport, WorstDestination,

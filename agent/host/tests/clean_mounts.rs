@@ -51,7 +51,9 @@ fn on_tmpfs(options: &str) -> (Node, Mounted, tempfile::TempDir) {
 #[test]
 fn a_read_only_store_is_named_and_left() {
     let (node, mounted, _dir) = on_tmpfs("size=1m");
+    assert_eq!(act::prospect(&node.data_dir).unwrap().why, None);
     mounted.remount(MsFlags::MS_RDONLY);
+    assert_eq!(act::prospect(&node.data_dir).unwrap().why.as_deref(), Some("is mounted read-only"));
     let cleaned = node.clean(&mut |_| {});
     assert!(cleaned.applied.is_empty());
     assert_eq!(cleaned.refused.len(), 3);

@@ -55,14 +55,15 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
     let stop = Arc::new(AtomicBool::new(false));
     // The sender goes with the thread, however it ends.
     let (alive, mut owner_ended) = tokio::sync::oneshot::channel::<()>();
+    let progress = cleaner::Progress::new(&settings);
     let owner = {
-        let (settings, stop) = (settings.clone(), Arc::clone(&stop));
+        let (settings, stop, progress) = (settings.clone(), Arc::clone(&stop), progress.clone());
         thread::Builder::new().name("ledger".to_owned()).spawn(move || {
             let _alive = alive;
-            own(&settings, &publish, &stop)
+            own(&settings, &publish, &stop, &progress)
         })?
     };
-    let cleaner = cleaner::start(&settings)?;
+    let cleaner = cleaner::start(&settings, &progress)?;
     tracing::info!(%address, tick = ?settings.tick, "listening");
 
     let (stopping, mut stopped) = watch::channel(false);
@@ -98,14 +99,20 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
 }
 
 /// Owns the ledger: takes in facts, publishes a report every tick.
-fn own(settings: &Settings, publish: &watch::Sender<Option<Published>>, stop: &AtomicBool) -> anyhow::Result<()> {
+fn own(
+    settings: &Settings,
+    publish: &watch::Sender<Option<Published>>,
+    stop: &AtomicBool,
+    progress: &cleaner::Progress,
+) -> anyhow::Result<()> {
     let lanes = lanes::all(settings, Pace::Steady);
     let mut engine = Engine::start(settings.ledger(), settings.policy.clone(), lanes)?;
     engine.settle(DEADLINE);
     let mut since_report = settings.tick;
     while !stop.load(Ordering::Relaxed) {
         let began = clock::thread_cpu();
-        let report = engine.report();
+        let mut report = engine.report();
+        report.ipam.cleaner = Some(progress.report());
         let pause = SAMPLE.max(clock::thread_cpu().saturating_sub(began).saturating_mul(IDLE_PER_SAMPLE));
         if since_report >= settings.tick {
             since_report = Duration::ZERO;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use headroom_core::report::{CoverageReport, CoverageState, ProgramReport};
+use headroom_host::act::{self, Prospect};
 use headroom_host::ebpf;
 use headroom_host::privileges::{self, Capability};
 use serde::Serialize;
 
 use crate::args::{DoctorArgs, Format, NatArgs};
-use crate::command::UsageError;
+use crate::command::{UsageError, restore};
 use crate::engine::Engine;
 use crate::lanes::{self, DEADLINE, Pace};
 use crate::output::{self, table::Width};
@@ -29,12 +30,43 @@ pub struct Diagnosis {
     pub programs: Vec<ProgramReport>,
     /// Why their runs were not counted, if so.
     pub runs_not_counted: Option<String>,
+    /// Whether leaked pod IPs are given back, and could be.
+    pub cleaner: CleanerDiagnosis,
+}
+
+/// Whether leaked pod IPs are given back by the agent, and whether anybody could.
+#[derive(Debug, Serialize)]
+pub struct CleanerDiagnosis {
+    /// How often, by this configuration; absent: the agent's cleaner is off.
+    pub interval_secs: Option<u64>,
+    /// host-local's directories, as far as there are any.
+    pub directories: Vec<Prospect>,
+    /// Why none of them is looked at, if so.
+    pub why: Option<String>,
+}
+
+impl CleanerDiagnosis {
+    fn of(settings: &Settings) -> Self {
+        let live = settings.root.is_live();
+        let data_dirs = if live { restore::data_dirs(settings) } else { Vec::new() };
+        Self {
+            interval_secs: settings.clean.as_ref().map(|clean| clean.interval.as_secs()),
+            directories: data_dirs.iter().filter_map(|data_dir| act::prospect(data_dir)).collect(),
+            why: (!live).then(|| "a captured tree (--root) is not a node: nothing can be given back".to_owned()),
+        }
+    }
+
+    /// It is switched on and cannot do its work.
+    fn is_broken(&self) -> bool {
+        self.interval_secs.is_some() && self.directories.iter().any(|directory| directory.why.is_some())
+    }
 }
 
 /// How long the programs are watched.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Runs the command: exit code 0 if every source works or has nothing to see here, 3 otherwise.
+/// Runs the command: exit code 0 if every source works or has nothing to see here, 3 otherwise, also where a cleaner
+/// is switched on that cannot work.
 ///
 /// # Errors
 /// Wrong settings, threads that cannot be started, a closed stdout.
@@ -52,6 +84,7 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
         capabilities: privileges::wanted(),
         coverage: report.coverage,
         programs: report.programs,
+        cleaner: CleanerDiagnosis::of(&settings),
         runs_not_counted: counting.as_ref().err().map(ToString::to_string),
     };
     match args.output {
@@ -59,5 +92,5 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
         Format::Table => output::print(&output::table::doctor::page(&diagnosis, Width::of_stdout()))?,
     }
     let unread = diagnosis.coverage.iter().any(|row| row.state == CoverageState::Unknown);
-    Ok(if unread { 3 } else { 0 })
+    Ok(if unread || diagnosis.cleaner.is_broken() { 3 } else { 0 })
 }

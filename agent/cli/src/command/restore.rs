@@ -60,7 +60,7 @@ fn answer(runs: &[PathBuf]) -> Result<RestoreAnswer, NoJournal> {
 }
 
 /// host-local's directories: the usual one and those that the CNI configuration names.
-fn data_dirs(settings: &Settings) -> Vec<PathBuf> {
+pub(super) fn data_dirs(settings: &Settings) -> Vec<PathBuf> {
     let configured = cni::read(&settings.root, &settings.cni_conf_dir).networks;
     let elsewhere = configured.into_iter().filter_map(|network| network.data_dir);
     let mut all: Vec<PathBuf> = std::iter::once(settings.cni_dir.clone()).chain(elsewhere).collect();

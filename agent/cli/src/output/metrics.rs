@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use headroom_core::findings::Severity;
 use headroom_core::model::leak::Verdict;
-use headroom_core::report::{CoverageState, DestinationReport, Report, RuleOwner};
+use headroom_core::report::{CleanerMode, CoverageState, DestinationReport, Report, RuleOwner};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -59,6 +59,10 @@ families! {
     DESTINATIONS = "nat_destinations", "none: 1 series", "Destinations known now";
     ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
     USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
+    RELEASED = "ipam_released_addresses", "none: 1 series", "Leaked pod addresses that the agent gave back since start; absent if its cleaner is off";
+    REFUSED = "ipam_refused_addresses", "verdict: 3 series", "Pod addresses that nobody seems to use and that the cleaner's last run left; absent before it";
+    CLEANED_AT = "ipam_cleaner_last_run_timestamp_seconds", "none: 1 series", "When the cleaner looked last; absent before it did";
+    CLEAN_ERRORS = "ipam_cleaner_errors", "none: 1 series", "Runs of the cleaner that had trouble since start; absent if it is off";
     LOCAL = "local_ports_used_ratio", "none: 1 series", "Local ports in use towards one destination against those usable, the largest of all";
     OVERLAP = "ephemeral_nodeport_overlap_ports", "none: 1 series", "NodePorts the node may pick as source ports";
     MASQUERADE = "masquerade_nodeport_ratio", "owner, protocol, which: 40 series at most", "Of the connections that rules of an owner translate, the largest share whose new source port is in the NodePort range, or is an allocated NodePort";
@@ -133,6 +137,11 @@ struct NetworkLabel {
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct VerdictLabel {
     network: String,
+    verdict: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CleanVerdictLabel {
     verdict: &'static str,
 }
 
@@ -349,6 +358,28 @@ fn ipam(writer: &mut Writer, report: &Report) {
     let usable = networks()
         .filter_map(|network| Some((NetworkLabel { network: network.network.clone() }, float(network.usable?))));
     writer.family(&USABLE, usable);
+    cleaner(writer, report);
+}
+
+fn cleaner(writer: &mut Writer, report: &Report) {
+    let Some(cleaner) = report.ipam.cleaner.as_ref().filter(|cleaner| cleaner.mode != CleanerMode::Off) else { return };
+    writer.counter(&RELEASED, Some(cleaner.released_total));
+    writer.counter(&CLEAN_ERRORS, Some(cleaner.errors_total));
+    // Whole seconds: exact for the next 285 million years.
+    let at = cleaner.last_run_unix_secs.and_then(|secs| u64::try_from(secs).ok());
+    writer.number(&CLEANED_AT, at.map(float));
+    if at.is_some() {
+        let refused = cleaner.refused_last;
+        let counts = [
+            (Verdict::Settling, refused.settling),
+            (Verdict::Leaked, refused.leaked),
+            (Verdict::Undetermined, refused.undetermined),
+        ];
+        writer.family(
+            &REFUSED,
+            counts.into_iter().map(|(verdict, count)| (CleanVerdictLabel { verdict: verdict.name() }, float(count))),
+        );
+    }
 }
 
 fn about_ourselves(writer: &mut Writer, report: &Report) {

@@ -13,6 +13,43 @@ use crate::observe::Ipam;
 pub struct IpamReport {
     /// Networks with a store on this node.
     pub networks: Vec<NetworkReport>,
+    /// The agent's cleaner; absent where no agent runs.
+    #[serde(default)]
+    pub cleaner: Option<CleanerReport>,
+}
+
+/// What the agent's cleaner does and did since the agent started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanerReport {
+    /// Whether it runs.
+    pub mode: CleanerMode,
+    /// How often; absent if it is off.
+    pub interval_secs: Option<u64>,
+    /// When it looked last (RFC 3339); absent before the first time.
+    pub last_run: Option<String>,
+    /// The same in seconds since the Unix epoch.
+    pub last_run_unix_secs: Option<i64>,
+    /// Reservations given back.
+    pub released_total: u64,
+    /// Reservations that nobody seems to use and that the last run left, by verdict.
+    pub refused_last: VerdictCounts,
+    /// Runs that had trouble: no complete answer, something planned that could not be done, a disk.
+    pub errors_total: u64,
+    /// What trouble the last run had; absent if none.
+    pub error_last: Option<String>,
+    /// The run that took something last: what `headroom ipam restore --journal` wants.
+    pub journal: Option<String>,
+}
+
+/// Whether the agent's cleaner runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CleanerMode {
+    /// Nothing is given back.
+    #[default]
+    Off,
+    /// Again and again.
+    Interval,
 }
 
 /// One network's store.

@@ -23,6 +23,7 @@ use nix::unistd::{Uid, UnlinkatFlags, fdatasync, fsync, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use super::place::{Found, Place};
+use super::retention::{KEPT_RUNS, make_room};
 use crate::bounded::{self, Refusal};
 use crate::clock;
 use crate::source::host_local::address;
@@ -66,6 +67,16 @@ pub enum JournalError {
         path: String,
         /// Whose.
         owner: u32,
+    },
+    /// It holds as many runs as are kept.
+    #[error(
+        "the journal `{path}` holds {runs} runs, and no more than {KEPT_RUNS} are kept. They go by themselves 30 days after they began; to go on now, look with `headroom ipam restore --list` and move the oldest out of it"
+    )]
+    Full {
+        /// Which.
+        path: String,
+        /// How many.
+        runs: usize,
     },
     /// Its records.
     #[error("`{path}` could not be written ({error}){}", hint_io(.error))]
@@ -185,6 +196,7 @@ impl Journal {
         let top_path = store.parent().unwrap_or(store).join(FOLDER);
         let top = make(&place.data_dir, FOLDER, &top_path)?;
         let run_path = top_path.join(run);
+        make_room(&top, &top_path, run, clock::now().wall)?;
         let run_dir = make(&top, run, &run_path)?;
         let path = run_path.join(&place.name);
         let made = |errno| JournalError::Make { path: path.display().to_string(), errno };

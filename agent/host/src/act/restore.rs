@@ -11,13 +11,11 @@ use serde::Serialize;
 
 use super::journal::{self, ENTRIES_LIMIT, FOLDER, Journal, Record, entries, entry_name, is_run_name};
 use super::place::{Found, NoPlace, Place, name_of};
+use super::retention::KEPT_RUNS;
 use super::{BATCH, LOCK_WAIT, Step, Steps, lock};
 use crate::bounded::{self, Refusal, shown};
 use crate::clock;
 use crate::root::HostRoot;
-
-/// Runs that are listed per `dataDir`: the newest.
-const RUNS_SHOWN: usize = 256;
 
 /// One network in one run, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -112,7 +110,7 @@ pub fn list(data_dirs: &[PathBuf]) -> Result<Vec<Kept>, NoJournal> {
         };
         let (entries, _more) = bounded::entries(&mut dir, ENTRIES_LIMIT).map_err(|refusal| refused(&top, refusal))?;
         let runs = entries.iter().filter_map(|entry| entry.name.to_str().ok()).filter(|name| is_run_name(name));
-        for run in runs.rev().take(RUNS_SHOWN) {
+        for run in runs.rev().take(KEPT_RUNS) {
             let path = top.join(run);
             let mut run_dir = match bounded::open_subdir(&dir, run) {
                 Ok(run_dir) => run_dir,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use headroom_core::model::leak::whole;
+use headroom_core::model::leak::{Verdict, whole};
 use headroom_core::plan::clean::{Plan, Refused, Release};
 use headroom_core::report::{CoverageReport, Report};
 use headroom_host::act::{Cleaned, Taken};
@@ -153,6 +153,8 @@ fn conclusion(out: &mut String, answer: &CleanAnswer, width: Width) {
         for journal in &answer.journals {
             out.push_str(&format!("  headroom ipam restore --journal {}\n", clean_text(journal)));
         }
+    } else if answer.plan.is_empty() && answer.refused.iter().any(|refused| refused.verdict == Verdict::Undetermined) {
+        width.wrap(out, "", "", "what is leaked could not be told: see the reasons above; nothing was changed");
     } else if answer.apply {
         width.wrap(out, "", "", "nothing was given back, nothing was changed");
     } else if answer.plan.is_empty() {

@@ -1,9 +1,11 @@
 //! The page of `headroom doctor`.
 
+use std::time::Duration;
+
 use headroom_core::report::CoverageState;
 
 use super::{Width, heading};
-use crate::command::doctor::Diagnosis;
+use crate::command::doctor::{CleanerDiagnosis, Diagnosis};
 
 /// Every program with how it ran; below it, why one does not, and what that costs.
 fn programs(out: &mut String, diagnosis: &Diagnosis, width: Width) {
@@ -32,6 +34,34 @@ fn programs(out: &mut String, diagnosis: &Diagnosis, width: Width) {
     }
 }
 
+/// Whether the agent gives leaked addresses back, and whether that could work here.
+fn cleaner(out: &mut String, cleaner: &CleanerDiagnosis, width: Width) {
+    let mode = match cleaner.interval_secs {
+        Some(secs) => format!("on: every {}", humantime::format_duration(Duration::from_secs(secs))),
+        None => {
+            "off in this configuration; the agent's --clean-interval switches it on, too, and its /report.json tells \
+                 (ipam.cleaner)"
+                .to_owned()
+        }
+    };
+    width.wrap(out, "  ", "    ", &mode);
+    for directory in &cleaner.directories {
+        let path = directory.data_dir.display();
+        let (state, text) = match &directory.why {
+            // Off, a store that is mounted read-only is as it should be.
+            Some(why) => {
+                (if cleaner.interval_secs.is_some() { "CANNOT" } else { "could not" }, format!("`{path}` {why}"))
+            }
+            None => ("possible", format!("`{path}` can be cleaned; its journal holds {} runs", directory.runs)),
+        };
+        width.wrap(out, &format!("  {state:10}"), &" ".repeat(12), &text);
+    }
+    if cleaner.directories.is_empty() {
+        let why = cleaner.why.as_deref().unwrap_or("host-local keeps nothing on this node: there is nothing to clean");
+        width.wrap(out, "  ", "    ", why);
+    }
+}
+
 /// What works here, what does not, and why.
 pub fn page(diagnosis: &Diagnosis, width: Width) -> String {
     let mut out = String::new();
@@ -54,6 +84,8 @@ pub fn page(diagnosis: &Diagnosis, width: Width) -> String {
     }
     heading(&mut out, "eBPF programs", width);
     programs(&mut out, diagnosis, width);
+    heading(&mut out, "Cleaner of leaked pod IPs", width);
+    cleaner(&mut out, &diagnosis.cleaner, width);
     heading(&mut out, "Capabilities", width);
     for capability in &diagnosis.capabilities {
         let state = match capability.held {
