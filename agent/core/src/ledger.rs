@@ -216,7 +216,13 @@ impl Ledger {
         // An end without a beginning (a torn capture) closes nothing.
         let Some(begin) = self.open.remove(&(snapshot, source)) else { return };
         match snapshot {
-            Snapshot::Conntrack => self.conntrack.end_dump(Scope::Everything, at, &outcome, self.timeouts()),
+            Snapshot::Conntrack => {
+                self.conntrack.end_dump(Scope::Everything, at, &outcome, self.timeouts());
+                if outcome == Outcome::Complete {
+                    let tcp = &self.tcp;
+                    self.conntrack.note_sockets(|dialled, source| tcp.open(dialled, source, at));
+                }
+            }
             Snapshot::ConntrackUdp => self.conntrack.end_dump(Scope::Udp, at, &outcome, self.timeouts()),
             Snapshot::ConntrackCounters => self.conntrack.end_counters(at, &outcome, self.timeouts()),
             Snapshot::NoPorts => self.no_ports.end(at, &outcome),

@@ -108,7 +108,6 @@ proptest! {
         prop_assert_eq!(live(&ledger), truth(&after));
     }
 
-    /// Exercises law 1. If this fails, the report depends on the order in which the kernel lists its table.
     /// Exercises dumps that leave TCP out. If this fails, they take TCP flows for ended, or bring them back.
     #[test]
     fn a_dump_of_udp_replaces_udp_alone(before in some_flows(), udp_before in some_flows(), udp_after in some_flows(), whole in any::<bool>()) {
@@ -131,6 +130,7 @@ proptest! {
         prop_assert_eq!(ledger.conntrack().live(), 0);
     }
 
+    /// Exercises law 1. If this fails, the report depends on the order in which the kernel lists its table.
     #[test]
     fn the_order_inside_a_snapshot_does_not_matter(flows in some_flows().prop_flat_map(|flows| (Just(flows.clone()), Just(flows).prop_shuffle()))) {
         let (one, other) = flows;

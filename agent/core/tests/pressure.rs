@@ -57,11 +57,21 @@ impl Node {
     }
 
     fn dump(&mut self, second: u64, entries: impl IntoIterator<Item = ConntrackEntry>, outcome: Outcome) {
-        self.put(second, SourceId::Conntrack, Fact::Begin(Snapshot::Conntrack));
+        self.dump_of(Snapshot::Conntrack, second, entries, outcome);
+    }
+
+    fn dump_of(
+        &mut self,
+        snapshot: Snapshot,
+        second: u64,
+        entries: impl IntoIterator<Item = ConntrackEntry>,
+        outcome: Outcome,
+    ) {
+        self.put(second, SourceId::Conntrack, Fact::Begin(snapshot));
         for entry in entries {
             self.put(second, SourceId::Conntrack, Fact::Flow(entry));
         }
-        self.put(second, SourceId::Conntrack, Fact::End { snapshot: Snapshot::Conntrack, outcome });
+        self.put(second, SourceId::Conntrack, Fact::End { snapshot, outcome });
     }
 
     fn report(&mut self, second: u64) -> Report {
@@ -217,6 +227,21 @@ fn half_a_dump_says_so_and_a_failed_one_changes_nothing() {
     assert_eq!((census.entries, census.complete), (10, false));
 }
 
+/// Exercises dumps that leave TCP out. If this fails, who fills the table is told from its UDP alone.
+#[test]
+fn a_dump_of_udp_leaves_the_sum_of_the_whole_table_as_it_was_with_its_age() {
+    for outcome in [Outcome::Complete, Outcome::Partial(headroom_core::known::Why::new("test"))] {
+        let mut node = Node::new(LedgerLimits::default());
+        node.used(1, 900, ConntrackStats::ZERO);
+        node.dump(1, crowd(), Outcome::Complete);
+        let before = node.report(1).conntrack.census.unwrap();
+        node.dump_of(Snapshot::ConntrackUdp, 9, [entry(OTHER, 9000, None, 20)], outcome);
+        let after = node.report(11).conntrack.census.unwrap();
+        assert_eq!((before.age_secs, after.age_secs), (0, 10));
+        assert_eq!(headroom_core::report::CensusReport { age_secs: 0, ..after }, before);
+    }
+}
+
 /// An entry of the pod to itself: it dials a Service, which sends it back to the pod behind the node's address.
 fn hairpin(port: u16, tcp: ConntrackTcpState, remaining: u32) -> ConntrackEntry {
     let service = Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80);
@@ -231,11 +256,17 @@ fn sockets(node: &mut Node, second: u64, open: u64) {
     node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how.clone())));
     node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how)));
     node.put(second, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
-    let counter = TcpCounter {
+    node.put(second, SourceId::Tcp, Fact::TcpCounter(counter(open)));
+    node.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+}
+
+/// What the kernel counted of the pod's connections to that Service.
+fn counter(opened: u64) -> TcpCounter {
+    TcpCounter {
         destination: Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80),
         source: POD,
-        attempted: open,
-        opened: open,
+        attempted: opened,
+        opened,
         closed: 0,
         reset: 0,
         refused: 0,
@@ -244,9 +275,7 @@ fn sockets(node: &mut Node, second: u64, open: u64) {
         given_up: 0,
         no_local_port: 0,
         syn_retransmitted: 0,
-    };
-    node.put(second, SourceId::Tcp, Fact::TcpCounter(counter));
-    node.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+    }
 }
 
 /// Exercises the join of entries and sockets. If this fails, a pod that keeps its connections is accused of leaking.
@@ -287,6 +316,33 @@ fn entries_of_a_pod_to_itself_without_a_socket_are_left_behind_and_those_with_on
     let report = node.report(3);
     assert_eq!((report.conntrack.hairpins[0].sockets, report.conntrack.hairpins[0].left_behind), (None, None));
     assert_eq!(finding(&report, FindingId::ConntrackHairpinLeak), None);
+}
+
+/// Exercises the moment of that join. If this fails, a pod that closes its connections is accused until the next dump of
+/// everything, which may be half a minute away.
+#[test]
+fn sockets_closed_since_the_dump_are_not_missed_and_a_dump_of_udp_changes_nothing() {
+    let silent = || (0..40).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, 428_400));
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 40, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    sockets(&mut node, 2, 40);
+    node.dump(2, silent(), Outcome::Complete);
+    // All of them close.
+    let mut closed = counter(40);
+    closed.closed = 40;
+    node.put(5, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
+    node.put(5, SourceId::Tcp, Fact::TcpCounter(closed));
+    node.put(5, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+    node.dump_of(Snapshot::ConntrackUdp, 6, [], Outcome::Complete);
+    let table = node.report(12).conntrack;
+    assert_eq!((table.hairpins[0].sockets, table.hairpins[0].left_behind), (Some(40), Some(0)));
+    assert_eq!((table.hairpins[0].entries, table.hairpins_age_secs), (40, Some(10)));
+    // Entries that the next dump of everything still shows are left behind.
+    node.dump(13, silent(), Outcome::Complete);
+    let table = node.report(13).conntrack;
+    assert_eq!((table.hairpins[0].sockets, table.hairpins[0].left_behind), (Some(0), Some(40)));
+    assert_eq!(table.hairpins_age_secs, Some(0));
 }
 
 fn cilium(alone: u64, broken: u64) -> Fact {
@@ -405,4 +461,59 @@ fn a_connection_that_has_just_begun_is_not_unanswered_and_one_that_stays_so_is()
     // It is gone with the next dump.
     node.dump(6, [], Outcome::Complete);
     assert_eq!(node.report_by(6, &policy).overlap.live.colliding, Some(0));
+}
+
+/// Exercises dumps that leave TCP out. If this fails, a TCP connection on a NodePort vanishes with the next of them, or a
+/// datagram's flow whose end was lost stays until the next dump of everything.
+#[test]
+fn a_dump_of_udp_replaces_flows_of_udp_on_node_ports_and_no_others() {
+    let udp = |port: u16| {
+        let mut entry = entry(POD, port, None, 25);
+        entry.translated.port = port - 10_000;
+        entry
+    };
+    let tcp = || translated(40_000, 30_007, ConntrackTcpState::SynSent, 115);
+    let ports = |node: &Node| {
+        let flows = node.0.conntrack().node_port_flows();
+        let mut ports: Vec<u16> = flows.iter().map(|(_, _, flow)| flow.translated.port).collect();
+        ports.sort_unstable();
+        let by_pair: u32 = node.0.conntrack().in_node_ports_by_pair().map(|(_, count)| count).sum();
+        assert_eq!(usize::try_from(by_pair).unwrap(), ports.len());
+        ports
+    };
+    let why = || headroom_core::known::Why::new("test");
+    let mut node = Node::new(LedgerLimits::default());
+    node.dump(1, [tcp(), udp(40_010), udp(40_011)], Outcome::Complete);
+    assert_eq!(ports(&node), [30_007, 30_010, 30_011]);
+    node.dump_of(Snapshot::ConntrackUdp, 2, [udp(40_012)], Outcome::Failed(why()));
+    assert_eq!(ports(&node), [30_007, 30_010, 30_011]);
+    node.dump_of(Snapshot::ConntrackUdp, 3, [udp(40_011), udp(40_012)], Outcome::Complete);
+    assert_eq!(ports(&node), [30_007, 30_011, 30_012]);
+    // One that was there is the same flow.
+    let since = |port: u16| {
+        let mut flows = node.0.conntrack().node_port_flows().iter();
+        flows.find(|(_, _, flow)| flow.translated.port == port).map(|(_, _, flow)| flow.seen)
+    };
+    let at = NodeTime::from_secs;
+    assert_eq!((since(30_011), since(30_007)), (Some((at(1), at(3))), Some((at(1), at(1)))));
+    node.dump(4, [udp(40_012)], Outcome::Complete);
+    assert_eq!(ports(&node), [30_012]);
+}
+
+/// Exercises the bound of flows told one by one, with dumps of UDP.
+#[test]
+fn node_port_flows_beyond_the_bound_are_counted_once_by_dumps_of_udp() {
+    let udp = |number: u16| {
+        let mut entry = entry(POD, number, None, 25);
+        entry.translated.port = 30_000 + number % 2768;
+        entry
+    };
+    let mut node = Node::new(LedgerLimits::default());
+    let bound = 8192;
+    node.dump(1, [translated(40_000, 30_007, ConntrackTcpState::SynSent, 115)], Outcome::Complete);
+    for second in [2, 3] {
+        node.dump_of(Snapshot::ConntrackUdp, second, (0..bound + 3).map(udp), Outcome::Complete);
+        let flows = node.0.conntrack().node_port_flows();
+        assert_eq!((flows.iter().count(), flows.untold()), (usize::from(bound), 4));
+    }
 }

@@ -15,7 +15,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher, Hash as _, Hasher};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::flow::{Destination, Protocol};
+use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ledger::LedgerLimits;
 use crate::observe::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, ConntrackTimeouts, Outcome};
 use crate::time::NodeTime;
@@ -115,10 +115,12 @@ pub struct Conntrack {
     /// Pairs in the reading of the counters that is under way.
     read: BTreeMap<Pair, ConntrackCounter>,
     dumped_at: Option<NodeTime>,
+    /// UDP may have been dumped alone since.
+    udp_dumped_at: Option<NodeTime>,
     refused: u64,
     drift: Drift,
+    /// A dump of UDP alone says nothing of it: it stays as the last dump of everything showed it.
     census: Option<Census>,
-    /// Of the dump under way.
     /// What the dump under way tells of.
     incoming_scope: Scope,
     incoming_census: Census,
@@ -141,6 +143,7 @@ impl Conntrack {
             compare: false,
             read: BTreeMap::new(),
             dumped_at: None,
+            udp_dumped_at: None,
             refused: 0,
             drift: Drift::default(),
             census: None,
@@ -159,9 +162,9 @@ impl Conntrack {
     pub(super) fn begin_dump(&mut self, scope: Scope) {
         self.drop_incoming();
         self.incoming_scope = scope;
+        self.node_port_flows.begin_dump();
         if scope == Scope::Everything {
             self.incoming_census = Census::default();
-            self.node_port_flows.begin_dump();
             self.hairpins.begin_dump();
             // The same entries find no room in every dump: count them once.
             self.refused = 0;
@@ -177,7 +180,7 @@ impl Conntrack {
     pub(super) fn dumped(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) {
         if self.incoming.len() >= self.limits.max_flows {
             self.refused = self.refused.saturating_add(1);
-            self.tell_apart(entry, at, &timeouts, false);
+            self.sum_up(entry, &timeouts, false);
             return;
         }
         let fingerprint = fingerprint(entry);
@@ -193,7 +196,10 @@ impl Conntrack {
         {
             source_ports.dumped(entry, &cohort, at);
         }
-        self.tell_apart(entry, at, &timeouts, true);
+        self.sum_up(entry, &timeouts, true);
+        if in_node_ports {
+            self.node_port_flows.dumped(entry, at, &timeouts);
+        }
         let row = self.rows.entry(pair(entry)).or_default();
         row.incoming.make_room_like(&row.cohorts);
         row.incoming.add(cohort, 1);
@@ -202,16 +208,13 @@ impl Conntrack {
     }
 
     /// What only a dump of everything can sum up. `held`: the entry found room.
-    fn tell_apart(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: &ConntrackTimeouts, held: bool) {
+    fn sum_up(&mut self, entry: &ConntrackEntry, timeouts: &ConntrackTimeouts, held: bool) {
         if self.incoming_scope != Scope::Everything {
             return;
         }
         self.incoming_census.count(entry, timeouts);
         if held {
             self.hairpins.dumped(entry, timeouts);
-            if self.in_node_ports(entry) {
-                self.node_port_flows.dumped(entry, at, timeouts);
-            }
         }
     }
 
@@ -259,6 +262,9 @@ impl Conntrack {
                 source_ports.end_dump(at, *outcome == Outcome::Complete);
             }
         }
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.node_port_flows.end_dump(scope, *outcome == Outcome::Complete);
+        }
         match outcome {
             Outcome::Complete if self.counting && scope == Scope::Everything => self.compare = true,
             // Only a dump of everything is compared with the counters.
@@ -268,8 +274,11 @@ impl Conntrack {
             Outcome::Partial(_) if !self.counting => self.merge(at),
             Outcome::Partial(_) | Outcome::Failed(_) => self.drop_incoming(),
         }
-        if scope == Scope::Everything && !matches!(outcome, Outcome::Failed(_)) {
-            self.dumped_at = Some(at);
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.udp_dumped_at = Some(at);
+            if scope == Scope::Everything {
+                self.dumped_at = Some(at);
+            }
         }
         self.forget(at);
     }
@@ -283,8 +292,7 @@ impl Conntrack {
             let complete = *outcome == Outcome::Complete;
             census.end(at, complete, rows);
             self.census = Some(census);
-            self.node_port_flows.end_dump(complete);
-            self.hairpins.end_dump(complete);
+            self.hairpins.end_dump(at, complete);
         }
     }
 
@@ -413,7 +421,7 @@ impl Conntrack {
         })
     }
 
-    /// What the last dump showed, summed up.
+    /// What the last dump of everything showed, summed up.
     pub fn census(&self) -> Option<&Census> {
         self.census.as_ref()
     }
@@ -428,9 +436,14 @@ impl Conntrack {
         self.rows.iter().map(|(pair, row)| (pair, row.in_node_ports)).filter(|(_, count)| *count > 0)
     }
 
-    /// Entries of those who talk to themselves through a Service.
+    /// Entries of those who talk to themselves through a Service, as the last dump of everything showed them.
     pub fn hairpins(&self) -> &Hairpins {
         &self.hairpins
+    }
+
+    /// The sockets that there are as such a dump ends: those of later belong to other entries.
+    pub(super) fn note_sockets(&mut self, open: impl Fn(Endpoint, IpAddr) -> u64) {
+        self.hairpins.note_sockets(open);
     }
 
     /// How many distinct sources (address and port, as they leave the node) hold something beyond the NAT; `None` if nobody
@@ -450,9 +463,9 @@ impl Conntrack {
         self.dialled.contains(destination)
     }
 
-    /// When the table was last read, at least in part.
-    pub fn dumped_at(&self) -> Option<NodeTime> {
-        self.dumped_at
+    /// When the entries of a protocol were last read, at least in part.
+    pub fn dumped_at(&self, protocol: Protocol) -> Option<NodeTime> {
+        if protocol == Protocol::UDP { self.udp_dumped_at } else { self.dumped_at }
     }
 
     /// Live entries.

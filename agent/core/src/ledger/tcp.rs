@@ -332,6 +332,17 @@ impl TcpConnections {
         self.sockets.get(&(destination, source)).map(SocketTally::told).unwrap_or_default()
     }
 
+    /// Connections of a pair that are open or being opened: as counted, or else as the last socket table showed them.
+    pub fn open(&self, destination: Endpoint, source: IpAddr, now: NodeTime) -> u64 {
+        let key = (destination, source);
+        let Some(counting_since) = self.counting_since else {
+            return self.sockets.get(&key).map_or(0, |tally| u64::from(tally.open) + u64::from(tally.wanting));
+        };
+        let since = Since::new(now, Spans::all(Duration::ZERO), counting_since);
+        let tally = self.rows.get(&key).map(|row| row.tally(since)).unwrap_or_default();
+        tally.open.saturating_add(tally.wanting)
+    }
+
     /// Processes of the node's own network with connections from that address to that destination, and how many they have, as of
     /// the last socket table; empty where nobody looked.
     pub fn owners(&self, destination: Endpoint, source: IpAddr) -> &[(Owner, u32)] {

@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::flow::Destination;
+use crate::flow::{Destination, Protocol};
 use crate::ledger::{Conntrack, Ledger, Spans, TcpTally};
 use crate::model::nat::HoldTimes;
 use crate::model::policy::Scope;
@@ -120,11 +120,15 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
     accounts.next_pass(conntrack.map_or(0, Conntrack::pairs));
     if let Some(conntrack) = conntrack {
         let since = ledger.tcp().counting_since().unwrap_or_default();
-        let read = conntrack.dumped_at().unwrap_or(now);
-        let clock = Clock { now, as_read: now.min(read.after(FRESH)), counting_since: since };
-        let fresh = now.since(read) <= FRESH;
+        let clock = |protocol| {
+            let read = conntrack.dumped_at(protocol).unwrap_or(now);
+            Clock { now, as_read: now.min(read.after(FRESH)), counting_since: since }
+        };
+        let (clock, udp_clock) = (clock(Protocol::TCP), clock(Protocol::UDP));
+        let fresh = clock.as_read == now;
         for (pair, cohorts) in conntrack.iter() {
             let destination = pair.destination;
+            let clock = if destination.protocol == Protocol::UDP { udp_clock } else { clock };
             let seen = Weight::of_cohorts(cohorts, destination.protocol, hold, clock);
             masqueraded.note(pair, seen.entries);
             let account = accounts.of(destination, SourceId::Conntrack);

@@ -1,28 +1,24 @@
 //! Pods that talk to themselves through a Service, and the entries they leave behind.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::time::Duration;
 
-use crate::flow::{Endpoint, Protocol};
-use crate::ledger::{Hairpin, HairpinKey, Ledger, Spans};
+use crate::flow::Protocol;
+use crate::ledger::{Hairpin, HairpinKey, Ledger};
 use crate::model::holders::Holders;
 use crate::observe::SourceId;
 use crate::report::{CiliumHairpinReport, CiliumReport, HairpinReport};
-use crate::time::Now;
 
 /// Pairs listed at most.
 const MAX_LISTED: usize = 50;
 
 /// Those in the node's own table, and how many are not listed.
-pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> (Vec<HairpinReport>, u64) {
+pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>) -> (Vec<HairpinReport>, u64) {
     let mut rows = ledger.conntrack().hairpins().iter().peekable();
     if ledger.conntrack_doubt().is_some() || rows.peek().is_none() {
         return (Vec::new(), 0);
     }
-    let sockets = tcp_counted(ledger).then(|| open_sockets(ledger, now));
-    let mut listed: Vec<HairpinReport> = rows.map(|(key, row)| hairpin(key, row, sockets.as_ref(), holders)).collect();
+    let seen = tcp_counted(ledger);
+    let mut listed: Vec<HairpinReport> = rows.map(|(key, row)| hairpin(key, row, seen, holders)).collect();
     listed.sort_by_key(|row| Reverse((row.left_behind, row.open, row.entries)));
     let omitted = listed.split_off(listed.len().min(MAX_LISTED)).len();
     (listed, u64::try_from(omitted).unwrap_or(u64::MAX))
@@ -33,24 +29,10 @@ pub(super) fn tcp_counted(ledger: &Ledger) -> bool {
     ledger.works(SourceId::Tcp) || ledger.works(SourceId::Sockets)
 }
 
-type Sockets = BTreeMap<(Endpoint, IpAddr), u64>;
-
-/// Open sockets by what was dialled and by whom.
-fn open_sockets(ledger: &Ledger, now: Now) -> Sockets {
-    let mut sockets = Sockets::new();
-    for (dialled, source, tally) in ledger.tcp().iter(now.node, Spans::all(Duration::ZERO)) {
-        let open = sockets.entry((dialled, source)).or_default();
-        *open = open.saturating_add(tally.open).saturating_add(tally.wanting);
-    }
-    sockets
-}
-
-fn hairpin(key: &HairpinKey, row: &Hairpin, sockets: Option<&Sockets>, holders: &Holders<'_>) -> HairpinReport {
+fn hairpin(key: &HairpinKey, row: &Hairpin, sockets_seen: bool, holders: &Holders<'_>) -> HairpinReport {
     let pod = holders.pod(key.address);
     let dialled = key.dialled.endpoint;
-    let sockets = sockets
-        .filter(|_| key.dialled.protocol == Protocol::TCP)
-        .map(|sockets| sockets.get(&(dialled, key.address)).copied().unwrap_or(0));
+    let sockets = (sockets_seen && key.dialled.protocol == Protocol::TCP).then_some(row.sockets);
     HairpinReport {
         namespace: pod.map(|pod| pod.namespace.clone()),
         name: pod.map(|pod| pod.name.clone()),

@@ -30,7 +30,7 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
     let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
     let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());
     let timeouts = ledger.conntrack_timeouts();
-    let (hairpins, hairpins_omitted) = hairpin::report(ledger, holders, now);
+    let (hairpins, hairpins_omitted) = hairpin::report(ledger, holders);
     ConntrackReport {
         entries,
         max,
@@ -50,6 +50,7 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
         census: ledger.conntrack().census().map(|census| summed_up(census, timeouts, holders, now)),
         hairpins,
         hairpins_omitted,
+        hairpins_age_secs: ledger.conntrack().hairpins().at().map(|at| now.node.since(at).as_secs()),
         cilium: hairpin::cilium(ledger, holders),
         no_port_total,
         drift,

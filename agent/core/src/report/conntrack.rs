@@ -70,6 +70,9 @@ pub struct ConntrackReport {
     /// Further ones that are not listed.
     #[serde(default)]
     pub hairpins_omitted: u64,
+    /// Age of the dump of everything that showed them, in seconds; absent if there was none.
+    #[serde(default)]
+    pub hairpins_age_secs: Option<u64>,
     /// Cilium's own conntrack map; absent where there is none.
     #[serde(default)]
     pub cilium: Option<CiliumReport>,
@@ -193,7 +196,7 @@ pub struct HairpinReport {
     pub silent: u64,
     /// The longest silence, in seconds.
     pub longest_silence_secs: u32,
-    /// Sockets that the pod has open to the Service; absent where sockets are not seen.
+    /// Sockets that the pod had open to the Service when the dump ended; absent where sockets are not seen.
     pub sockets: Option<u64>,
     /// Open and silent entries that belong to no socket; absent where sockets are not seen.
     pub left_behind: Option<u64>,

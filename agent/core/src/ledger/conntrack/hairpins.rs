@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::census::silent_secs;
-use crate::flow::Destination;
+use crate::flow::{Destination, Endpoint, Protocol};
 use crate::observe::{ConntrackEntry, ConntrackTcpState, ConntrackTimeouts};
+use crate::time::NodeTime;
 
 /// Pairs of pod and Service kept at most; entries of more are counted as untold.
 const MAX_HAIRPINS: usize = 1024;
@@ -32,15 +33,18 @@ pub struct Hairpin {
     pub silent: u64,
     /// The longest silence of one that is open.
     pub longest_secs: u32,
+    /// Sockets that were open, or connecting, when the dump ended; none where nobody looks at sockets.
+    pub sockets: u64,
 }
 
-/// All of them, as the last dump showed them.
+/// All of them, as the last whole dump of everything showed them.
 #[derive(Debug, Clone, Default)]
 pub struct Hairpins {
     rows: BTreeMap<HairpinKey, Hairpin>,
     incoming: BTreeMap<HairpinKey, Hairpin>,
     untold: u64,
     incoming_untold: u64,
+    at: Option<NodeTime>,
 }
 
 impl Hairpins {
@@ -72,12 +76,24 @@ impl Hairpins {
         }
     }
 
-    pub(super) fn end_dump(&mut self, complete: bool) {
+    pub(super) fn end_dump(&mut self, at: NodeTime, complete: bool) {
         let incoming = std::mem::take(&mut self.incoming);
         if complete {
             self.rows = incoming;
             self.untold = self.incoming_untold;
+            self.at = Some(at);
         }
+    }
+
+    pub(super) fn note_sockets(&mut self, open: impl Fn(Endpoint, IpAddr) -> u64) {
+        for (key, row) in self.rows.iter_mut().filter(|(key, _)| key.dialled.protocol == Protocol::TCP) {
+            row.sockets = open(key.dialled.endpoint, key.address);
+        }
+    }
+
+    /// When that dump ended.
+    pub fn at(&self) -> Option<NodeTime> {
+        self.at
     }
 
     /// Each pair with its entries.

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::Scope;
 use super::census::silent_secs;
-use crate::flow::{Destination, Endpoint};
+use crate::flow::{Destination, Endpoint, Protocol};
 use crate::observe::{ConntrackEntry, ConntrackTimeouts, FlowKey};
 use crate::time::NodeTime;
 
@@ -35,20 +36,34 @@ pub struct NodePortFlow {
 pub struct NodePortFlows {
     flows: BTreeMap<FlowKey, NodePortFlow>,
     incoming: BTreeMap<FlowKey, NodePortFlow>,
-    untold: u64,
-    incoming_untold: u64,
+    untold: Untold,
+    incoming_untold: Untold,
+}
+
+/// Flows that found no room: a dump of UDP alone counts those of UDP anew.
+#[derive(Debug, Clone, Copy, Default)]
+struct Untold {
+    udp: u64,
+    rest: u64,
+}
+
+impl Untold {
+    fn add(&mut self, protocol: Protocol, more: u64) {
+        let count = if protocol == Protocol::UDP { &mut self.udp } else { &mut self.rest };
+        *count = count.saturating_add(more);
+    }
 }
 
 impl NodePortFlows {
     pub(super) fn begin_dump(&mut self) {
         self.incoming.clear();
-        self.incoming_untold = 0;
+        self.incoming_untold = Untold::default();
     }
 
     /// One that a dump shows.
     pub(super) fn dumped(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: &ConntrackTimeouts) {
         if self.incoming.len() >= MAX_NODE_PORT_FLOWS {
-            self.incoming_untold = self.incoming_untold.saturating_add(1);
+            self.incoming_untold.add(entry.key.protocol, 1);
             return;
         }
         let known = self.flows.get(&entry.key).filter(|known| known.id == entry.id);
@@ -66,7 +81,7 @@ impl NodePortFlows {
         if self.flows.len() < MAX_NODE_PORT_FLOWS {
             self.flows.insert(entry.key, begun(entry, at));
         } else {
-            self.untold = self.untold.saturating_add(1);
+            self.untold.add(entry.key.protocol, 1);
         }
     }
 
@@ -77,17 +92,24 @@ impl NodePortFlows {
         }
     }
 
-    /// A dump that was read to its end replaces what was known, half of one adds to it.
-    pub(super) fn end_dump(&mut self, complete: bool) {
+    /// A dump that was read to its end replaces what was known of what it tells of, half of one adds to it.
+    pub(super) fn end_dump(&mut self, scope: Scope, complete: bool) {
         let incoming = std::mem::take(&mut self.incoming);
-        if complete {
+        if complete && scope == Scope::Everything {
             self.flows = incoming;
             self.untold = self.incoming_untold;
-        } else {
-            let room = MAX_NODE_PORT_FLOWS.saturating_sub(self.flows.len());
-            let (known, new): (Vec<_>, Vec<_>) =
-                incoming.into_iter().partition(|(key, _)| self.flows.contains_key(key));
-            self.flows.extend(known.into_iter().chain(new.into_iter().take(room)));
+            return;
+        }
+        if complete {
+            self.flows.retain(|key, _| !scope.includes(key.protocol));
+            self.untold.udp = self.incoming_untold.udp;
+        }
+        for (key, flow) in incoming {
+            if self.flows.len() < MAX_NODE_PORT_FLOWS || self.flows.contains_key(&key) {
+                self.flows.insert(key, flow);
+            } else if complete {
+                self.untold.add(key.protocol, 1);
+            }
         }
     }
 
@@ -101,7 +123,7 @@ impl NodePortFlows {
 
     /// How many more there are that found no room here.
     pub fn untold(&self) -> u64 {
-        self.untold
+        self.untold.udp.saturating_add(self.untold.rest)
     }
 }
 
