@@ -1,6 +1,7 @@
 //! What headroom's work on pod IPs costs, beside what people do today: `headroom-lab bench-ipam`.
 
 mod clean;
+mod scan;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use anyhow::Result;
 
 use crate::lab::Lab;
 
-/// Measure the clean-up of leaked pod IPs, beside the published shell loop; prints Markdown
+/// Measure the reading of 65,536 reservations, and the clean-up of leaked ones beside the published shell loop; prints Markdown
 #[derive(Debug, Clone, clap::Args)]
 pub struct Ipam {
     /// The headroom binary to measure
@@ -25,8 +26,9 @@ impl Ipam {
     #[expect(clippy::print_stdout, reason = "its result")]
     pub fn run(&self) -> Result<ExitCode> {
         let lab = Lab::new()?;
+        let scan = scan::measure(&self.headroom, self.quick)?;
         let clean = clean::measure(&lab, &self.headroom, self.quick)?;
-        print!("{clean}");
+        print!("{scan}\n{clean}");
         Ok(ExitCode::SUCCESS)
     }
 }
