@@ -12,7 +12,6 @@ use headroom_host::source::connections::ConnectionsSource;
 use headroom_host::source::conntrack::{self, ConntrackSource};
 use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_host::source::cri::CriSource;
-use headroom_host::source::host_local::HostLocalSource;
 use headroom_host::source::namespaces::NamespacesSource;
 use headroom_host::source::paced::Paced;
 use headroom_host::source::platform::PlatformSource;
@@ -95,7 +94,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
 
 /// Only what verdicts on reservations need.
 pub fn reservations(settings: &Settings) -> Vec<Lane> {
-    vec![platform(settings), Lane { pause: Duration::from_millis(50), ..pods(settings, Pace::Once) }]
+    vec![platform(settings), Lane { pause: Duration::from_millis(20), ..pods(settings, Pace::Once) }]
 }
 
 fn platform(settings: &Settings) -> Lane {
@@ -125,7 +124,7 @@ fn pods(settings: &Settings, pace: Pace) -> Lane {
         rounds_wanted: 2,
         sources: vec![
             // Reservations first, the runtime second: a pod that starts in between must not look leaked.
-            Box::new(HostLocalSource::new(root.clone(), settings.cni_dir.clone(), settings.cni_conf_dir.clone())),
+            Box::new(settings.stores()),
             Box::new(AwsVpcCniSource::new(root.clone(), settings.vpc_cni_introspection.clone())),
             Box::new(AzureCniSource::new(root.clone())),
             Box::new(CiliumSource::new(root.clone())),

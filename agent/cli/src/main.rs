@@ -11,7 +11,6 @@ use headroom::telemetry;
 const COULD_NOT_TELL: u8 = 3;
 
 fn main() -> ExitCode {
-    headroom_host::memory::keep_little();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -21,8 +20,13 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let daemon = matches!(cli.command, Command::Agent(_));
+    if daemon {
+        // The others give all of it back in a moment, and want it quickly until then.
+        headroom_host::memory::keep_little();
+    }
     // One-shot commands say in their answer what is missing; only the daemon has a log that somebody reads later.
-    let default = if matches!(cli.command, Command::Agent(_)) { "info" } else { "error" };
+    let default = if daemon { "info" } else { "error" };
     let logging = telemetry::start(cli.log.as_deref().unwrap_or(default));
     let result = logging.map_err(|error| UsageError(error).into()).and_then(|()| command::run(cli));
     match result {

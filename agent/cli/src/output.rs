@@ -1,6 +1,6 @@
 //! Outputs: sinks that take a report and know nothing else. The only place that prints.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -22,9 +22,11 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// # Errors
 /// As [`print()`].
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value).context("serialise the answer")?;
-    text.push('\n');
-    print(&text)
+    // Answers can have many megabytes: they are written as they come.
+    let mut out = BufWriter::with_capacity(64 << 10, std::io::stdout().lock());
+    let written = serde_json::to_writer_pretty(&mut out, value).map_err(std::io::Error::from);
+    forgive_gone_reader(written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()))
+        .context("write to stdout")
 }
 
 /// Shows a line of progress on a terminal; the empty text removes it.

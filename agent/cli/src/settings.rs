@@ -11,6 +11,7 @@ use headroom_core::plan::clean::Limits;
 use headroom_core::ports::PortRange;
 use headroom_host::root::HostRoot;
 use headroom_host::source::aws_vpc_cni::Server;
+use headroom_host::source::host_local::{HostLocalSource, Named};
 use headroom_host::source::platform;
 use serde::Deserialize;
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub cni_dir: PathBuf,
     /// The CNI configuration.
     pub cni_conf_dir: PathBuf,
+    /// Which of these two was named.
+    pub named: Named,
     /// Where ipamd of the AWS VPC CNI answers, if it was named.
     pub vpc_cni_introspection: Option<Server>,
     /// The node's name, if it was given.
@@ -121,6 +124,11 @@ impl Settings {
         }
     }
 
+    /// host-local's stores, where these settings say that they are.
+    pub fn stores(&self) -> HostLocalSource {
+        HostLocalSource::new(self.root.clone(), self.cni_dir.clone(), self.cni_conf_dir.clone()).with_named(self.named)
+    }
+
     /// Joins file and flags.
     ///
     /// # Errors
@@ -178,6 +186,10 @@ impl Settings {
         Ok(Self {
             root,
             cri_socket: node.cri_socket.clone().or(file.cri_socket),
+            named: Named {
+                cni_dir: node.cni_dir.is_some() || file.cni_dir.is_some(),
+                cni_conf_dir: node.cni_conf_dir.is_some() || file.cni_conf_dir.is_some(),
+            },
             cni_dir: or(&node.cni_dir, file.cni_dir, "/var/lib/cni/networks"),
             cni_conf_dir: or(&node.cni_conf_dir, file.cni_conf_dir, "/etc/cni/net.d"),
             node_name,

@@ -63,3 +63,35 @@ fn an_unread_store_and_a_pool_are_said_to_be_so() {
     let (_, eks) = scan("eks-r5-xlarge");
     assert!(network(&eks, "aws-cni")["pool_why"].as_str().unwrap().contains("captured tree"));
 }
+
+/// Exercises a mistyped path. If this fails, a node that nobody looked at is reported as an empty one.
+#[test]
+fn what_was_named_and_does_not_exist_could_not_be_told() {
+    let node = tempfile::tempdir().unwrap();
+    let run = |command: &[&str], given: &[&str]| {
+        let headroom = Command::new(env!("CARGO_BIN_EXE_headroom"))
+            .args(command)
+            .args(["-o", "json", "--root"])
+            .arg(node.path())
+            .args(given)
+            .output()
+            .unwrap();
+        (headroom.status.code().unwrap(), String::from_utf8(headroom.stdout).unwrap())
+    };
+    let scan = |given: &[&str]| run(&["ipam", "scan"], given);
+    let (code, answer) = scan(&[]);
+    assert_eq!(code, 0, "nothing is there, and nothing was named: {answer}");
+    let file = node.path().join("headroom.toml");
+    std::fs::write(&file, "cni_dir = \"/no/such/place\"\n").unwrap();
+    for given in [
+        ["--cni-dir", "/no/such/place"],
+        ["--cni-conf-dir", "/no/such/place"],
+        ["--cri-socket", "/no/such/place"],
+        ["--config", file.to_str().unwrap()],
+    ] {
+        let (code, answer) = scan(&given);
+        assert_eq!(code, 3, "{given:?}: {answer}");
+        let named = ["does not exist", "no container runtime socket at"].iter().any(|what| answer.contains(what));
+        assert!(named && answer.contains("`/no/such/place`"), "{given:?}: {answer}");
+    }
+}

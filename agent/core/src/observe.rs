@@ -4,6 +4,8 @@
 //! snapshot replaces what the ledger held of that kind; an incomplete one replaces nothing. What happens meanwhile comes
 //! after the end of the bracket as single facts.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ContainerId, NetnsInode};
@@ -91,6 +93,12 @@ pub enum Outcome {
     Failed(Why),
 }
 
+impl From<Reservation> for Fact {
+    fn from(reservation: Reservation) -> Self {
+        Self::Reservation(Arc::new(reservation))
+    }
+}
+
 /// One thing that was read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,8 +128,8 @@ pub enum Fact {
     SocketOwner(SocketOwner),
     /// A network whose pod addresses are kept in a store on this node.
     Network(Network),
-    /// One reserved pod address.
-    Reservation(Reservation),
+    /// One reserved pod address; shared, since sources tell it again and again.
+    Reservation(Arc<Reservation>),
     /// What libcni keeps of a successful ADD.
     Attachment(Attachment),
     /// A container runtime that answered.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use headroom_core::ids::{ContainerId, NetnsInode, PodName};
 use headroom_core::known::{Known, Why};
 use headroom_core::ledger::{Ledger, LedgerLimits};
-use headroom_core::model::leak::Verdict;
+use headroom_core::model::leak::{Verdict, judge};
 use headroom_core::observe::{
     Fact, Holder, Ipam, Namespace, Network, Observation, Outcome, Reservation, Sandbox, Snapshot, SourceId,
 };
@@ -27,6 +27,7 @@ struct Node {
     ledger: Ledger,
     clock: u64,
     network: &'static str,
+    ipam: Ipam,
     /// (last byte, container, age in seconds)
     reserved: Vec<(u8, &'static str, i64)>,
     known: Vec<&'static str>,
@@ -46,6 +47,7 @@ impl Node {
             ledger: Ledger::new(LedgerLimits::default()),
             clock: 100,
             network: NETWORK,
+            ipam: Ipam::HostLocal,
             reserved: pods.iter().map(|(last, id)| (*last, *id, 7200)).chain(leaks).collect(),
             known: pods.iter().map(|(_, id)| *id).collect(),
             carried: pods.iter().map(|(last, _)| *last).collect(),
@@ -65,10 +67,10 @@ impl Node {
     }
 
     fn look(&mut self) {
-        self.put(SourceId::HostLocal, Fact::Begin(Snapshot::Reservations));
+        self.put(self.ipam.source(), Fact::Begin(Snapshot::Reservations));
         for (last, id, age) in self.reserved.clone() {
             let reservation = Reservation {
-                store: self.store(),
+                store: self.store().into(),
                 address: address(last),
                 holder: Known::Present(Holder {
                     container: ContainerId(id.to_owned()),
@@ -77,7 +79,7 @@ impl Node {
                 modified: Known::Present(WallTime::from_secs(NOW - age)),
                 pod: None,
             };
-            self.put(SourceId::HostLocal, Fact::Reservation(reservation));
+            self.put(self.ipam.source(), reservation.into());
         }
         let network = Network {
             store: self.store(),
@@ -85,13 +87,13 @@ impl Node {
             range_sets: Known::Absent,
             complete: self.listing == Outcome::Complete,
             ignored: vec![],
-            ipam: Ipam::HostLocal,
+            ipam: self.ipam,
             last_reserved: std::collections::BTreeMap::new(),
             pool: Known::Absent,
         };
-        self.put(SourceId::HostLocal, Fact::Network(network));
+        self.put(self.ipam.source(), Fact::Network(network));
         let outcome = self.listing.clone();
-        self.put(SourceId::HostLocal, Fact::End { snapshot: Snapshot::Reservations, outcome });
+        self.put(self.ipam.source(), Fact::End { snapshot: Snapshot::Reservations, outcome });
         self.look_who_is_alive();
     }
 
@@ -161,6 +163,25 @@ fn what_is_leaked_goes_the_oldest_first_and_what_is_in_use_is_not_mentioned() {
     assert_eq!(plan.refused, []);
     assert_eq!((plan.releases[0].container_id.as_str(), plan.releases[0].age_secs), ("gone8", 86_400));
     assert!(plan.releases[0].evidence.iter().any(|said| said.contains("does not know gone8")));
+}
+
+/// Exercises stores that are not host-local's. If this fails, the cleaner moves files of ipamd, Azure CNI or Cilium.
+#[test]
+fn what_other_ipams_keep_is_never_given_back_however_leaked_it_is() {
+    let planned = Node::new().twice().plan(&Limits::default()).releases.remove(0);
+    for ipam in [Ipam::AwsVpcCni, Ipam::AzureCni, Ipam::Cilium] {
+        let node = Node { ipam, ..Node::new() }.twice();
+        let leaked = node
+            .ledger
+            .reservations()
+            .of(&node.store())
+            .filter(|held| judge(held, node.ledger.occupants(), GRACE, node.now()).verdict == Verdict::Leaked);
+        assert_eq!(leaked.count(), 3, "{ipam:?}");
+        assert_eq!(node.plan(&Limits { force: true, ..Limits::default() }), Plan::default(), "{ipam:?}");
+        // Nor by a plan that was made of something else.
+        let refused = still_leaked(&node.ledger, &planned, GRACE, node.now()).unwrap_err();
+        assert!(refused.contains("host-local"), "{ipam:?}: {refused}");
+    }
 }
 
 #[test]

@@ -317,8 +317,8 @@ proptest! {
     /// rewritten reservation inherits the age of its predecessor.
     #[test]
     fn a_reservation_keeps_its_first_sight_until_it_changes(same in any::<bool>()) {
-        let reservation = |id: &str| Fact::Reservation(Reservation {
-            store: "/s".to_owned(), address: IpAddr::from([10, 0, 0, 5]),
+        let reservation = |id: &str| Fact::from(Reservation {
+            store: "/s".into(), address: IpAddr::from([10, 0, 0, 5]),
             holder: Known::Present(Holder { container: ContainerId(id.to_owned()), ifname: None }),
             modified: Known::Present(WallTime::from_secs(0)),
             pod: None,

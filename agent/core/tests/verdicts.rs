@@ -80,8 +80,8 @@ fn observe(ledger: &mut Ledger, second: u64, round: &Round) {
     if !round.cut {
         put(
             SourceId::HostLocal,
-            Fact::Reservation(Reservation {
-                store: STORE.to_owned(),
+            Fact::from(Reservation {
+                store: STORE.into(),
                 address: address(),
                 holder: round.holder.clone(),
                 modified: Known::Present(WallTime::from_secs(NOW - round.age_secs)),

@@ -6,13 +6,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use headroom_core::known::{Known, Why};
 use headroom_core::observe::{CoverageDetail, Fact, Holder, Network, Outcome, Reservation, Snapshot};
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source;
-use headroom_host::source::host_local::HostLocalSource;
+use headroom_host::source::host_local::{HostLocalSource, Named};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
@@ -25,7 +27,7 @@ struct Tree(tempfile::TempDir);
 /// What one round said.
 struct Round {
     networks: Vec<Network>,
-    reservations: Vec<Reservation>,
+    reservations: Vec<Arc<Reservation>>,
     outcome: Outcome,
     coverage: Known<CoverageDetail>,
 }
@@ -173,6 +175,10 @@ fn hostile_reservations_are_each_unknown_for_their_own_reason() {
 fn names_that_are_no_addresses_are_counted_and_shown_without_harm() {
     let tree = Tree::with_network();
     std::fs::write(tree.at(NETWORK).join(OsStr::from_bytes(b"\xff\x1b[2J")), "x").unwrap();
+    // A line of its own in a careless report; and an address in front of it.
+    for name in ["10.0.0.1\n10.0.0.2", "10.0.0.3\n", "\nLEAKED 10.0.0.4"] {
+        tree.reserve(name, ID);
+    }
     let long = "a-very-long-name".repeat(15);
     // None of the addresses is spelt as host-local does, so it would never find them.
     for name in
@@ -183,8 +189,9 @@ fn names_that_are_no_addresses_are_counted_and_shown_without_harm() {
     let round = tree.observe();
     let ignored = &round.networks[0].ignored;
     assert_eq!(ignored.len(), 9, "{ignored:?}");
-    assert_eq!(ignored[8], "… and 2 more");
-    assert!(ignored.iter().all(|name| name.chars().count() <= 81 && !name.contains('\x1b')), "{ignored:?}");
+    assert_eq!(ignored[8], "… and 5 more");
+    let harmless = |name: &String| name.chars().count() <= 81 && !name.contains(['\x1b', '\n']);
+    assert!(ignored.iter().all(harmless), "{ignored:?}");
     assert!(round.reservations.is_empty());
     assert_eq!(round.outcome, Outcome::Complete);
 }
@@ -208,6 +215,24 @@ fn a_node_without_host_local_is_an_empty_complete_answer() {
     assert_eq!(round.coverage, Known::Absent);
     assert_eq!(round.outcome, Outcome::Complete);
     assert!(round.networks.is_empty());
+}
+
+#[test]
+fn a_directory_that_somebody_named_and_that_does_not_exist_is_no_empty_node() {
+    let named = |cni_dir, cni_conf_dir| Named { cni_dir, cni_conf_dir };
+    for (named, path) in [(named(true, false), "/var/lib/cni/networks"), (named(false, true), "/etc/cni/net.d")] {
+        let round = observe(Tree::new().source().with_named(named));
+        let Outcome::Failed(why) = &round.outcome else { panic!("{:?}", round.outcome) };
+        assert!(why.as_str().contains(&format!("`{path}` does not exist")), "{why}");
+        assert_eq!(round.coverage.unknown(), Some(why));
+    }
+    // What there is, is told all the same; there may be more.
+    let tree = Tree::with_network();
+    tree.reserve("10.0.0.1", ID);
+    let round = observe(tree.source().with_named(named(true, true)));
+    assert_eq!(round.reservations.len(), 1);
+    assert!(matches!(round.outcome, Outcome::Partial(_)), "{:?}", round.outcome);
+    assert!(round.degraded().contains("`/etc/cni/net.d` does not exist"), "{}", round.degraded());
 }
 
 #[test]
@@ -351,6 +376,76 @@ fn a_large_range_is_read_quickly() {
     assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
+/// Exercises the store as two threads read it. If this fails, what one of them read is lost or told twice.
+#[test]
+fn a_store_that_two_threads_read_is_told_once_and_whole() {
+    let tree = Tree::with_network();
+    for number in 0..5000_u32 {
+        tree.reserve(&format!("10.48.{}.{}", number >> 8, number & 255), format!("{number:064x}\r\neth0"));
+    }
+    for name in ["10.50.0.1", "10.47.0.1"] {
+        symlink("/etc/hostname", tree.at(NETWORK).join(name)).unwrap();
+    }
+    let round = tree.observe();
+    let (links, read): (Vec<_>, Vec<_>) = round.reservations.iter().partition(|held| held.holder.unknown().is_some());
+    assert_eq!((links.len(), read.len(), &round.outcome), (2, 5000, &Outcome::Complete));
+    for (number, reservation) in read.iter().enumerate() {
+        assert_eq!(reservation.address.to_string(), format!("10.48.{}.{}", number >> 8, number & 255));
+        assert_eq!(reservation.holder.present().unwrap().container.0, format!("{number:064x}"));
+    }
+}
+
+/// Exercises a store that somebody replaces while it is read: by another one, and by a link that leads out of it. If this
+/// fails, a verdict rests on the halves of two stores, or on files that are none of host-local's.
+#[test]
+fn a_store_that_is_replaced_during_the_scan_is_one_or_the_other() {
+    const EACH: usize = 300;
+    let tree = Tree::with_network();
+    for number in 0..EACH {
+        let (high, low) = (number / 250, number % 250);
+        tree.reserve(&format!("10.48.{high}.{low}"), "one\r\neth0");
+        tree.write(format!("other/10.48.{high}.{low}"), "other\r\neth0");
+        tree.write(format!("outside/10.48.{high}.{low}"), "outside\r\neth0");
+    }
+    symlink(tree.at("outside"), tree.at("link")).unwrap();
+    let exchange = |with: &str| {
+        let (store, with) = (tree.at(NETWORK), tree.at(with));
+        let (here, how) = (nix::fcntl::AT_FDCWD, nix::fcntl::RenameFlags::RENAME_EXCHANGE);
+        nix::fcntl::renameat2(here, &store, here, &with, how).unwrap();
+    };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let started = Instant::now();
+            while !done.load(Ordering::Relaxed) && started.elapsed() < Duration::from_secs(30) {
+                exchange("other");
+                exchange("link");
+                std::thread::sleep(Duration::from_micros(200));
+                exchange("link");
+            }
+        });
+        for _round in 0..60 {
+            let round = tree.observe();
+            let of = |id: &str| {
+                let is = |holder: &Holder| holder.container.0 == id;
+                round.reservations.iter().filter(|held| held.holder.present().is_some_and(is)).count()
+            };
+            let seen = (of("one"), of("other"), of("outside"));
+            match &round.outcome {
+                Outcome::Complete => assert!(matches!(seen, (EACH, 0, 0) | (0, EACH, 0)), "{seen:?}"),
+                Outcome::Partial(why) => {
+                    let named =
+                        ["is a symbolic link", "is not a directory"].iter().any(|what| why.as_str().contains(what));
+                    assert!(named, "{why}");
+                    assert_eq!(seen, (0, 0, 0));
+                }
+                Outcome::Failed(why) => panic!("{why}"),
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
 /// Sets the time at which a directory changed last to a minute ago, as if nothing had happened since.
 fn stood_still(directory: &Path) {
     let then = nix::sys::time::TimeSpec::from_duration(
@@ -406,7 +501,7 @@ fn a_store_with_an_empty_file_is_read_again_although_its_directory_stands_still(
         let mut found = None;
         source.observe(&mut |observation| {
             if let Fact::Reservation(reservation) = observation.fact {
-                found = Some(reservation.holder);
+                found = Some(reservation.holder.clone());
             }
         });
         found.unwrap()

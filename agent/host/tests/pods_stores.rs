@@ -33,7 +33,7 @@ fn observe(source: &mut dyn Source) -> Round {
     source.observe(&mut |observation| match observation.fact {
         Fact::Begin(_) => {}
         Fact::Network(network) => networks.push(network),
-        Fact::Reservation(reservation) => reservations.push(reservation),
+        Fact::Reservation(reservation) => reservations.push(Reservation::clone(&reservation)),
         Fact::End { outcome: how, .. } => outcome = Some(how),
         Fact::Coverage(known) => coverage = Some(known),
         other => panic!("{other:?}"),

@@ -66,8 +66,7 @@ pub(super) fn run(args: &CleanArgs) -> anyhow::Result<u8> {
 
 /// The sources that the cleaner looks with.
 pub(crate) fn eyes(settings: &Settings) -> Eyes {
-    let (cni_dir, cni_conf_dir) = (settings.cni_dir.clone(), settings.cni_conf_dir.clone());
-    Eyes::on(&settings.root, cni_dir, cni_conf_dir, settings.cri_socket.clone())
+    Eyes::on(&settings.root, settings.stores(), settings.cri_socket.clone())
 }
 
 /// Looks twice, and plans.

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::observe::{Network, Outcome, Reservation, SourceId};
 use crate::time::NodeTime;
@@ -12,32 +13,40 @@ use crate::time::NodeTime;
 #[derive(Debug, Clone)]
 pub struct HeldReservation {
     /// As last read.
-    pub reservation: Reservation,
+    pub reservation: Arc<Reservation>,
     /// When it was first read with this holder and this time of writing.
     pub first_seen: NodeTime,
     /// The latest reading showed it; if not, that reading was incomplete, and it may be gone.
     pub shown: bool,
 }
 
+impl HeldReservation {
+    fn address(&self) -> IpAddr {
+        self.reservation.address
+    }
+}
+
 /// What one source said of one store.
 #[derive(Debug)]
 struct Store {
     source: SourceId,
-    held: BTreeMap<IpAddr, HeldReservation>,
+    /// By address, each once. A list, since whole stores come and go at once: 65,536 reservations at every look.
+    held: Vec<HeldReservation>,
 }
 
 /// What a source says while its bracket is open.
 #[derive(Debug, Default)]
 struct Incoming {
     networks: Vec<Network>,
-    held: BTreeMap<String, BTreeMap<IpAddr, HeldReservation>>,
+    /// In the order of arrival.
+    held: BTreeMap<Arc<str>, Vec<HeldReservation>>,
 }
 
 /// Networks and their reservations, by store and address.
 #[derive(Debug, Default)]
 pub struct Reservations {
     networks: Vec<Network>,
-    stores: BTreeMap<String, Store>,
+    stores: BTreeMap<Arc<str>, Store>,
     incoming: BTreeMap<SourceId, Incoming>,
 }
 
@@ -53,42 +62,41 @@ impl Reservations {
         }
     }
 
-    pub(super) fn reservation(&mut self, source: SourceId, reservation: Reservation, at: NodeTime) {
-        let before = self.stores.get(&reservation.store).and_then(|store| store.held.get(&reservation.address));
-        let first_seen = match before {
-            Some(held) if held.reservation == reservation => held.first_seen,
-            _ => at,
-        };
-        let incoming = self.incoming.entry(source).or_default();
-        if !incoming.held.contains_key(&reservation.store) {
-            incoming.held.insert(reservation.store.clone(), BTreeMap::new());
-        }
-        if let Some(held) = incoming.held.get_mut(&reservation.store) {
-            held.entry(reservation.address).or_insert(HeldReservation { reservation, first_seen, shown: true });
-        }
+    pub(super) fn reservation(&mut self, source: SourceId, reservation: Arc<Reservation>, at: NodeTime) {
+        let store = Arc::clone(&reservation.store);
+        let held = self.incoming.entry(source).or_default().held.entry(store).or_default();
+        held.push(HeldReservation { reservation, first_seen: at, shown: true });
     }
 
     pub(super) fn end(&mut self, source: SourceId, outcome: &Outcome) {
         let Incoming { networks, held } = self.incoming.remove(&source).unwrap_or_default();
-        match outcome {
+        // What is not shown is gone from all stores, or from those that were read to their end, or not at all.
+        let is_read: Box<dyn Fn(&str) -> bool> = match outcome {
             Outcome::Complete => {
                 self.networks.retain(|network| network.ipam.source() != source);
-                self.stores.retain(|_, store| store.source != source);
+                Box::new(|_store| true)
             }
             Outcome::Partial(_) => {
-                // A network that was read to its end is replaced, of the others nothing is removed.
+                self.networks.retain(|old| networks.iter().all(|new| new.store != old.store));
                 let read: BTreeSet<&str> =
                     networks.iter().filter(|network| network.complete).map(|network| network.store.as_str()).collect();
-                self.stores.retain(|name, store| store.source != source || !read.contains(name.as_str()));
-                let own = self.stores.values_mut().filter(|store| store.source == source);
-                own.flat_map(|store| store.held.values_mut()).for_each(|held| held.shown = false);
-                self.networks.retain(|old| networks.iter().all(|new| new.store != old.store));
+                Box::new(move |store| read.contains(store))
             }
             Outcome::Failed(_) => return,
+        };
+        self.stores.retain(|name, store| store.source != source || !is_read(name) || held.contains_key(name));
+        for (name, store) in self.stores.iter_mut().filter(|(_, store)| store.source == source) {
+            if !is_read(name) {
+                store.held.iter_mut().for_each(|held| held.shown = false);
+            }
         }
-        for (name, held) in held {
-            self.stores.entry(name).or_insert_with(|| Store { source, held: BTreeMap::new() }).held.extend(held);
+        for (name, new) in held {
+            let read = is_read(&name);
+            let store = self.stores.entry(name).or_insert_with(|| Store { source, held: Vec::new() });
+            let keep = store.source != source || !read;
+            store.held = merged(std::mem::take(&mut store.held), new, keep);
         }
+        drop(is_read);
         self.networks.extend(networks);
         self.networks.sort_by(|a, b| a.store.cmp(&b.store));
     }
@@ -100,12 +108,13 @@ impl Reservations {
 
     /// The reservations of one store, by address.
     pub fn of<'a>(&'a self, store: &str) -> impl Iterator<Item = &'a HeldReservation> + use<'a> {
-        self.stores.get(store).into_iter().flat_map(|store| store.held.values())
+        self.stores.get(store).into_iter().flat_map(|store| &store.held)
     }
 
     /// The reservation of an address in a store.
     pub fn get(&self, store: &str, address: IpAddr) -> Option<&HeldReservation> {
-        self.stores.get(store)?.held.get(&address)
+        let held = &self.stores.get(store)?.held;
+        held.get(held.binary_search_by_key(&address, HeldReservation::address).ok()?)
     }
 
     /// How many reservations there are in all stores.
@@ -117,4 +126,29 @@ impl Reservations {
     pub fn is_empty(&self) -> bool {
         self.stores.values().all(|store| store.held.is_empty())
     }
+}
+
+/// What was read lately, by address, each once, with the first sight of what has not changed; with what was held before and
+/// not read lately, if that is to be kept.
+fn merged(before: Vec<HeldReservation>, mut new: Vec<HeldReservation>, keep: bool) -> Vec<HeldReservation> {
+    // Sources tell them in order mostly, and then this costs next to nothing. Of the same address, the first stays.
+    new.sort_by_key(HeldReservation::address);
+    new.dedup_by_key(|held| held.address());
+    let mut merged = Vec::with_capacity(new.len());
+    let mut before = before.into_iter().peekable();
+    for mut held in new {
+        while let Some(missing) = before.next_if(|before| before.address() < held.address()) {
+            merged.extend(keep.then_some(missing));
+        }
+        if let Some(before) = before.next_if(|before| before.address() == held.address())
+            && (Arc::ptr_eq(&before.reservation, &held.reservation) || before.reservation == held.reservation)
+        {
+            held.first_seen = before.first_seen;
+        }
+        merged.push(held);
+    }
+    if keep {
+        merged.extend(before);
+    }
+    merged
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::ids::PodName;
 use crate::known::Known;
 use crate::ledger::{HeldReservation, Ledger};
-use crate::model::leak::{self, Verdict};
+use crate::model::leak::{Judge, Verdict};
 use crate::model::policy::Policy;
 use crate::observe::{AddressRange, Network};
 use crate::report::{EntryReport, NetworkReport, RangeSetReport, VerdictCounts};
@@ -23,19 +23,20 @@ pub use exhaustion::ReservedMemory;
 pub fn networks(ledger: &Ledger, policy: &Policy, now: Now) -> Vec<NetworkReport> {
     let pods = ledger.occupants().pods();
     let pod_of = |address: IpAddr| pods.get(&address).map(|pod| (*pod).clone());
-    ledger.reservations().networks().iter().map(|network| report(network, &pod_of, ledger, policy, now)).collect()
+    let judge = Judge::new(ledger.occupants(), policy.leak_grace, now);
+    ledger.reservations().networks().iter().map(|network| report(network, &pod_of, ledger, &judge, now)).collect()
 }
 
 fn report(
     network: &Network,
     pod_of: &dyn Fn(IpAddr) -> Option<PodName>,
     ledger: &Ledger,
-    policy: &Policy,
+    judge: &Judge<'_>,
     now: Now,
 ) -> NetworkReport {
     let mut counts = VerdictCounts::default();
     let held = ledger.reservations().of(&network.store);
-    let entries: Vec<EntryReport> = held.map(|held| entry(held, pod_of, ledger, policy, now)).collect();
+    let entries: Vec<EntryReport> = held.map(|held| entry(held, pod_of, ledger, judge, now)).collect();
     entries.iter().for_each(|entry| counts.add(&entry.verdict));
     let taken: BTreeSet<IpAddr> = entries.iter().map(|entry| entry.address).collect();
     let sets = network.range_sets.present().map_or(&[][..], Vec::as_slice);
@@ -78,12 +79,12 @@ fn entry(
     held: &HeldReservation,
     pod_of: &dyn Fn(IpAddr) -> Option<PodName>,
     ledger: &Ledger,
-    policy: &Policy,
+    judge: &Judge<'_>,
     now: Now,
 ) -> EntryReport {
     let reservation = &held.reservation;
     let holder = reservation.holder.present();
-    let mut judgement = leak::judge(held, ledger.occupants(), policy.leak_grace, now);
+    let mut judgement = judge.judge(held);
     let pod = pod_of(reservation.address);
     let cached = holder.map_or(&[][..], |holder| ledger.attachments().of(&holder.container));
     let reserved_for = reservation.pod.as_ref().or_else(|| cached.iter().find_map(|cached| cached.pod.as_ref()));

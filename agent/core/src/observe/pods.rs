@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -142,7 +143,7 @@ pub struct AddressRange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// Path of the network's directory; same as [`Network::store`].
-    pub store: String,
+    pub store: Arc<str>,
     /// The reserved address (the file's name).
     pub address: IpAddr,
     /// For whom. Absent: the file is empty, its writer has not finished. Unknown: it is not what host-local writes.

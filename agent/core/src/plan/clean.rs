@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::PodName;
 use crate::known::Known;
 use crate::ledger::{HeldReservation, Ledger};
-use crate::model::leak::{self, Judgement, Verdict};
+use crate::model::leak::{self, Judge, Judgement, Verdict};
 use crate::observe::{Ipam, Network, Outcome};
 use crate::time::{Now, WallTime};
 
@@ -104,6 +104,7 @@ pub struct Plan {
 pub fn plan(ledger: &Ledger, limits: &Limits, grace: Duration, now: Now) -> Plan {
     let mut plan = Plan::default();
     let pods = ledger.occupants().pods();
+    let judge = Judge::new(ledger.occupants(), grace, now);
     // What other IPAMs keep is not ours to change.
     let wanted = |network: &&Network| {
         network.ipam == Ipam::HostLocal && limits.network.as_ref().is_none_or(|name| *name == network.name)
@@ -113,7 +114,7 @@ pub fn plan(ledger: &Ledger, limits: &Limits, grace: Duration, now: Now) -> Plan
         let mut total = 0_usize;
         for held in ledger.reservations().of(&network.store) {
             total += 1;
-            let Judgement { verdict, evidence } = leak::judge(held, ledger.occupants(), grace, now);
+            let Judgement { verdict, evidence } = judge.judge(held);
             let refuse = |verdict, why| refused(network, held.reservation.address, verdict, why);
             match verdict {
                 Verdict::InUse => {}
@@ -142,6 +143,10 @@ pub fn plan(ledger: &Ledger, limits: &Limits, grace: Duration, now: Now) -> Plan
 /// # Errors
 /// Why it has to stay.
 pub fn still_leaked(ledger: &Ledger, release: &Release, grace: Duration, now: Now) -> Result<(), String> {
+    let networks = ledger.reservations().networks().iter();
+    if networks.filter(|network| network.store == release.store).any(|network| network.ipam != Ipam::HostLocal) {
+        return Err("its store is not host-local's".to_owned());
+    }
     let Some(held) = ledger.reservations().get(&release.store, release.address) else {
         return Err("it was not seen when the plan was made".to_owned());
     };

@@ -31,10 +31,10 @@ impl std::fmt::Debug for Eyes {
 
 impl Eyes {
     /// On a node: its stores, its runtime, its network namespaces.
-    pub fn on(root: &HostRoot, cni_dir: PathBuf, cni_conf_dir: PathBuf, cri_socket: Option<PathBuf>) -> Self {
+    pub fn on(root: &HostRoot, stores: HostLocalSource, cri_socket: Option<PathBuf>) -> Self {
         let cri = || CriSource::new(cri_socket.clone(), root.clone());
         Self::of(
-            Box::new(HostLocalSource::new(root.clone(), cni_dir, cni_conf_dir)),
+            Box::new(stores),
             vec![Box::new(cri()), Box::new(NamespacesSource::new(root.clone()))],
             vec![
                 Box::new(cri().lists_only().with_round_limit(LOOK_LIMIT)),

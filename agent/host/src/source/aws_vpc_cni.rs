@@ -94,8 +94,8 @@ impl AwsVpcCniSource {
                     round.missing.extend(checkpoint.unusable.map(|why| format!("`{store}`: {why}")));
                     let reservations = checkpoint.reservations.into_iter();
                     reservations
-                        .map(|row| Reservation { store: store.clone(), ..row })
-                        .map(Fact::Reservation)
+                        .map(|row| Reservation { store: store.as_str().into(), ..row })
+                        .map(Fact::from)
                         .for_each(&mut *emit);
                     true
                 }
@@ -154,8 +154,8 @@ impl AwsVpcCniSource {
             let store = format!("{}/v1/enis#{}", self.server, card.index);
             let reservations = card.reservations.iter().cloned();
             reservations
-                .map(|row| Reservation { store: store.clone(), ..row })
-                .map(Fact::Reservation)
+                .map(|row| Reservation { store: store.as_str().into(), ..row })
+                .map(Fact::from)
                 .for_each(&mut *emit);
             emit(Fact::Network(network(store, true, pool(Some(&card), &targets))));
         }

@@ -89,7 +89,7 @@ impl AzureCniSource {
         match self.file(ENDPOINTS, state::endpoints, round) {
             Some(Ok(endpoints)) => {
                 for endpoint in &endpoints {
-                    endpoint.reservations(ENDPOINTS).map(Fact::Reservation).for_each(&mut *emit);
+                    endpoint.reservations(ENDPOINTS).map(Fact::from).for_each(&mut *emit);
                 }
                 emit(Fact::Network(network(ENDPOINTS, "azure-cns", true, Known::Absent)));
             }
@@ -110,13 +110,13 @@ fn vnet_network(vnet: Vnet, endpoints: &[Endpoint], emit: &mut dyn FnMut(Fact)) 
     }
     for (address, holder) in vnet.in_use {
         let fact = known.remove(&address).unwrap_or(Reservation {
-            store: IPAM.to_owned(),
+            store: IPAM.into(),
             address,
             holder,
             modified: state::no_time(),
             pod: None,
         });
-        emit(Fact::Reservation(fact));
+        emit(fact.into());
     }
     emit(Fact::Network(network(IPAM, "azure", true, Known::Present(vnet.pool))));
 }

@@ -88,7 +88,7 @@ fn read_endpoints<'a>(
             break;
         }
         match read_endpoint(top, &entry.name) {
-            Ok(reservations) => reservations.into_iter().map(Fact::Reservation).for_each(&mut *emit),
+            Ok(reservations) => reservations.into_iter().map(Fact::from).for_each(&mut *emit),
             Err(why) => {
                 bad += 1;
                 first_bad.get_or_insert_with(|| format!("`{}` {why}", shown(entry.name.to_bytes())));

@@ -64,16 +64,18 @@ pub struct CniConfig {
     /// Networks whose addresses are kept where headroom does not look; each a sentence. That nothing of them is seen does not
     /// mean that nothing of them is used.
     pub elsewhere: Vec<String>,
+    /// There is no such directory.
+    pub missing: bool,
 }
 
-/// Reads the configuration directory. A directory that does not exist is an empty one.
+/// Reads the configuration directory. A directory that does not exist is an empty one, and said to be missing.
 pub fn read(root: &HostRoot, directory: &Path) -> CniConfig {
     let mut config = CniConfig::default();
     let opened = bounded::open_dir(root, directory)
         .and_then(|mut dir| bounded::entries(&mut dir, FILES_LIMIT).map(|entries| (dir, entries)));
     let (dir, (entries, more)) = match opened {
         Ok(opened) => opened,
-        Err(Refusal::Missing) => return config,
+        Err(Refusal::Missing) => return CniConfig { missing: true, ..config },
         Err(refusal) => {
             config.warnings.push(format!("CNI configuration `{}` {refusal}", directory.display()));
             return config;

@@ -1,11 +1,12 @@
 //! host-local's reservations: one directory per network, one file per address.
 //!
 //! Reads only, without host-local's lock: a file that comes or goes meanwhile is seen or not, an empty one is in flight.
-//! Nobody is called leaked here. A directory that has not changed is not read again, for five minutes (`remembered.rs`). The whole round takes at most [`ROUND_LIMIT`]; 65,536 reservations take about half a
-//! second. Stores are the directories below `cni_dir` and those that the CNI configuration names elsewhere; a link in the
+//! Nobody is called leaked here. A directory that has not changed is not read again, for five minutes (`remembered.rs`). The whole round takes at most [`ROUND_LIMIT`]; 65,536 reservations take about
+//! a quarter of a second. Stores are the directories below `cni_dir` and those that the CNI configuration names elsewhere; a link in the
 //! place of a network's directory is refused, as is any file that is not a regular one.
 
 pub mod holder;
+mod reading;
 mod remembered;
 mod store;
 
@@ -25,7 +26,7 @@ use crate::source::{Sink, Source, absent, degraded, observation, unreadable, wor
 
 use remembered::Remembered;
 pub use store::address;
-use store::{Bounds, Named, Remarks};
+use store::{Bounds, Remarks, StoreName};
 
 /// How long one round may take.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(10);
@@ -40,8 +41,18 @@ pub struct HostLocalSource {
     root: HostRoot,
     cni_dir: PathBuf,
     cni_conf_dir: PathBuf,
+    named: Named,
     entries_limit: usize,
     remembered: Remembered,
+}
+
+/// Which directories somebody named: that such a one does not exist is no node without host-local, but a mistake.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Named {
+    /// host-local's.
+    pub cni_dir: bool,
+    /// That of the CNI configuration.
+    pub cni_conf_dir: bool,
 }
 
 /// What one round gathers besides the facts it emits.
@@ -64,7 +75,21 @@ impl HostLocalSource {
     pub fn new(root: HostRoot, cni_dir: PathBuf, cni_conf_dir: PathBuf) -> Self {
         // Collecting the components takes away doubled and trailing slashes, so that paths can be compared and shown.
         let cni_dir = cni_dir.components().collect();
-        Self { root, cni_dir, cni_conf_dir, entries_limit: ENTRIES_LIMIT, remembered: Remembered::default() }
+        Self {
+            root,
+            cni_dir,
+            cni_conf_dir,
+            named: Named::default(),
+            entries_limit: ENTRIES_LIMIT,
+            remembered: Remembered::default(),
+        }
+    }
+
+    /// What of its directories has to exist.
+    #[must_use]
+    pub fn with_named(mut self, named: Named) -> Self {
+        self.named = named;
+        self
     }
 
     /// Reads at most so many directory entries per network.
@@ -88,6 +113,14 @@ impl HostLocalSource {
         }
         let unread = !config.elsewhere.is_empty();
         round.warnings.extend(config.warnings.into_iter().chain(config.elsewhere));
+        if self.named.cni_conf_dir && config.missing {
+            // It might name more stores.
+            let why = format!("the CNI configuration `{}` does not exist", self.cni_conf_dir.display());
+            if !below {
+                return Err(why);
+            }
+            round.partial.push(why);
+        }
         Ok((below || elsewhere || unread).then_some(()))
     }
 
@@ -102,7 +135,7 @@ impl HostLocalSource {
         let failed = |refusal: Refusal| format!("host-local's directory `{}` {refusal}", self.cni_dir.display());
         let mut top = match bounded::open_dir(&self.root, &self.cni_dir) {
             Ok(top) => top,
-            Err(Refusal::Missing) => return Ok(false),
+            Err(Refusal::Missing) if !self.named.cni_dir => return Ok(false),
             Err(refusal) => return Err(failed(refusal)),
         };
         let (entries, more) = bounded::entries(&mut top, NETWORKS_LIMIT).map_err(failed)?;
@@ -121,7 +154,7 @@ impl HostLocalSource {
             } else if entry.may_be_directory() {
                 let network = shown(name);
                 let range_sets = config.range_sets(&network, &self.cni_dir);
-                let named = Named { store, network, range_sets };
+                let named = StoreName { store, network, range_sets };
                 round.read_network(&top, &entry.name, named, bounds, &mut self.remembered, emit);
             }
         }
@@ -143,7 +176,7 @@ impl HostLocalSource {
             match bounded::open_dir(&self.root, data_dir) {
                 Ok(top) => {
                     any = true;
-                    let named = Named {
+                    let named = StoreName {
                         store: store::path(data_dir, name.to_bytes()),
                         network: network.name.clone(),
                         range_sets: network.range_sets.clone(),
@@ -168,7 +201,7 @@ impl Round {
         &mut self,
         top: impl AsFd,
         name: &std::ffi::CStr,
-        named: Named,
+        named: StoreName,
         bounds: Bounds,
         remembered: &mut Remembered,
         emit: &mut dyn FnMut(Fact),

@@ -84,7 +84,7 @@ pub fn parse(bytes: &[u8]) -> Result<Checkpoint, BadState> {
         let ifname = Some(row.ifname.as_str()).filter(|name| *name != "unknown");
         let millis = row.allocated_nanos / 1_000_000;
         reservations.push(Reservation {
-            store: String::new(),
+            store: "".into(),
             address,
             holder: pod_store::holder(&row.container_id, ifname),
             modified: match millis {

@@ -100,7 +100,7 @@ impl Address {
 
     fn reservation(self, address: IpAddr) -> Reservation {
         Reservation {
-            store: String::new(),
+            store: "".into(),
             address,
             holder: match self.key.container.as_str() {
                 "" => Known::because("ipamd does not tell for which container it is"),

@@ -33,7 +33,7 @@ impl Endpoint {
     /// A reservation for each of its addresses.
     pub(super) fn reservations(&self, store: &str) -> impl Iterator<Item = Reservation> {
         self.addresses.iter().map(move |address| Reservation {
-            store: store.to_owned(),
+            store: store.into(),
             address: *address,
             holder: self.holder.clone(),
             modified: no_time(),

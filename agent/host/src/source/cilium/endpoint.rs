@@ -46,7 +46,7 @@ impl Endpoint {
     /// A reservation for each of its addresses; the host's own endpoint has none.
     pub(super) fn reservations(&self, store: &str) -> Vec<Reservation> {
         let reservation = |address: &IpAddr| Reservation {
-            store: store.to_owned(),
+            store: store.into(),
             address: *address,
             holder: self.holder.clone(),
             modified: Known::because("Cilium's state does not tell since when"),

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use headroom_core::known::Known;
@@ -16,7 +17,7 @@ use headroom_core::time::{NodeTime, WallTime};
 use nix::dir::Dir;
 use nix::sys::stat::fstat;
 
-use super::store::{self, Bounds, Named, Remarks};
+use super::store::{self, Bounds, Remarks, StoreName};
 use crate::clock;
 
 /// How long a directory must have stood still.
@@ -34,7 +35,7 @@ struct Reading {
     state: State,
     at: NodeTime,
     network: Network,
-    reservations: Vec<Reservation>,
+    reservations: Vec<Arc<Reservation>>,
 }
 
 /// The last readings, by store.
@@ -43,7 +44,7 @@ pub(super) struct Remembered(BTreeMap<String, Reading>);
 
 impl Remembered {
     /// Reads a network's directory, or tells again what was read.
-    pub(super) fn read(&mut self, dir: Dir, named: Named, bounds: Bounds, emit: &mut dyn FnMut(Fact)) -> Remarks {
+    pub(super) fn read(&mut self, dir: Dir, named: StoreName, bounds: Bounds, emit: &mut dyn FnMut(Fact)) -> Remarks {
         let now = clock::now();
         let state = state(&dir, now.wall);
         let remembered = self
@@ -63,7 +64,7 @@ impl Remembered {
                 Fact::Reservation(reservation) if understood && reservations.len() < RESERVATIONS_LIMIT => {
                     understood =
                         reservation.holder.present().is_some() && matches!(reservation.modified, Known::Present(_));
-                    reservations.push(reservation.clone());
+                    reservations.push(Arc::clone(reservation));
                 }
                 Fact::Network(told) => network = Some(told.clone()),
                 _another => understood = false,

@@ -1,22 +1,21 @@
-//! One network's directory: names first, then one open, fstat, read and close per reservation.
+//! One network's directory: names first, then (`reading.rs`) what the files say.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use headroom_core::known::{Known, Why};
-use headroom_core::observe::{AddressRange, Fact, Ipam, Network, Reservation};
+use headroom_core::observe::{AddressRange, Fact, Ipam, Network};
 use headroom_core::time::NodeTime;
-use nix::dir::{Dir, Type};
+use nix::dir::Dir;
 use nix::sys::stat::fstat;
 
-use super::holder;
-use crate::bounded::{self, Refusal, shown};
+use super::reading::{self, Listed, Progress};
+use crate::bounded::{self, shown};
 use crate::clock;
 
-/// host-local writes less than 200 bytes; more than this is not its file.
-const CONTENT_LIMIT: usize = 4096;
 /// The file beside the reservations that names the last one, before the number of its range set.
 const LAST_RESERVED: &str = "last_reserved_ip.";
 /// More range sets than any network has.
@@ -37,7 +36,7 @@ pub(super) struct Bounds {
 
 /// What a store is called and what is configured for it.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(super) struct StoreName {
     /// Path of the directory on the node.
     pub(super) store: String,
     /// Name of the network.
@@ -55,44 +54,25 @@ pub(super) struct Remarks {
     pub(super) denied: usize,
 }
 
-/// A reservation's name, as the directory lists it.
-type Listed = (IpAddr, Option<Type>);
-
 /// The device and inode of an open directory: what tells a store reached on two ways.
 pub(super) fn identity(dir: &Dir) -> Option<(u64, u64)> {
     fstat(dir.as_fd()).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 /// Reads a network's directory: its reservations, then one [`Network`] that tells whether these are all.
-pub(super) fn read(mut dir: Dir, named: Named, bounds: Bounds, emit: &mut dyn FnMut(Fact)) -> Remarks {
+pub(super) fn read(mut dir: Dir, named: StoreName, bounds: Bounds, emit: &mut dyn FnMut(Fact)) -> Remarks {
     let mut remarks = Remarks::default();
     let Listing { listed, ignored, last_reserved } = list(&mut dir, bounds, &named.store, &mut remarks);
-    let Named { store, network, range_sets } = named;
+    let StoreName { store, network, range_sets } = named;
 
-    let mut buffer = [0; CONTENT_LIMIT + 1];
-    for (done, (address, kind)) in listed.iter().enumerate() {
-        if done % FILES_PER_CLOCK == FILES_PER_CLOCK - 1 && clock::node_time() > bounds.deadline {
-            remarks.partial = Some(Why::new(format!(
-                "the time for reading the stores ran out after {done} of {} reservations of `{store}`",
-                listed.len()
-            )));
-            break;
-        }
-        let content = match Refusal::of_type(*kind) {
-            Some(refusal) => Err(refusal),
-            None => bounded::read_small(&dir, address.to_string().as_str(), &mut buffer),
-        };
-        let (holder, modified) = match content {
-            Ok(small) => (holder::parse(buffer.get(..small.len).unwrap_or_default()), Known::Present(small.modified)),
-            // Released between readdir and open.
-            Err(Refusal::Missing) => continue,
-            Err(refusal) => {
-                remarks.denied += usize::from(refusal == Refusal::Denied);
-                let why = Why::new(format!("the file {refusal}"));
-                (Known::Unknown(why.clone()), Known::Unknown(why))
-            }
-        };
-        emit(Fact::Reservation(Reservation { store: store.clone(), address: *address, holder, modified, pod: None }));
+    let shared: Arc<str> = store.as_str().into();
+    let Progress { done, denied } = reading::read(&dir, &listed, &shared, bounds.deadline, emit);
+    remarks.denied = denied;
+    if done < listed.len() {
+        remarks.partial = Some(Why::new(format!(
+            "the time for reading the stores ran out after {done} of {} reservations of `{store}`",
+            listed.len()
+        )));
     }
     let complete = remarks.partial.is_none();
     let last_reserved = last_reserved.iter().filter_map(|set| Some((*set, last_reserved_in(&dir, *set)?))).collect();
@@ -117,8 +97,8 @@ fn last_reserved_in(dir: &Dir, set: u32) -> Option<IpAddr> {
 }
 
 /// A network whose directory is there but could not be opened.
-pub(super) fn unread(named: Named) -> Fact {
-    let Named { store, network, range_sets } = named;
+pub(super) fn unread(named: StoreName) -> Fact {
+    let StoreName { store, network, range_sets } = named;
     Fact::Network(Network {
         store,
         ipam: Ipam::HostLocal,
@@ -175,7 +155,7 @@ fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> Li
             continue;
         }
         match address(name) {
-            Some(address) => listed.push((address, entry.file_type())),
+            Some(address) => listed.push(Listed { address, kind: entry.file_type() }),
             None => {
                 unexpected += 1;
                 if ignored.len() < IGNORED_SHOWN {
@@ -187,15 +167,22 @@ fn list(dir: &mut Dir, bounds: Bounds, store: &str, remarks: &mut Remarks) -> Li
     if unexpected > ignored.len() {
         ignored.push(format!("… and {} more", unexpected - ignored.len()));
     }
+    // In their order they are put in place at once, here and in the ledger.
+    listed.sort_unstable_by_key(|listed| listed.address);
     Listing { listed, ignored, last_reserved }
 }
 
 /// The address a file stands for. Only the spelling that host-local uses counts: no other one is looked up by it.
 pub fn address(name: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(name).ok()?;
-    let address: IpAddr = text.parse().ok()?;
-    // Rust writes `::ffff:10.0.0.1` where Go writes `10.0.0.1`.
-    (address.to_canonical() == address && address.to_string() == text).then_some(address)
+    match text.parse().ok()? {
+        // One address has one spelling: no leading zeros are taken.
+        address @ IpAddr::V4(_) => Some(address),
+        // Rust writes `::ffff:10.0.0.1` where Go writes `10.0.0.1`.
+        address @ IpAddr::V6(_) => {
+            (address.to_canonical() == address && address.to_string() == text).then_some(address)
+        }
+    }
 }
 
 /// The path of a network's directory on the node, as people see it.
