@@ -2,11 +2,15 @@
 //! (both backends) and nft.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use headroom_core::flow::Protocol;
 use headroom_core::known::Known;
 use headroom_core::observe::{PortChoice, RuleBackend, RuleFamily, ServiceProxy, SourceNatKind, SourceNatRule};
+use headroom_host::netlink::nftables;
+use headroom_host::netlink::query::Query;
 use headroom_host::root::HostRoot;
 use headroom_host::source::rules::{Reading, read};
 use nix::sched::{CloneFlags, unshare};
@@ -301,4 +305,139 @@ fn rules_of_cilium_are_read() {
         CILIUM,
         &["ip POSTROUTING>CILIUM_POST_nat 1: ! -o cilium_+ -s 10.64.0.0/24 ! -d 10.64.0.0/16 Masquerade RandomFully"],
     );
+}
+
+/// What the reference plugin makes for a pod.
+fn made_by(plugin: &str, network: &serde_json::Value) -> Reading {
+    use std::io::{Read as _, Write as _};
+    let folders = ["/usr/lib/cni", "/opt/cni/bin"];
+    let folder = folders.into_iter().find(|folder| std::path::Path::new(folder).join(plugin).is_file()).unwrap();
+    in_a_namespace(|| {
+        // The pod: a process in a namespace of its own, which ends with its standard input.
+        let mut pod = Command::new("unshare");
+        let pod = pod.args(["-n", "sh", "-c", "echo; cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut pod = pod.spawn().unwrap();
+        pod.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let netns = format!("/proc/{}/ns/net", pod.id());
+        let environment = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "abc"),
+            ("CNI_NETNS", &netns),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", folder),
+        ];
+        let mut plugin = Command::new(format!("{folder}/{plugin}"));
+        let mut plugin = plugin.envs(environment).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        plugin.stdin.take().unwrap().write_all(network.to_string().as_bytes()).unwrap();
+        let made = plugin.wait_with_output().unwrap();
+        let reading = reading();
+        drop(pod.stdin.take());
+        pod.wait().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+        reading
+    })
+}
+
+/// Exercises what the reference plugins really make for a pod. If this fails, their rules are not understood any more.
+#[test]
+fn rules_of_the_reference_plugins_are_those_of_their_pod() {
+    for plugin in ["bridge", "ptp"] {
+        let place = tempfile::tempdir().unwrap();
+        let network = serde_json::json!({
+            "cniVersion": "0.4.0", "name": "podnet", "type": plugin, "bridge": "cbr0", "isGateway": true, "ipMasq": true,
+            "ipam": { "type": "host-local", "subnet": "10.77.0.0/24", "dataDir": place.path() },
+        });
+        let reading = made_by(plugin, &network);
+        let rules = all_told(&reading);
+        let [rule] = rules.as_slice() else { unreachable!("{plugin}: {rules:?}") };
+        assert!(rule.starts_with("ip POSTROUTING>CNI-"), "{plugin}: {rule}");
+        assert!(
+            rule.contains(" 2: -s 10.77.0.2/32 ! -d 224.0.0.0/4 but -d 10.77.0.0/24 Masquerade"),
+            "{plugin}: {rule}"
+        );
+        assert!(reading.source_nat.iter().flat_map(|rule| &rule.comments).any(|comment| comment.contains("podnet")));
+    }
+}
+
+/// A table of nftables with a chain at a hook.
+fn native(before: &str, rules: &str) -> String {
+    format!("table ip mine {{\n{before}\nchain out {{ type nat hook postrouting priority srcnat;\n{rules}\n}}\n}}\n")
+}
+
+/// Reads what `nft` makes of it, complete or not.
+fn read_native(rules: &str) -> Reading {
+    in_a_namespace(|| {
+        run("nft", &["-f", "-"], rules);
+        read(&HostRoot::live())
+    })
+}
+
+/// Exercises the bound of chains that are read in full. If this fails, a table that nobody can tell holds the agent up.
+#[test]
+fn chains_that_translate_are_read_up_to_the_bound_and_more_are_not_read_in_part() {
+    // With the one at the hook, 2048.
+    let chains = |many: usize| {
+        let chains: String = (1..many).map(|number| format!("chain c{number} {{ masquerade\n}}\n")).collect();
+        let jumps: String = (1..many)
+            .map(|number| format!("ip saddr 10.0.{}.{} jump c{number}\n", number / 256, number % 256))
+            .collect();
+        read_native(&native(&chains, &jumps))
+    };
+    let most = chains(2048);
+    assert_eq!((most.source_nat.len(), most.missing.len()), (2047, 0), "{:?}", most.missing);
+    let more = chains(2049);
+    assert_eq!(more.source_nat.len(), 0);
+    assert!(more.missing[0].contains("more chains that lead to a translating rule than 2048"), "{:?}", more.missing);
+}
+
+/// Exercises the bound of rules that are read in full.
+#[test]
+fn rules_beside_a_translating_one_are_read_up_to_the_bound() {
+    let rules = |many: usize| read_native(&native("", &format!("masquerade\n{}", "counter\n".repeat(many - 1))));
+    let most = rules(16_384);
+    assert_eq!((most.source_nat.len(), most.rules, most.missing.len()), (1, 16_384, 0), "{:?}", most.missing);
+    let more = rules(16_385);
+    assert_eq!(more.source_nat.len(), 0);
+    assert!(
+        more.missing[0].contains("more rules in chains that lead to a translating one than 16384"),
+        "{:?}",
+        more.missing
+    );
+}
+
+/// Exercises the bounds of sets. If this fails, a long set fills the screen, or is told in part.
+#[test]
+fn sets_are_told_up_to_the_bound_and_by_their_name_beyond_it() {
+    let told = |flags: &str, many: usize, suffix: &str| {
+        let elements: Vec<_> = (1..=many).map(|number| format!("10.{number}.0.0{suffix}")).collect();
+        let set = format!("set some {{ type ipv4_addr; {flags} elements = {{ {} }} }}", elements.join(", "));
+        let reading = read_native(&native(&set, "ip daddr @some masquerade"));
+        assert_eq!(reading.missing, [""; 0]);
+        reading.source_nat[0].conditions.join(" ")
+    };
+    for (flags, suffix) in [("", ""), ("flags interval;", "/16")] {
+        let all: Vec<_> = (1..=16).map(|number| format!("10.{number}.0.0{suffix}")).collect();
+        assert_eq!(told(flags, 16, suffix), format!("-d in {{{}}}", all.join(", ")));
+        assert_eq!(told(flags, 17, suffix), "-d in @some");
+        assert_eq!(told(flags, 200, suffix), "-d in @some");
+    }
+    let sets: String =
+        (1..=65).map(|number| format!("set s{number} {{ type ipv4_addr; elements = {{ 10.0.0.1 }} }}\n")).collect();
+    let rules: String = (1..=65).map(|number| format!("ip daddr @s{number} masquerade\n")).collect();
+    let reading = read_native(&native(&sets, &rules));
+    let by_name: Vec<_> =
+        reading.source_nat.iter().map(|rule| rule.conditions.join(" ")).filter(|what| what.contains('@')).collect();
+    assert_eq!(by_name, ["-d in @s65"]);
+}
+
+/// Exercises the bound of time. If this fails, a kernel with many rules holds the agent up.
+#[test]
+fn a_list_that_is_not_read_in_time_is_none() {
+    let error = in_a_namespace(|| {
+        run("nft", &["-f", "-"], &native("", "masquerade"));
+        let mut query = Query::open().unwrap();
+        let request = nftables::request(&nftables::Request::Chains, query.next_sequence());
+        query.list("chains", &request, Instant::now(), |_| Ok(ControlFlow::Continue(()))).unwrap_err()
+    });
+    assert_eq!(error.to_string(), "listing chains takes too long");
 }

@@ -260,7 +260,7 @@ fn element(attributes: Attributes<'_>) -> Result<Element<'_>, Malformed> {
                 for part in attribute.nested() {
                     let part = part?;
                     if part.kind == nfta::data::VERDICT {
-                        element.chain = verdict(part.nested())?.1;
+                        element.chain = verdict(part.nested())?.1.map(text);
                     }
                 }
             }
@@ -282,13 +282,13 @@ fn value(attributes: Attributes<'_>) -> Result<&[u8], Malformed> {
 }
 
 /// Code and chain of a verdict.
-pub(crate) fn verdict(attributes: Attributes<'_>) -> Result<(i32, Option<String>), Malformed> {
+pub(crate) fn verdict(attributes: Attributes<'_>) -> Result<(i32, Option<&[u8]>), Malformed> {
     let (mut code, mut chain) = (0, None);
     for part in attributes {
         let part = part?;
         match part.kind {
             nfta::verdict::CODE => code = part.be32("NFTA_VERDICT_CODE")?.cast_signed(),
-            nfta::verdict::CHAIN => chain = Some(text(part.payload)),
+            nfta::verdict::CHAIN => chain = Some(part.payload),
             _ => {}
         }
     }

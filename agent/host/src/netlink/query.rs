@@ -147,8 +147,13 @@ impl Query {
             let room = self.buffer.len();
             match self.socket.recv_from(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
                 Ok((length, from)) if length <= room && from.port_number() == 0 => return Ok(length),
-                // Cut off, or not from the kernel.
-                Ok(_) => {}
+                // Not from the kernel.
+                Ok((_, from)) if from.port_number() != 0 => {}
+                // Cut off: the rest is lost.
+                Ok(_) => {
+                    let source = io::Error::from_raw_os_error(libc::EMSGSIZE);
+                    return Err(QueryError::Call { what: "read netfilter's answer", source });
+                }
                 Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
                     Errno::EINTR => {}
                     Errno::EAGAIN => return Err(QueryError::Late(what)),
@@ -162,4 +167,32 @@ impl Query {
 /// The first four bytes of `NLMSG_ERROR` and `NLMSG_DONE`: a negative errno, native order.
 fn errno(payload: &[u8]) -> Option<i32> {
     payload.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes).saturating_neg())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks for something of a subsystem that no kernel has: whoever asks, the answer is a message of 36 bytes.
+    fn ask(room: usize) -> QueryError {
+        let mut query = Query::open().unwrap();
+        query.buffer.truncate(room);
+        let mut request = 20_u32.to_ne_bytes().to_vec();
+        request.extend([0xff_ff_u16, 0x301].map(u16::to_ne_bytes).concat());
+        request.extend(query.next_sequence().to_ne_bytes());
+        request.extend([0; 8]);
+        query
+            .list("nothing", &request, Instant::now() + std::time::Duration::from_secs(60), |_| unreachable!())
+            .unwrap_err()
+    }
+
+    /// Exercises the bound of a message. If this fails, a list with a hole in it is taken for the whole one.
+    #[test]
+    fn an_answer_that_does_not_fit_is_an_error() {
+        let whole = ask(DATAGRAM_BYTES);
+        assert!(matches!(whole, QueryError::Refused { .. }), "{whole}");
+        let cut = ask(16);
+        let QueryError::Call { source, .. } = &cut else { unreachable!("{cut}") };
+        assert_eq!(source.raw_os_error(), Some(libc::EMSGSIZE));
+    }
 }

@@ -43,8 +43,8 @@ struct Walk<'a> {
     ended: Vec<String>,
     found: BTreeMap<RulePlace, SourceNatRule>,
     steps: usize,
-    /// Some packets go where a map says.
-    mapped: bool,
+    /// Why a rule may be reached on a way that was not followed.
+    unfollowed: Option<&'static str>,
 }
 
 /// The rules of a table that translate source addresses.
@@ -53,7 +53,8 @@ struct Walk<'a> {
 /// these have in common.
 pub fn source_nat(table: &Table, chains: &[Chain]) -> Vec<SourceNatRule> {
     let by_name = chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
-    let mut walk = Walk { table, chains: by_name, ended: Vec::new(), found: BTreeMap::new(), steps: 0, mapped: false };
+    let mut walk =
+        Walk { table, chains: by_name, ended: Vec::new(), found: BTreeMap::new(), steps: 0, unfollowed: None };
     for chain in chains.iter().filter(|chain| chain.at_hook) {
         walk.ended.clear();
         let way = Way { probability: 1.0, ..Way::default() };
@@ -65,7 +66,11 @@ pub fn source_nat(table: &Table, chains: &[Chain]) -> Vec<SourceNatRule> {
 
 impl<'a> Walk<'a> {
     fn chain(&mut self, chain: &'a Chain, way: &Way, inside: &mut BTreeSet<&'a str>) {
-        if way.path.len() >= MAX_DEPTH || !inside.insert(&chain.name) {
+        if way.path.len() >= MAX_DEPTH {
+            self.unfollowed.get_or_insert("chains that are nested deeper than is followed may lead here");
+            return;
+        }
+        if !inside.insert(&chain.name) {
             return;
         }
         let mut way = way.clone();
@@ -74,11 +79,12 @@ impl<'a> Walk<'a> {
         for rule in &chain.rules {
             self.steps += 1;
             if self.steps > MAX_STEPS {
+                self.unfollowed = Some("there are more ways through the rules than are followed; one may lead here");
                 break;
             }
             match &rule.action {
                 Action::Continue => {}
-                Action::Map => self.mapped = true,
+                Action::Map => self.unfollowed = self.unfollowed.or(Some("a map may lead here")),
                 Action::Translate(target) => {
                     let Some(way) = way.through(&rule.parts, Some(&chain.name)) else { continue };
                     let exceptions = exceptions(self.ended.iter().chain(&returned));
@@ -154,9 +160,9 @@ impl<'a> Walk<'a> {
                 }
                 let way = Way { probability: 1.0, ..Way::default() };
                 let Some(mut way) = way.through(&rule.parts, None) else { continue };
-                if self.mapped || self.steps > MAX_STEPS {
+                if let Some(why) = self.unfollowed {
                     way.path.push("…".to_owned());
-                    way.unclear.push("a map may lead here".to_owned());
+                    way.unclear.push(why.to_owned());
                 }
                 self.find(place, &way, Vec::new(), target.clone());
             }
@@ -217,4 +223,80 @@ fn exceptions<'a>(all: impl Iterator<Item = &'a String>) -> Vec<String> {
         seen.push(format!("{more} more"));
     }
     seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use headroom_core::known::Known;
+    use headroom_core::observe::{PortChoice, SourceNat, SourceNatKind};
+
+    fn rule(position: usize, parts: Parts, action: Action) -> Rule {
+        Rule { position: u32::try_from(position).unwrap(), parts, action }
+    }
+
+    fn masquerade() -> Action {
+        Action::Translate(SourceNat {
+            kind: SourceNatKind::Masquerade,
+            addresses: None,
+            ports: Known::Absent,
+            choice: PortChoice::Keep,
+            persistent: false,
+        })
+    }
+
+    fn told(chains: &[Chain]) -> SourceNatRule {
+        let table = Table { backend: RuleBackend::IptablesLegacy, family: RuleFamily::Ip, name: "nat".to_owned() };
+        let [rule] = source_nat(&table, chains).try_into().unwrap();
+        rule
+    }
+
+    /// A hook whose chain leads through others, `depth` in all, to a rule that translates.
+    fn nested(depth: usize) -> Vec<Chain> {
+        let chain = |number: usize| {
+            let last = number + 1 == depth;
+            let action = if last { masquerade() } else { Action::Jump(format!("{}", number + 1)) };
+            Chain { name: number.to_string(), at_hook: number == 0, rules: vec![rule(1, Parts::default(), action)] }
+        };
+        (0..depth).map(chain).collect()
+    }
+
+    /// Exercises the bound of depth. If this fails, a rule in force is called dead.
+    #[test]
+    fn chains_are_followed_as_deep_as_the_bound_and_what_is_deeper_is_not_called_dead() {
+        let deepest = told(&nested(MAX_DEPTH));
+        assert_eq!((deepest.path.len(), deepest.unclear.len()), (MAX_DEPTH, 0));
+        let deeper = told(&nested(MAX_DEPTH + 1));
+        assert_eq!(deeper.path, ["…"]);
+        assert!(deeper.unclear[0].contains("deeper than is followed"), "{deeper:?}");
+    }
+
+    /// Exercises the bound of steps. If this fails, chains that call each other hold the agent up, or a rule in force is
+    /// called dead.
+    #[test]
+    fn rules_are_followed_up_to_the_bound_and_what_is_behind_it_is_not_called_dead() {
+        let long = |before: usize| {
+            let mut rules: Vec<_> = (1..=before).map(|at| rule(at, Parts::default(), Action::Continue)).collect();
+            rules.push(rule(before + 1, Parts::default(), masquerade()));
+            told(&[Chain { name: "POSTROUTING".to_owned(), at_hook: true, rules }])
+        };
+        assert_eq!(long(MAX_STEPS - 1).path, ["POSTROUTING"]);
+        let behind = long(MAX_STEPS);
+        assert_eq!(behind.path, ["…"]);
+        assert!(behind.unclear[0].contains("more ways through the rules"), "{behind:?}");
+    }
+
+    /// Exercises the bound of exceptions. If this fails, a list of a thousand networks is told whole, or cut silently.
+    #[test]
+    fn exceptions_are_told_up_to_the_bound_and_the_rest_is_counted() {
+        let with = |exceptions: usize| {
+            let parts = |number| Parts { conditions: vec![format!("-d 10.{number}.0.0/16")], ..Parts::default() };
+            let mut rules: Vec<_> = (1..=exceptions).map(|at| rule(at, parts(at), Action::End)).collect();
+            rules.push(rule(exceptions + 1, Parts::default(), masquerade()));
+            told(&[Chain { name: "POSTROUTING".to_owned(), at_hook: true, rules }]).exceptions
+        };
+        assert_eq!(with(MAX_EXCEPTIONS).len(), MAX_EXCEPTIONS);
+        let more = with(MAX_EXCEPTIONS + 2);
+        assert_eq!((more.len(), more.last().map(String::as_str)), (MAX_EXCEPTIONS + 1, Some("2 more")));
+    }
 }

@@ -1,7 +1,7 @@
 //! The packet rules of the node that matter here: those that translate source addresses, and kube-proxy's NodePorts.
 //!
 //! From the kernel itself, in the agent's own network namespace: `x_tables` by `getsockopt`, `nf_tables` by netlink dumps. No
-//! program is executed, nothing is written, and no module is loaded: `nf_tables` is asked only where its functions are in
+//! program is executed, nothing is written, and no module is loaded: `nf_tables` is asked only where it is in `/sys/module` or
 //! `/proc/kallsyms` (asking makes the kernel load it), `x_tables` only for tables that exist. Both take CAP_NET_ADMIN.
 //! Reading takes at most [`ROUND_LIMIT`]; of the time at most one part in [`IDLE_PER_ROUND`].
 
@@ -86,7 +86,7 @@ pub fn read(root: &HostRoot) -> Reading {
             }
         }
     }
-    match symbols::has(root, symbols::NF_TABLES) {
+    match symbols::has(root, &symbols::NF_TABLES) {
         Ok(false) => {}
         Ok(true) => nftables::read(&mut reading, deadline),
         Err(why) => {
@@ -94,18 +94,23 @@ pub fn read(root: &HostRoot) -> Reading {
             reading.missing.push(format!("nftables: {why}"));
         }
     }
-    if reading.source_nat.len() > TRANSLATING_LIMIT {
-        reading.missing.push(format!("there are more than {TRANSLATING_LIMIT} rules that translate source addresses"));
-        reading.source_nat.truncate(TRANSLATING_LIMIT);
-    }
-    if reading.node_ports.len() > NODE_PORTS_LIMIT {
-        reading.missing.push(format!("there are more than {NODE_PORTS_LIMIT} NodePorts"));
-        reading.node_ports.truncate(NODE_PORTS_LIMIT);
-    }
+    reading.bound();
     reading
 }
 
 impl Reading {
+    /// Drops what is more than anybody keeps, and says so.
+    fn bound(&mut self) {
+        if self.source_nat.len() > TRANSLATING_LIMIT {
+            self.missing.push(format!("there are more than {TRANSLATING_LIMIT} rules that translate source addresses"));
+            self.source_nat.truncate(TRANSLATING_LIMIT);
+        }
+        if self.node_ports.len() > NODE_PORTS_LIMIT {
+            self.missing.push(format!("there are more than {NODE_PORTS_LIMIT} NodePorts"));
+            self.node_ports.truncate(NODE_PORTS_LIMIT);
+        }
+    }
+
     fn legacy(&mut self, family: RuleFamily, table: iptables::blob::Table) {
         let place = Table { backend: RuleBackend::IptablesLegacy, family, name: "nat".to_owned() };
         self.source_nat.extend(source_nat(&place, &table.chains));
@@ -161,5 +166,60 @@ impl Source for RulesSource {
         }
         // Said in every round: a lane that was taken for dead is heard of again.
         self.said.iter().cloned().for_each(emit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use headroom_core::flow::Protocol;
+    use headroom_core::known::Known;
+    use headroom_core::observe::{PortChoice, RulePlace, SourceNat, SourceNatKind};
+
+    fn masquerade() -> SourceNatRule {
+        SourceNatRule {
+            place: RulePlace {
+                backend: RuleBackend::Nftables,
+                family: RuleFamily::Ip,
+                table: "nat".to_owned(),
+                chain: "POSTROUTING".to_owned(),
+                position: 1,
+            },
+            path: Vec::new(),
+            protocol: None,
+            conditions: Vec::new(),
+            exceptions: Vec::new(),
+            probability: 1.0,
+            target: SourceNat {
+                kind: SourceNatKind::Masquerade,
+                addresses: None,
+                ports: Known::Absent,
+                choice: PortChoice::Keep,
+                persistent: false,
+            },
+            comments: Vec::new(),
+            unclear: Vec::new(),
+        }
+    }
+
+    /// Exercises the bounds of what is kept. If this fails, a node with many rules fills the memory, or loses some silently.
+    #[test]
+    fn what_is_more_than_anybody_keeps_is_dropped_and_that_is_said() {
+        let node_port =
+            NodePort { proxy: ServiceProxy::Iptables, protocol: Protocol::TCP, port: 30_080, service: None };
+        let kept = |rules: usize, ports: usize| {
+            let mut reading = Reading {
+                source_nat: vec![masquerade(); rules],
+                node_ports: vec![node_port.clone(); ports],
+                ..Reading::default()
+            };
+            reading.bound();
+            (reading.source_nat.len(), reading.node_ports.len(), reading.missing)
+        };
+        assert_eq!(kept(TRANSLATING_LIMIT, NODE_PORTS_LIMIT), (TRANSLATING_LIMIT, NODE_PORTS_LIMIT, Vec::new()));
+        let (rules, ports, missing) = kept(TRANSLATING_LIMIT + 1, NODE_PORTS_LIMIT + 1);
+        assert_eq!((rules, ports), (TRANSLATING_LIMIT, NODE_PORTS_LIMIT));
+        let [rules, ports] = missing.as_slice() else { panic!("{missing:?}") };
+        assert!(rules.contains("more than 4096 rules") && ports.contains("more than 65536 NodePorts"), "{missing:?}");
     }
 }

@@ -65,14 +65,19 @@ pub fn read(root: &HostRoot, range: PortRange) -> Reading {
     cilium::read(&mut reading, root, deadline);
     reading.node_ports.sort();
     reading.node_ports.dedup();
-    if reading.node_ports.len() > NODE_PORTS_LIMIT {
-        reading.missing.push(format!("there are more than {NODE_PORTS_LIMIT} NodePorts"));
-        reading.node_ports.truncate(NODE_PORTS_LIMIT);
-    }
+    reading.bound();
     reading
 }
 
 impl Reading {
+    /// Drops what is more than anybody keeps, and says so.
+    fn bound(&mut self) {
+        if self.node_ports.len() > NODE_PORTS_LIMIT {
+            self.missing.push(format!("there are more than {NODE_PORTS_LIMIT} NodePorts"));
+            self.node_ports.truncate(NODE_PORTS_LIMIT);
+        }
+    }
+
     fn outcome(&self) -> (Outcome, Fact) {
         let (how, why) = (self.seen.join(", "), self.missing.join("; "));
         match (self.seen.is_empty(), self.missing.is_empty()) {
@@ -105,5 +110,29 @@ impl Source for ServicesSource {
         }
         // Said in every round: a lane that was taken for dead is heard of again.
         self.said.iter().cloned().for_each(emit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use headroom_core::flow::Protocol;
+
+    /// Exercises the bound of what is kept. If this fails, a map of another's making fills the memory, or ports are lost
+    /// silently.
+    #[test]
+    fn node_ports_are_kept_up_to_the_bound() {
+        let node_port = NodePort { proxy: ServiceProxy::Cilium, protocol: Protocol::TCP, port: 30_080, service: None };
+        let kept = |ports: usize| {
+            let mut reading = Reading { node_ports: vec![node_port.clone(); ports], ..Reading::default() };
+            reading.bound();
+            (reading.node_ports.len(), reading.missing)
+        };
+        assert_eq!(kept(NODE_PORTS_LIMIT), (NODE_PORTS_LIMIT, Vec::new()));
+        let (ports, missing) = kept(NODE_PORTS_LIMIT + 1);
+        assert_eq!(
+            (ports, missing.as_slice()),
+            (NODE_PORTS_LIMIT, ["there are more than 65536 NodePorts".to_owned()].as_slice())
+        );
     }
 }

@@ -27,11 +27,11 @@ const FIRST_SMALL_REGISTER: u32 = 8;
 
 /// What a rule is worth reading for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Glance {
+pub struct Glance<'a> {
     /// It translates source addresses.
     pub translates: bool,
-    /// It leads to another chain.
-    pub chain: Option<String>,
+    /// It leads to another chain, of this name.
+    pub chain: Option<&'a [u8]>,
     /// It leads to chains that a map names.
     pub map: bool,
 }
@@ -62,7 +62,7 @@ fn expressions<'a>(list: Attributes<'a>) -> impl Iterator<Item = Result<Expressi
 ///
 /// # Errors
 /// Its expressions are not laid out as they should be.
-pub fn glance(rule: &RawRule<'_>) -> Result<Glance, Malformed> {
+pub fn glance<'a>(rule: &RawRule<'a>) -> Result<Glance<'a>, Malformed> {
     let mut glance = Glance::default();
     for expression in expressions(rule.expressions.clone()) {
         let Expression { name, data } = expression?;
@@ -79,7 +79,7 @@ pub fn glance(rule: &RawRule<'_>) -> Result<Glance, Malformed> {
             }
             b"target" => {
                 let (name, ..) = extension(data)?;
-                glance.translates |= matches!(name.as_str(), "MASQUERADE" | "SNAT" | "NETMAP");
+                glance.translates |= matches!(name, b"MASQUERADE" | b"SNAT" | b"NETMAP");
             }
             b"immediate" => {
                 if let Some((JUMP | GOTO, chain)) = immediate_verdict(data)? {
@@ -128,12 +128,12 @@ fn comment(mut userdata: &[u8]) -> Option<String> {
 }
 
 /// Name, revision and data of a `match` or `target`.
-fn extension(data: Attributes<'_>) -> Result<(String, u8, &[u8]), Malformed> {
-    let (mut name, mut revision, mut info) = (String::new(), 0, &[][..]);
+fn extension(data: Attributes<'_>) -> Result<(&[u8], u8, &[u8]), Malformed> {
+    let (mut name, mut revision, mut info) = (&[][..], 0, &[][..]);
     for attribute in data {
         let attribute = attribute?;
         match attribute.kind {
-            1 => name = text(attribute.payload),
+            1 => name = attribute.payload.split(|byte| *byte == 0).next().unwrap_or_default(),
             2 => revision = u8::try_from(attribute.be32("NFTA_TARGET_REV")?).unwrap_or(u8::MAX),
             3 => info = attribute.payload,
             _ => {}
@@ -143,7 +143,7 @@ fn extension(data: Attributes<'_>) -> Result<(String, u8, &[u8]), Malformed> {
 }
 
 /// The verdict of an `immediate`, if it holds one.
-fn immediate_verdict(data: Attributes<'_>) -> Result<Option<(i32, Option<String>)>, Malformed> {
+fn immediate_verdict(data: Attributes<'_>) -> Result<Option<(i32, Option<&[u8]>)>, Malformed> {
     for attribute in data {
         let attribute = attribute?;
         // NFTA_IMMEDIATE_DATA
@@ -228,11 +228,11 @@ impl Run<'_> {
         match name {
             b"match" => {
                 let (name, revision, info) = extension(data)?;
-                xt::read_match(&name, revision, info, &mut self.parts);
+                xt::read_match(&text(name), revision, info, &mut self.parts);
             }
             b"target" => {
                 let (name, revision, info) = extension(data)?;
-                self.action = xt::read_target(&name, revision, info, self.family, &mut self.parts);
+                self.action = xt::read_target(&text(name), revision, info, self.family, &mut self.parts);
             }
             b"immediate" => self.immediate(data)?,
             b"masq" => {
@@ -275,8 +275,8 @@ impl Run<'_> {
     fn immediate(&mut self, data: Attributes<'_>) -> Result<(), Malformed> {
         if let Some((code, chain)) = immediate_verdict(data.clone())? {
             self.action = match (code, chain) {
-                (JUMP, Some(chain)) => Action::Jump(chain),
-                (GOTO, Some(chain)) => Action::Goto(chain),
+                (JUMP, Some(chain)) => Action::Jump(text(chain)),
+                (GOTO, Some(chain)) => Action::Goto(text(chain)),
                 (RETURN, _) => Action::Return,
                 (CONTINUE, _) => Action::Continue,
                 _ => Action::End,

@@ -1,5 +1,6 @@
 //! Reading `nf_tables`: chains first, then the rules of tables that translate addresses, then once more those chains that
-//! matter, in full. kube-proxy's NodePorts are in a chain (`iptables-nft`) or in maps of a table of its own.
+//! matter, in full. kube-proxy's NodePorts are in a chain (`iptables-nft`), decoded as it passes by, or in maps of a table of
+//! its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -10,8 +11,9 @@ use headroom_core::flow::Protocol;
 use headroom_core::observe::{NodePort, RuleBackend, RuleFamily, ServiceProxy};
 
 use super::Reading;
+use crate::netlink::message::Malformed;
 use crate::netlink::nftables::rule::{glance, rule};
-use crate::netlink::nftables::{self as nft, ChainHead, Element, Place, Request};
+use crate::netlink::nftables::{self as nft, ChainHead, Element, Place, RawRule, Request};
 use crate::netlink::query::{Query, QueryError};
 use crate::rules::source_nat::{Table, source_nat};
 use crate::rules::{Chain, Rule};
@@ -51,6 +53,31 @@ struct Nat {
     node_ports: bool,
 }
 
+/// Counts what is listed, up to a bound.
+struct Bound {
+    what: &'static str,
+    limit: usize,
+    count: usize,
+}
+
+impl Bound {
+    fn new(what: &'static str, limit: usize) -> Self {
+        Self { what, limit, count: 0 }
+    }
+
+    /// One more; the list ends with the first that is too many.
+    fn one_more(&mut self) -> ControlFlow<()> {
+        self.count += 1;
+        if self.count > self.limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// How many there are, unless that is not known.
+    fn end(self) -> Result<usize, QueryError> {
+        let Self { what, limit, count } = self;
+        if count > limit { Err(QueryError::TooMany { what, limit }) } else { Ok(count) }
+    }
+}
+
 /// Where a chain leads, as far as that matters.
 #[derive(Debug, Default)]
 struct Links {
@@ -84,7 +111,7 @@ fn tables(deadline: Instant) -> Result<BTreeMap<(RuleFamily, String), Nat>, Quer
     let mut with_node_ports: BTreeSet<(RuleFamily, String)> = BTreeSet::new();
     let mut query = Query::open()?;
     let request = nft::request(&Request::Chains, query.next_sequence());
-    let mut count = 0;
+    let mut bound = Bound::new("chains", CHAINS_LIMIT);
     query.list("chains", &request, deadline, |message| {
         let Some(ChainHead { family, table, name, nat_hook }) = nft::chain(message)? else {
             return Ok(ControlFlow::Continue(()));
@@ -98,12 +125,9 @@ fn tables(deadline: Instant) -> Result<BTreeMap<(RuleFamily, String), Nat>, Quer
         } else if name == KUBE_CHAIN {
             with_node_ports.insert((family, table));
         }
-        count += 1;
-        Ok(if count > CHAINS_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        Ok(bound.one_more())
     })?;
-    if count > CHAINS_LIMIT {
-        return Err(QueryError::TooMany { what: "chains", limit: CHAINS_LIMIT });
-    }
+    bound.end()?;
     for (place, nat) in &mut tables {
         nat.node_ports = with_node_ports.contains(place);
     }
@@ -130,26 +154,28 @@ fn table(
         reading.seen.push(seen);
     }
     let place = Table { backend, family, name: name.to_owned() };
-    let mut unsteady = true;
-    for _attempt in 0..ATTEMPTS {
-        let (links, rules, interrupted) = links(family, name, deadline)?;
-        reading.rules += rules;
+    let with_node_ports = nat.node_ports && like_iptables;
+    if with_node_ports {
+        reading.proxy(ServiceProxy::Iptables);
+    }
+    for attempt in 1..=ATTEMPTS {
+        let mut node_ports = Vec::new();
+        let (links, rules, interrupted) = links(family, name, deadline, with_node_ports.then_some(&mut node_ports))?;
         let wanted = matter(&links, &nat.translating);
         let (chains, changed) = full(family, name, nat, &wanted, deadline)?;
-        unsteady = interrupted || changed;
-        if unsteady {
-            reading.rules -= rules;
+        let unsteady = interrupted || changed;
+        if unsteady && attempt < ATTEMPTS {
             continue;
         }
-        reading.source_nat.extend(source_nat(&place, &chains));
+        // NodePorts of a table that keeps changing were seen all the same.
+        reading.node_ports.append(&mut node_ports);
+        if unsteady {
+            reading.missing.push(format!("nftables table `{} {name}` changed each time it was read", family.name()));
+        } else {
+            reading.rules += rules;
+            reading.source_nat.extend(source_nat(&place, &chains));
+        }
         break;
-    }
-    if unsteady {
-        reading.missing.push(format!("nftables table `{} {name}` changed each time it was read", family.name()));
-    }
-    if nat.node_ports && like_iptables {
-        reading.proxy(ServiceProxy::Iptables);
-        chain_node_ports(reading, family, name, deadline)?;
     }
     if name == KUBE_PROXY && !like_iptables {
         reading.proxy(ServiceProxy::Nftables);
@@ -160,15 +186,17 @@ fn table(
     Ok(())
 }
 
-/// Looks all rules of a table over: where chains lead, how many rules there are, and whether they changed meanwhile.
+/// Looks all rules of a table over: where chains lead, how many rules there are, and whether they changed meanwhile. Of
+/// kube-proxy's chain the NodePorts are kept where they are asked for.
 fn links(
     family: RuleFamily,
     table: &str,
     deadline: Instant,
+    mut node_ports: Option<&mut Vec<NodePort>>,
 ) -> Result<(BTreeMap<String, Links>, usize, bool), QueryError> {
     let mut links: BTreeMap<String, Links> = BTreeMap::new();
     let mut current = (Vec::new(), Links::default());
-    let (mut rules, mut interrupted) = (0, false);
+    let (mut bound, mut interrupted) = (Bound::new("rules", RULES_LIMIT), false);
     let mut query = Query::open()?;
     let request = nft::request(&Request::Rules(Place { family, table, within: None }), query.next_sequence());
     let mut keep = |(chain, held): (Vec<u8>, Links)| {
@@ -186,17 +214,19 @@ fn links(
         let seen = glance(&raw)?;
         current.1.translates |= seen.translates;
         current.1.map |= seen.map;
-        if let Some(chain) = seen.chain.filter(|chain| current.1.chains.last() != Some(chain)) {
+        if let Some(chain) = seen.chain.map(nft::text).filter(|chain| current.1.chains.last() != Some(chain)) {
             current.1.chains.push(chain);
         }
-        rules += 1;
-        Ok(if rules > RULES_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        if let Some(found) = node_ports.as_mut().filter(|_| raw.chain == KUBE_CHAIN.as_bytes()) {
+            // One more than is kept tells that there are more.
+            if found.len() <= super::NODE_PORTS_LIMIT {
+                found.extend(node_port(&raw, family)?);
+            }
+        }
+        Ok(bound.one_more())
     })?;
     keep(current);
-    if rules > RULES_LIMIT {
-        return Err(QueryError::TooMany { what: "rules", limit: RULES_LIMIT });
-    }
-    Ok((links, rules, interrupted))
+    Ok((links, bound.end()?, interrupted))
 }
 
 /// The chains that translate, those from a hook that lead by a map, and all that lead to these.
@@ -238,7 +268,8 @@ fn full(
         return Err(QueryError::TooMany { what: "chains that lead to a translating rule", limit: FULL_CHAINS_LIMIT });
     }
     let mut sets = Sets { family, table, deadline, known: BTreeMap::new() };
-    let (mut chains, mut count, mut interrupted) = (Vec::new(), 0, false);
+    let mut bound = Bound::new("rules in chains that lead to a translating one", FULL_RULES_LIMIT);
+    let (mut chains, mut interrupted) = (Vec::new(), false);
     for name in wanted {
         let mut rules: Vec<Rule> = Vec::new();
         let mut query = Query::open()?;
@@ -246,19 +277,17 @@ fn full(
         let request = nft::request(&Request::Rules(place), query.next_sequence());
         query.list("rules", &request, deadline, |message| {
             interrupted |= nft::is_interrupted(message);
-            if let Some(raw) = nft::raw_rule(message)? {
-                let position = u32::try_from(rules.len() + 1).unwrap_or(u32::MAX);
-                rules.push(rule(&raw, family, position, &mut |set| sets.shown(set))?);
-                count += 1;
-            }
-            Ok(if count > FULL_RULES_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            let Some(raw) = nft::raw_rule(message)? else { return Ok(ControlFlow::Continue(())) };
+            let position = u32::try_from(rules.len() + 1).unwrap_or(u32::MAX);
+            rules.push(rule(&raw, family, position, &mut |set| sets.shown(set))?);
+            Ok(bound.one_more())
         })?;
-        if count > FULL_RULES_LIMIT {
-            let what = "rules in chains that lead to a translating one";
-            return Err(QueryError::TooMany { what, limit: FULL_RULES_LIMIT });
+        if bound.count > FULL_RULES_LIMIT {
+            break;
         }
         chains.push(Chain { name: (*name).to_owned(), at_hook: nat.translating.contains(*name), rules });
     }
+    bound.end()?;
     Ok((chains, interrupted))
 }
 
@@ -284,7 +313,7 @@ impl Sets<'_> {
     fn read(&self, set: &str) -> Option<String> {
         let mut keys: Vec<(Vec<u8>, bool)> = Vec::new();
         let place = Place { family: self.family, table: self.table, within: Some(set) };
-        let more = elements(&place, SET_ELEMENTS_SHOWN * 2, self.deadline, |element| {
+        let more = elements(&place, SET_ELEMENTS_SHOWN * 2 + 1, self.deadline, |element| {
             keys.push((element.key.to_vec(), element.is_end));
         })
         .ok()?;
@@ -292,9 +321,10 @@ impl Sets<'_> {
     }
 }
 
-/// Keys of a set in words, if they are addresses or ports. Intervals come as their beginning, and as what follows their end.
+/// Keys of a set in words, if they are addresses or ports, and not too many. Intervals come as their beginning, and as what follows their end.
 fn intervals(mut keys: Vec<(Vec<u8>, bool)>) -> Option<String> {
-    keys.sort();
+    // Where one interval follows another at once, the end of the first comes before the beginning of the second.
+    keys.sort_by(|(key, is_end), (other, other_is_end)| key.cmp(other).then(other_is_end.cmp(is_end)));
     let shown = |key: &[u8]| match key.len() {
         2 => Some(u16::from_be_bytes(key.try_into().ok()?).to_string()),
         4 => Some(Ipv4Addr::from(*key.first_chunk::<4>()?).to_string()),
@@ -310,7 +340,8 @@ fn intervals(mut keys: Vec<(Vec<u8>, bool)>) -> Option<String> {
             continue;
         }
         let first = shown(&key)?;
-        let next = keys.next_if(|_| has_intervals).map(|(key, _)| before(&key));
+        let next = keys.peek().filter(|_| has_intervals).map(|(key, _)| before(key));
+        let _end = keys.next_if(|(_, is_end)| *is_end);
         words.push(match next {
             None if has_intervals => format!("{first}-"),
             None => first,
@@ -320,7 +351,7 @@ fn intervals(mut keys: Vec<(Vec<u8>, bool)>) -> Option<String> {
             }
         });
     }
-    Some(format!("{{{}}}", words.join(", ")))
+    (words.len() <= SET_ELEMENTS_SHOWN).then(|| format!("{{{}}}", words.join(", ")))
 }
 
 /// The number before, of as many bytes.
@@ -382,26 +413,11 @@ fn elements(
     Ok(count > limit)
 }
 
-/// NodePorts as `iptables-nft` rules: `-p tcp -m comment --comment "ns/name:port" --dport 30080 -j KUBE-EXT-…`.
-fn chain_node_ports(
-    reading: &mut Reading,
-    family: RuleFamily,
-    table: &str,
-    deadline: Instant,
-) -> Result<(), QueryError> {
-    let mut query = Query::open()?;
-    let place = Place { family, table, within: Some(KUBE_CHAIN) };
-    let request = nft::request(&Request::Rules(place), query.next_sequence());
-    let found = &mut reading.node_ports;
-    query.list("NodePorts", &request, deadline, |message| {
-        if let Some(raw) = nft::raw_rule(message)? {
-            let parts = rule(&raw, family, 1, &mut |_| None)?.parts;
-            if let (Some(protocol), Some(port)) = (parts.protocol, parts.destination_port) {
-                found.push(NodePort { proxy: ServiceProxy::Iptables, protocol, port, service: parts.comment });
-            }
-        }
-        Ok(if found.len() > super::NODE_PORTS_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })
+/// A NodePort as a rule of `iptables-nft`: `-p tcp -m comment --comment "ns/name:port" --dport 30080 -j KUBE-EXT-…`.
+fn node_port(raw: &RawRule<'_>, family: RuleFamily) -> Result<Option<NodePort>, Malformed> {
+    let parts = rule(raw, family, 1, &mut |_| None)?.parts;
+    let (Some(protocol), Some(port)) = (parts.protocol, parts.destination_port) else { return Ok(None) };
+    Ok(Some(NodePort { proxy: ServiceProxy::Iptables, protocol, port, service: parts.comment }))
 }
 
 /// NodePorts as keys of a map: protocol and port, each in four bytes; the chain it leads to holds the Service's name.
@@ -444,6 +460,20 @@ fn service(chain: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Exercises the bounds of chains and rules. If this fails, half a list is taken for the whole one.
+    #[test]
+    fn a_list_ends_with_the_first_that_is_too_many_and_is_then_no_list() {
+        let counted = |how_many: usize| {
+            let mut bound = Bound::new("rules", 3);
+            let read = (0..how_many).take_while(|_| bound.one_more().is_continue()).count();
+            (read, bound.end().map_err(|error| error.to_string()))
+        };
+        assert_eq!(counted(0), (0, Ok(0)));
+        assert_eq!(counted(3), (3, Ok(3)));
+        assert_eq!(counted(4), (3, Err("there are more rules than 3".to_owned())));
+        assert_eq!(counted(9), (3, Err("there are more rules than 3".to_owned())));
+    }
 
     #[test]
     fn a_chain_of_kube_proxy_names_its_service() {

@@ -30,7 +30,7 @@ const SETS: [(&str, Protocol); 6] = [
 /// Reads Services of IPVS, if there are any.
 pub(super) fn read(reading: &mut Reading, root: &HostRoot, range: PortRange, deadline: Instant) {
     let path = own_table(root, "ip_vs");
-    let services = match services(root, deadline) {
+    let services = match services(root, TABLE_LIMIT_BYTES, deadline) {
         Ok(Some(services)) => services,
         Ok(None) => return,
         Err(why) => return reading.missing.push(format!("`{}`: {why}", path.display())),
@@ -59,21 +59,21 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, range: PortRange, dea
 }
 
 /// Protocol and port of every Service; `None` where there is no IPVS.
-fn services(root: &HostRoot, deadline: Instant) -> Result<Option<Vec<(Protocol, u16)>>, String> {
-    let mut lines = match Lines::open(root, &own_table(root, "ip_vs"), TABLE_LIMIT_BYTES) {
+fn services(root: &HostRoot, limit_bytes: usize, deadline: Instant) -> Result<Option<Vec<(Protocol, u16)>>, String> {
+    let mut lines = match Lines::open(root, &own_table(root, "ip_vs"), limit_bytes) {
         Ok(lines) => lines,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.to_string()),
     };
     let mut services = Vec::new();
-    loop {
+    for read in 1_usize.. {
         match lines.step().map_err(|error| error.to_string())? {
             Step::Line(line) => services.extend(service(line)),
             Step::TooLong => return Err("a line is too long".to_owned()),
-            Step::Limit => return Err(format!("it is longer than {TABLE_LIMIT_BYTES} bytes")),
+            Step::Limit => return Err(format!("it has {limit_bytes} bytes or more")),
             Step::End => break,
         }
-        if services.len() % 1024 == 1023 && Instant::now() > deadline {
+        if read.is_multiple_of(1024) && Instant::now() > deadline {
             return Err("reading it takes too long".to_owned());
         }
     }
@@ -101,7 +101,7 @@ pub fn service(line: &[u8]) -> Option<(Protocol, u16)> {
 /// # Errors
 /// Why they cannot be read.
 pub fn sets(root: &HostRoot, deadline: Instant) -> Result<Option<Vec<(Protocol, u16)>>, String> {
-    if !root.is_live() || !symbols::has(root, symbols::IP_SET)? {
+    if !root.is_live() || !symbols::has(root, &symbols::IP_SET)? {
         return Ok(None);
     }
     let (mut ports, mut there) = (Vec::new(), false);
@@ -153,6 +153,25 @@ mod tests {
         assert!(read(&HostRoot::at(place.path()), PortRange::NODE_PORTS).proxies.is_empty());
         std::fs::remove_file(place.path().join("proc/net/ip_vs")).unwrap();
         assert!(read(&HostRoot::at(place.path()), PortRange::NODE_PORTS).proxies.is_empty());
+    }
+
+    /// Exercises the bounds of size and time. If this fails, half a table is taken for the whole one, or the agent is held up.
+    #[test]
+    fn a_table_is_read_up_to_the_bound_and_until_the_deadline() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(place.path().join("proc/net")).unwrap();
+        let write = |table: &str| std::fs::write(place.path().join("proc/net/ip_vs"), table).unwrap();
+        let root = HostRoot::at(place.path());
+        let (past, future) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(600));
+        write(TABLE);
+        assert_eq!(services(&root, TABLE.len() + 1, future).unwrap().map(|services| services.len()), Some(3));
+        let error = services(&root, TABLE.len(), future).unwrap_err();
+        assert_eq!(error, format!("it has {} bytes or more", TABLE.len()));
+        // Endpoints count as Services do.
+        write(&"  -> 0A400005:1F90      Masq    1      0          0         \n".repeat(1023));
+        assert_eq!(services(&root, TABLE_LIMIT_BYTES, past), Ok(Some(Vec::new())));
+        write(&"  -> 0A400005:1F90      Masq    1      0          0         \n".repeat(1024));
+        assert_eq!(services(&root, TABLE_LIMIT_BYTES, past), Err("reading it takes too long".to_owned()));
     }
 
     proptest! {
