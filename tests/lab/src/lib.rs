@@ -8,6 +8,7 @@
 //! The lab needs root. It never touches the machine's own network: every link, rule and address lives in a namespace
 //! made here. It does not judge: what the agent should have said is the tests' business.
 
+pub mod accuracy;
 pub mod bench;
 pub mod cilium;
 pub mod conntrack;
