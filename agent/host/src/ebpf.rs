@@ -12,12 +12,14 @@ use headroom_core::observe::{Fact, Program, ProgramRuns};
 use crate::btf::BtfError;
 
 pub mod conntrack;
+mod functions;
 pub mod maps;
 mod object;
 mod programs;
 mod runs;
 pub mod tcp;
 
+use functions::attach_under;
 pub use object::NotBuilt;
 pub use programs::{
     CONNTRACK, CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, HookKind, ProgramRow, TCP, TCP_RETRANSMIT, TCP_STATE,
@@ -64,6 +66,14 @@ pub enum LoadError {
     FunctionMissing {
         /// Which.
         function: String,
+    },
+    /// The compiler has made another function of it.
+    #[error("the kernel has `{found}` in the place of `{function}`: the compiler has changed what is passed to it")]
+    FunctionChanged {
+        /// Which.
+        function: String,
+        /// What is there.
+        found: String,
     },
     /// There are several functions of that name.
     #[error("the kernel has several functions named `{function}`: which one is meant cannot be said")]
@@ -162,22 +172,22 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadE
 
 /// Loads and attaches one program of the table.
 fn attach(ebpf: &mut Ebpf, row: ProgramRow) -> Result<(), LoadError> {
-    attach_to(ebpf, row, row.hook)
+    attach_to(ebpf, row, &[row.hook.to_owned()])
 }
 
 /// Where the kernel keeps what it takes to attach a kprobe.
 const KPROBE_TYPE: &str = "/sys/bus/event_source/devices/kprobe/type";
 
-/// Loads one program of the table and attaches it, to a function that may have another name than in the table.
-fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, hook: &str) -> Result<(), LoadError> {
+/// Loads one program of the table and attaches it, to a function under the first of these names that the kernel takes.
+fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, names: &[String]) -> Result<(), LoadError> {
     use std::io::ErrorKind::{AddrNotAvailable, NotFound};
 
     let io_kind = |source: &ProgramError| io_error(source).map(std::io::Error::kind);
     let failed = |source: ProgramError| match (row.kind, io_kind(&source)) {
         _ if refused(&source) => not_permitted(&format!("load or attach the eBPF program `{}`", row.name)),
         (HookKind::RawTracepoint, Some(NotFound)) => LoadError::HookMissing { hook: row.hook },
-        (HookKind::Function, Some(NotFound)) => LoadError::FunctionMissing { function: hook.to_owned() },
-        (HookKind::Function, Some(AddrNotAvailable)) => LoadError::FunctionAmbiguous { function: hook.to_owned() },
+        (HookKind::Function, Some(NotFound)) => LoadError::FunctionMissing { function: row.hook.to_owned() },
+        (HookKind::Function, Some(AddrNotAvailable)) => LoadError::FunctionAmbiguous { function: row.hook.to_owned() },
         _ => LoadError::Program { name: row.name, source },
     };
     let program = ebpf.program_mut(row.name).ok_or(LoadError::NotInObject { what: row.name })?;
@@ -185,7 +195,7 @@ fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, hook: &str) -> Result<(), LoadErr
         HookKind::RawTracepoint => {
             let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
             program.load().map_err(failed)?;
-            program.attach(hook).map(drop).map_err(failed)
+            program.attach(row.hook).map(drop).map_err(failed)
         }
         HookKind::Function => {
             if !std::path::Path::new(KPROBE_TYPE).exists() {
@@ -193,13 +203,7 @@ fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, hook: &str) -> Result<(), LoadErr
             }
             let program: &mut KProbe = program.try_into().map_err(failed)?;
             program.load().map_err(failed)?;
-            match program.attach(hook, 0).map(drop) {
-                // Some kernels find a module's function only with the module's name, others only without.
-                Err(error) if io_kind(&error) == Some(NotFound) => {
-                    program.attach(format!("nf_conntrack:{hook}"), 0).map(drop).map_err(|_also_missing| failed(error))
-                }
-                attached => attached.map_err(failed),
-            }
+            attach_under(names, io_kind, |name| program.attach(name, 0).map(drop)).map_err(failed)
         }
     }
 }

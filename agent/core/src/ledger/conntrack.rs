@@ -112,6 +112,8 @@ pub struct Conntrack {
     counting: bool,
     /// A dump has ended and waits for the reading of the counters that brackets it.
     compare: bool,
+    /// No dump was compared since counting began, or began anew: what existed before is not known.
+    anew: bool,
     /// Pairs in the reading of the counters that is under way.
     read: BTreeMap<Pair, ConntrackCounter>,
     dumped_at: Option<NodeTime>,
@@ -141,6 +143,7 @@ impl Conntrack {
             incoming_dialled: BTreeSet::new(),
             counting: false,
             compare: false,
+            anew: true,
             read: BTreeMap::new(),
             dumped_at: None,
             udp_dumped_at: None,
@@ -351,6 +354,7 @@ impl Conntrack {
         if let Outcome::Failed(_) = outcome {
             // From here on events tell what happens, or nothing does: only the next dump makes the rows true again.
             self.counting = false;
+            self.anew = true;
             self.drop_incoming();
             self.live.clear();
             for row in self.rows.values_mut() {
@@ -382,7 +386,7 @@ impl Conntrack {
     /// Compares what was counted with what the dump showed, within what moved meanwhile.
     fn correct(&mut self, at: NodeTime) {
         let mut corrected = 0_u64;
-        let first = self.drift.comparisons == 0;
+        let first = std::mem::take(&mut self.anew);
         for (pair, row) in &mut self.rows {
             corrected = corrected.saturating_add(row.correct(pair.destination.protocol, at, first));
         }

@@ -1,7 +1,6 @@
 //! The programs of the subject `conntrack`: where this kernel keeps what they read, which functions it lets us probe, and
 //! their maps.
 
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::sync::Arc;
 
 use headroom_core::known::{Known, Why};
@@ -12,6 +11,7 @@ use headroom_ebpf_common::conntrack::{
 };
 use headroom_ebpf_common::tcp;
 
+use super::functions::{Functions, Target};
 use super::maps::{Hash, Single};
 use super::object::embedded;
 use super::programs::{CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, ProgramRow};
@@ -49,9 +49,6 @@ pub struct Subject {
     pub max_keys: u32,
 }
 
-/// Where deletions are split by the compiler, everything passes through this part of the function.
-const DELETE_PART: &str = "nf_ct_delete.part.0";
-
 impl Conntrack {
     /// Loads the programs and attaches what this kernel lets us attach.
     ///
@@ -60,8 +57,9 @@ impl Conntrack {
     pub fn load(root: &HostRoot, subject: Subject) -> Result<Self, LoadError> {
         let object = embedded()?;
         let kernel = Arc::new(Btf::of_kernel(root)?);
-        let symbols = Symbols::read(root);
-        let split = symbols.delete_part;
+        let functions = Functions::read(root);
+        let delete = functions.target_or_part(CT_DELETE.hook);
+        let split = delete.as_ref().is_ok_and(|target| target.part);
         let (offsets, entries_layout, no_port_layout) = offsets(root, &kernel, subject, split)?;
         let mut ebpf = create(object, |loader| {
             loader.override_global(OFFSETS_GLOBAL, &offsets, true).map_max_entries(COUNTS_MAP, subject.max_keys.max(1));
@@ -81,17 +79,17 @@ impl Conntrack {
         let no_port = no_port_layout.and_then(|()| attach(&mut ebpf, CT_NO_PORT).map_err(|error| error.why()));
         let no_port = note(CT_NO_PORT, no_port);
         let mut counts_attempts = false;
-        let probe = |ebpf: &mut aya::Ebpf, row: ProgramRow, function: &str| {
-            entries_layout.clone().and_then(|()| attach_to(ebpf, row, function).map_err(|error| error.why()))
+        let probe = |ebpf: &mut aya::Ebpf, row: ProgramRow, target: Result<Target, LoadError>| {
+            let attached = |()| target.and_then(|target| attach_to(ebpf, row, &target.names));
+            entries_layout.clone().and_then(|()| attached(()).map_err(|error| error.why()))
         };
-        let delete = if split { DELETE_PART } else { CT_DELETE.hook };
         let deleted = probe(&mut ebpf, CT_DELETE, delete);
         let deleted = note(CT_DELETE, deleted);
-        let inserted = probe(&mut ebpf, CT_INSERT, CT_INSERT.hook);
+        let inserted = probe(&mut ebpf, CT_INSERT, functions.target(CT_INSERT.hook));
         let mut inserted = note(CT_INSERT, inserted);
         // Attempts are only as good as the count of those that failed.
         if inserted.is_err() && deleted.is_ok() && no_port.is_ok() {
-            let confirmed = probe(&mut ebpf, CT_CONFIRM, CT_CONFIRM.hook);
+            let confirmed = probe(&mut ebpf, CT_CONFIRM, functions.target(CT_CONFIRM.hook));
             if note(CT_CONFIRM, confirmed).is_ok() {
                 (inserted, counts_attempts) = (Ok(()), true);
             }
@@ -115,33 +113,6 @@ impl Conntrack {
     /// How a program ran since it was attached.
     pub fn runs(&self, name: &str) -> Known<ProgramRuns> {
         runs::of(&self.ebpf, name)
-    }
-}
-
-/// What of conntrack's functions the kernel lists by name.
-#[derive(Debug, Clone, Copy, Default)]
-struct Symbols {
-    delete_part: bool,
-}
-
-/// `/proc/kallsyms` has some 10 MiB.
-const SYMBOLS_LIMIT_BYTES: u64 = 64 << 20;
-
-impl Symbols {
-    /// Reads the kernel's list. Where it cannot be read, attaching tells what is there; only a split function would be missed,
-    /// which the comparison with the table then shows.
-    fn read(root: &HostRoot) -> Self {
-        let mut symbols = Self::default();
-        let Ok(file) = std::fs::File::open(root.path("/proc/kallsyms")) else { return symbols };
-        let mut lines = BufReader::with_capacity(256 << 10, file.take(SYMBOLS_LIMIT_BYTES));
-        let mut line = Vec::with_capacity(256);
-        while lines.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            // `ffffffffc0a01230 t nf_ct_delete.part.0	[nf_conntrack]`
-            let name = line.split(u8::is_ascii_whitespace).nth(2);
-            symbols.delete_part |= name == Some(DELETE_PART.as_bytes());
-            line.clear();
-        }
-        symbols
     }
 }
 

@@ -339,15 +339,18 @@ impl ConntrackSource {
         if read.is_err() && counted {
             self.fall_back();
         }
-        let counts = self.counters.count_entries();
-        if self.counted
-            && let Err(why) = &counts
-        {
-            sink(observation(ID, Fact::Begin(Snapshot::ConntrackCounters)));
-            let outcome = Outcome::Failed(why.clone());
-            sink(observation(ID, Fact::End { snapshot: Snapshot::ConntrackCounters, outcome }));
+        match self.counters.count_entries() {
+            Ok(()) => self.counted = true,
+            Err(why) => self.no_longer_counted(why, sink),
         }
-        self.counted = counts.is_ok();
+    }
+
+    /// Tells the ledger, if it was told that counters tell what happens, that they did no more.
+    fn no_longer_counted(&mut self, why: Why, sink: Sink<'_>) {
+        if std::mem::take(&mut self.counted) {
+            sink(observation(ID, Fact::Begin(Snapshot::ConntrackCounters)));
+            sink(observation(ID, Fact::End { snapshot: Snapshot::ConntrackCounters, outcome: Outcome::Failed(why) }));
+        }
     }
 
     /// What became of each eBPF program.
@@ -413,6 +416,9 @@ impl Source for ConntrackSource {
     fn observe(&mut self, sink: Sink<'_>) {
         if self.root.is_live() && self.modules.changed() {
             tracing::info!("netfilter's modules have changed: choosing anew how to read conntrack");
+            // Before anything else is told: a dump would be compared with counters that stood still. And if others count
+            // from now on, nobody has since the change.
+            self.no_longer_counted(Why::new("a module of netfilter was loaded or unloaded"), sink);
             self.choose();
         }
         self.observe_counters(sink);
