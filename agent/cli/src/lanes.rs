@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use headroom_core::observe::SourceId;
+use headroom_host::netlink::socket::EVENT_BUFFER_BYTES;
 use headroom_host::source::aws_vpc_cni::AwsVpcCniSource;
 use headroom_host::source::azure_cni::AzureCniSource;
 use headroom_host::source::cilium::CiliumSource;
@@ -47,6 +48,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
         tcp_is_counted,
         node_ports: settings.policy.node_ports,
         max_keys: settings.max_destinations,
+        event_buffer_bytes: EVENT_BUFFER_BYTES,
     };
     let mut lanes = vec![
         platform(settings),

@@ -10,6 +10,7 @@ use headroom_core::ledger::{Ledger, LedgerLimits};
 use headroom_core::ports::PortRange;
 use headroom_host::clock;
 use headroom_host::ebpf::{CT_DELETE, CT_INSERT, CT_NO_PORT};
+use headroom_host::netlink::socket::EVENT_BUFFER_BYTES;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
@@ -45,6 +46,7 @@ impl<'a> Watch<'a> {
             tcp_is_counted: false,
             node_ports: PortRange::NODE_PORTS,
             max_keys: 65_536,
+            event_buffer_bytes: EVENT_BUFFER_BYTES,
         };
         let source = scene.node().run(|| Ok(ConntrackSource::start(&HostRoot::live(), options)))?;
         let mut watch = Self { scene, source, ledger: Ledger::new(LedgerLimits::default()) };

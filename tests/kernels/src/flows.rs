@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use headroom_core::flow::{Endpoint, Protocol};
 use headroom_core::observe::{ConntrackEntry, Fact, Outcome, Snapshot};
-use headroom_core::ports::PortRange;
 use headroom_host::netlink::conntrack::{Content, Only, content, is_filtered};
 use headroom_host::netlink::message::Messages;
 use headroom_host::netlink::socket::{DATAGRAM_BYTES, Dump, Received};
@@ -111,5 +110,5 @@ fn table(scene: &Scene) -> Result<Vec<ConntrackEntry>> {
 
 /// How to look, with that much room for counters in the kernel.
 pub(crate) fn options(max_keys: u32) -> Options {
-    Options { dump_interval: Duration::ZERO, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys }
+    Options { max_keys, ..Options::events(Duration::ZERO) }
 }

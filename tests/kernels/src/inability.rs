@@ -46,7 +46,9 @@ const INABILITIES: [Inability; 5] = [
         check: "tcp: SYNs that the own namespace drops are seen when sent again",
         applies: |kernel| kernel.version < (6, 16),
         kernels: "before 6.16",
-        why: "tcp_retransmit_skb is silent where the own namespace's netfilter refuses the segment",
+        // Callbacks of sock_ops would tell: why they are not used stands in ARCHITECTURE.md, "Ways not taken".
+        why: "tcp_retransmit_skb is silent where the own namespace's netfilter refuses the segment; the connect is counted \
+              when it times out",
     },
 ];
 

@@ -17,7 +17,7 @@ use super::conntrack::{GROUP_DESTROY, GROUP_NEW, Only, dump_request};
 use super::filter;
 
 /// Room for events that wait to be read: about 65,000 of them (the kernel doubles the number and counts its own overhead).
-const EVENT_BUFFER_BYTES: usize = 32 << 20;
+pub const EVENT_BUFFER_BYTES: usize = 32 << 20;
 /// The kernel fills at most 32 KiB per receive call of a dump.
 pub const DATAGRAM_BYTES: usize = 64 << 10;
 /// Room for one event; it has 200 to 400 bytes, some more with labels and security contexts.
@@ -100,13 +100,13 @@ impl Events {
     ///
     /// `without_tcp` asks the kernel to leave out events of TCP. That is only a favour: an event that is not laid out as
     /// kernels do comes all the same.
-    pub fn subscribe(without_tcp: bool) -> Result<Self, SocketError> {
+    pub fn subscribe(without_tcp: bool, buffer_bytes: usize) -> Result<Self, SocketError> {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(SocketError::Open)?;
         socket.bind_auto().map_err(SocketError::Open)?;
         let mut shortcomings = Vec::new();
-        if setsockopt(&socket, sockopt::RcvBufForce, &EVENT_BUFFER_BYTES).is_err() {
+        if setsockopt(&socket, sockopt::RcvBufForce, &buffer_bytes).is_err() {
             // Without CAP_NET_ADMIN in the initial user namespace: as much as net.core.rmem_max allows.
-            let size = setsockopt(&socket, sockopt::RcvBuf, &EVENT_BUFFER_BYTES).map_err(io::Error::from);
+            let size = setsockopt(&socket, sockopt::RcvBuf, &buffer_bytes).map_err(io::Error::from);
             let got = size.and_then(|()| socket.get_rx_buf_sz());
             shortcomings.push(match got {
                 Ok(bytes) => format!("events may be lost in bursts: the receive buffer has only {} KiB", bytes / 2048),

@@ -30,7 +30,7 @@ use headroom_core::time::NodeTime;
 use crate::bounded;
 use crate::clock;
 use crate::ebpf::ProgramStatus;
-use crate::netlink::socket::Events;
+use crate::netlink::socket::{EVENT_BUFFER_BYTES, Events};
 use crate::root::HostRoot;
 use crate::source::{Sink, Source, degraded, observation, unreadable, works};
 
@@ -85,12 +85,20 @@ pub struct Options {
     pub node_ports: PortRange,
     /// Pairs of destination and source counted in the kernel at the same time; 0 to count nothing there.
     pub max_keys: u32,
+    /// Room for events that wait to be read ([`EVENT_BUFFER_BYTES`]).
+    pub event_buffer_bytes: usize,
 }
 
 impl Options {
     /// Dumps and events of every protocol, and nothing counted in the kernel.
     pub fn events(dump_interval: Duration) -> Self {
-        Self { dump_interval, tcp_is_counted: false, node_ports: PortRange::NODE_PORTS, max_keys: 0 }
+        Self {
+            dump_interval,
+            tcp_is_counted: false,
+            node_ports: PortRange::NODE_PORTS,
+            max_keys: 0,
+            event_buffer_bytes: EVENT_BUFFER_BYTES,
+        }
     }
 }
 
@@ -179,7 +187,8 @@ impl ConntrackSource {
 
     fn open(&mut self) {
         let opened = if self.root.is_live() {
-            Events::subscribe(self.options.tcp_is_counted).map_err(|error| error.sentence())
+            Events::subscribe(self.options.tcp_is_counted, self.options.event_buffer_bytes)
+                .map_err(|error| error.sentence())
         } else {
             Err("a captured tree has no netlink".to_owned())
         };
