@@ -33,11 +33,12 @@ pub(super) fn run(args: &ScanArgs) -> anyhow::Result<u8> {
         Format::Table => output::print(&output::table::scan(&scan, Width::of_stdout()))?,
     }
     let any = |count: fn(&VerdictCounts) -> u64| networks.iter().any(|network| count(&network.counts) > 0);
-    let unread = coverage.iter().any(|row| match (row.source, row.state) {
-        (SourceId::HostLocal, CoverageState::Unknown | CoverageState::Degraded) => true,
-        // A runtime that was named, or that is there, and does not answer: no empty node.
-        (SourceId::Cri | SourceId::AwsVpcCni | SourceId::AzureCni | SourceId::Cilium, CoverageState::Unknown) => true,
-        _ => false,
+    let unread = coverage.iter().any(|row| match row.source {
+        SourceId::HostLocal => matches!(row.state, CoverageState::Unknown | CoverageState::Degraded),
+        SourceId::AwsVpcCni | SourceId::AzureCni | SourceId::Cilium => row.state == CoverageState::Unknown,
+        // Where nothing is reserved, only a runtime that was named is missed.
+        SourceId::Cri => settings.cri_socket.is_some() && row.state == CoverageState::Unknown,
+        _others => false,
     });
     Ok(match () {
         () if any(|counts| counts.leaked) => 1,

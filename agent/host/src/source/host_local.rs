@@ -30,8 +30,9 @@ use store::{Bounds, Remarks, StoreName};
 
 /// How long one round may take.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(10);
-/// How many directory entries of one network are read: four times what the largest IPv4 range of a node (/14) would hold.
-pub const ENTRIES_LIMIT: usize = 1 << 20;
+/// How many directory entries of one network are read: twice what a /16 holds. A report of so many takes some 150 MiB for a
+/// moment.
+pub const ENTRIES_LIMIT: usize = 1 << 17;
 /// How many networks are read.
 const NETWORKS_LIMIT: usize = 1024;
 
