@@ -47,7 +47,8 @@ impl Functions {
             .unwrap_or_default()
     }
 
-    /// What a text in the format of `/proc/kallsyms` lists: `ffffffffc0a01230 t nf_ct_delete.part.0	[nf_conntrack]`.
+    /// What a text in the format of `/proc/kallsyms` lists: `ffffffffc0a01230 t nf_ct_delete.part.0`, and behind a tab
+    /// `[nf_conntrack]` where it is a module's.
     fn of(mut lines: impl BufRead) -> Self {
         let mut functions = Self::default();
         let mut line = Vec::with_capacity(256);

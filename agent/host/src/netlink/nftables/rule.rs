@@ -142,8 +142,11 @@ fn extension(data: Attributes<'_>) -> Result<(&[u8], u8, &[u8]), Malformed> {
     Ok((name, revision, info))
 }
 
+/// A verdict and, where it jumps, the name of the chain.
+type Verdict<'a> = (i32, Option<&'a [u8]>);
+
 /// The verdict of an `immediate`, if it holds one.
-fn immediate_verdict(data: Attributes<'_>) -> Result<Option<(i32, Option<&[u8]>)>, Malformed> {
+fn immediate_verdict(data: Attributes<'_>) -> Result<Option<Verdict<'_>>, Malformed> {
     for attribute in data {
         let attribute = attribute?;
         // NFTA_IMMEDIATE_DATA
