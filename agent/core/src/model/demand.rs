@@ -18,10 +18,12 @@ use crate::time::NodeTime;
 
 mod own;
 mod share;
+mod tcp_sum;
 mod weight;
 
 pub use own::{LocalUse, MASQUERADE_PORTS, Masqueraded};
 pub use share::{Share, Shares};
+use tcp_sum::TcpSum;
 use weight::{Clock, Weight};
 
 /// How far back "lately" reaches: for failures, for rates, and for sockets in TIME_WAIT (`TCP_TIMEWAIT_LEN` of the kernel).
@@ -62,8 +64,8 @@ pub struct Account {
     pub ended_lately: u32,
     /// By source address, before any translation.
     pub by_source: Shares,
-    /// The TCP counters of the destination, summed over source addresses, as far as there are any.
-    tcp: Option<Box<TcpTally>>,
+    /// The TCP counters of the destination, summed over source addresses.
+    tcp: TcpSum,
     /// Packets of new connections dropped for want of a port on this node: lately, and in all.
     pub no_port: (u64, u64),
     /// Open by the last conntrack dump less open by the TCP counters, where both see the destination and the dump is fresh.
@@ -73,7 +75,7 @@ pub struct Account {
 impl Account {
     /// The TCP counters of the destination, summed over source addresses; zeros if there are none.
     pub fn tcp(&self) -> TcpTally {
-        self.tcp.as_deref().copied().unwrap_or_default()
+        self.tcp.told()
     }
 
     /// held + wanting.
@@ -112,7 +114,7 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
             continue;
         }
         let account = accounts.of(destination, SourceId::Tcp);
-        account.count(&tally);
+        account.tcp.add(&tally);
         account.add(source, Weight::of_tally(&tally));
         account.by_source.of(source).counted = true;
     }
@@ -163,9 +165,7 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
             account.drift.map(|open| open.saturating_sub(i64::try_from(account.tcp().open).unwrap_or(i64::MAX)));
     }
     accounts.sort_unstable_by(|a, b| {
-        let rank = |account: &Account| {
-            (account.in_scope, account.demand(), account.tcp.as_ref().map_or(0, |tcp| tcp.failed_total.sum()))
-        };
+        let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total());
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
     Demand { accounts, local: local.largest(ledger), masqueraded: masqueraded.largest() }
@@ -232,7 +232,7 @@ impl Account {
             silent: 0,
             ended_lately: 0,
             by_source: Shares::default(),
-            tcp: None,
+            tcp: TcpSum::default(),
             no_port: (0, 0),
             drift: None,
         }
@@ -269,25 +269,6 @@ impl Account {
         self.forgotten = self.forgotten.saturating_add(forgotten);
         self.held = self.held.saturating_add(ended_before).saturating_sub(forgotten);
         self.active = self.active.saturating_sub(forgotten);
-    }
-
-    fn count(&mut self, tally: &TcpTally) {
-        let sum = self.tcp.get_or_insert_default();
-        sum.open = sum.open.saturating_add(tally.open);
-        sum.wanting = sum.wanting.saturating_add(tally.wanting);
-        sum.closed_held = sum.closed_held.saturating_add(tally.closed_held);
-        sum.reset_held = sum.reset_held.saturating_add(tally.reset_held);
-        sum.given_up_held = sum.given_up_held.saturating_add(tally.given_up_held);
-        sum.closed_lately = sum.closed_lately.saturating_add(tally.closed_lately);
-        sum.reset_lately = sum.reset_lately.saturating_add(tally.reset_lately);
-        sum.failed_lately = sum.failed_lately.saturating_add(tally.failed_lately);
-        sum.no_local_port_lately = sum.no_local_port_lately.saturating_add(tally.no_local_port_lately);
-        sum.syn_retransmitted_lately = sum.syn_retransmitted_lately.saturating_add(tally.syn_retransmitted_lately);
-        sum.opened_total = sum.opened_total.saturating_add(tally.opened_total);
-        sum.closed_total = sum.closed_total.saturating_add(tally.closed_total);
-        sum.failed_total = sum.failed_total.saturating_add(tally.failed_total);
-        sum.no_local_port_total = sum.no_local_port_total.saturating_add(tally.no_local_port_total);
-        sum.syn_retransmitted_total = sum.syn_retransmitted_total.saturating_add(tally.syn_retransmitted_total);
     }
 }
 

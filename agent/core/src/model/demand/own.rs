@@ -128,8 +128,9 @@ pub struct Masqueraded {
 #[derive(Debug, Default)]
 pub(super) struct Masquerades {
     present: Option<Destination>,
-    /// Per translated address: ports, and whether something was translated at all.
-    taken: BTreeMap<IpAddr, (u32, bool)>,
+    /// Per translated address, in order: ports, and whether something was translated at all. A list that is used again for
+    /// every destination, of which there may be very many.
+    taken: Vec<(IpAddr, u32, bool)>,
     largest: Vec<Masqueraded>,
 }
 
@@ -139,14 +140,21 @@ impl Masquerades {
             self.next();
             self.present = Some(pair.destination);
         }
-        let taken = self.taken.entry(pair.translated).or_default();
-        taken.0 = taken.0.saturating_add(entries);
-        taken.1 |= pair.source != pair.translated;
+        let any = pair.source != pair.translated;
+        match self.taken.binary_search_by_key(&pair.translated, |(translated, ..)| *translated) {
+            Ok(index) => {
+                if let Some((_, ports, was_any)) = self.taken.get_mut(index) {
+                    *ports = ports.saturating_add(entries);
+                    *was_any |= any;
+                }
+            }
+            Err(index) => self.taken.insert(index, (pair.translated, entries, any)),
+        }
     }
 
     fn next(&mut self) {
         let Some(destination) = self.present else { return };
-        for (translated, (ports, any)) in std::mem::take(&mut self.taken) {
+        for (translated, ports, any) in self.taken.drain(..) {
             if any && u64::from(ports) >= WORTH {
                 self.largest.push(Masqueraded { destination, translated, ports });
             }
