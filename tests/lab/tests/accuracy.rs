@@ -1,5 +1,4 @@
 //! Demand as headroom estimates it, against the gateway's own table: every second of a mixed load.
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
