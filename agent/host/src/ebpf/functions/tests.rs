@@ -1,3 +1,5 @@
+//! Texts of `/proc/kallsyms` as kernels print them.
+
 use std::io::Error;
 
 use super::*;
