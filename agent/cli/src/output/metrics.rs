@@ -89,8 +89,8 @@ families! {
     CT_NO_PORT = "conntrack_no_port_packets", "none: 1 series", "Packets of new connections that this node dropped for want of a source port, since start";
     CT_DRIFT = "conntrack_drift_entries", "none: 1 series", "Entries by which the kernel's counters had to be corrected, since start";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
-    SOURCE_UP = "source_up", "source: 11 series", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
-    LOST = "lost_events", "what: 10 series", "Events lost since start";
+    SOURCE_UP = "source_up", "source: one series per source", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
+    LOST = "lost_events", "what: one series per kind of loss", "Events lost since start";
     PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 6 at most", "1 if the eBPF program is attached";
     PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
     PROGRAM_SECONDS = "ebpf_program_run_seconds", "program: as above", "Time that these runs took, without the way to the program";

@@ -18,10 +18,15 @@ pub(super) fn unlimited() -> PortRange {
     PortRange::new(1024, u16::MAX).unwrap_or(PortRange::NODE_PORTS)
 }
 
+/// How many ports at the beginning of a range come up once more than the others.
+pub(super) fn favoured(range: PortRange) -> u32 {
+    DRAWS % range.count()
+}
+
 /// The chance that a port drawn from `range` is one of `ports` (which do not overlap each other).
 pub(super) fn drawn(range: PortRange, ports: impl Iterator<Item = PortRange>) -> f64 {
     let size = range.count();
-    let (each, favoured) = (DRAWS / size, DRAWS % size);
+    let (each, favoured) = (DRAWS / size, favoured(range));
     let draws: u32 = ports
         .filter_map(|ports| ports.intersect(range))
         .map(|ports| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::landing::{landing, unlimited};
+use super::landing::{favoured, landing, unlimited};
 use super::node_ports::AllocatedNodePorts;
 use super::owner::owner;
 use crate::flow::Protocol;
@@ -158,7 +158,11 @@ impl Judge<'_> {
         }
         // What is drawn anew does not depend on the connection's own port.
         let any = PortSettings { ephemeral: unlimited(), reserved: Vec::new() };
-        let why = format!("{node_ports} of the {} ports {range} that are drawn from are NodePorts", range.count());
+        let favoured = favoured(range);
+        let unevenly =
+            if favoured > 0 { format!(" (the kernel draws its first {favoured} more often)") } else { String::new() };
+        let why =
+            format!("{node_ports} of the {} ports {range} that are drawn from are NodePorts{unevenly}", range.count());
         self.known(landing(target, &any, &[self.range]), landing(target, &any, &allocated), why)
     }
 
