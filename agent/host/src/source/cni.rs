@@ -369,7 +369,8 @@ mod tests {
         }
         assert!(config.range_sets("n", Path::new("/any")).present().is_some());
         assert!(config.range_sets("m", Path::new("/any")).unknown().unwrap().as_str().contains("network `m`"));
-        assert_eq!(read(&HostRoot::live(), &at("missing")), CniConfig::default());
+        let missing = CniConfig { missing: true, ..CniConfig::default() };
+        assert_eq!(read(&HostRoot::live(), &at("missing")), missing);
     }
 
     proptest! {
