@@ -19,16 +19,19 @@ fn demand_agrees_with_the_gateways_own_table_every_second() {
     let args = "--nat-profile gcp --nat-min-ports 128 --nat-alias-ranges false --nat-tcp-time-wait 12s --nat-tcp-reset 5s \
                 --nat-tcp-transitory 6s --nat-udp-idle 10s";
     let daemon = Daemon::start(&scene.nat.node, 9497, &args.split_whitespace().collect::<Vec<_>>()).unwrap();
-    let _load = scene.mixed_load(SECONDS).unwrap();
+    let _load = scene.mixed_load(SECONDS + 3).unwrap();
 
     let stop = AtomicBool::new(false);
     let (mut reports, readings) = std::thread::scope(|scope| {
         let follower = scope.spawn(|| scene.follow_gateway(Duration::from_millis(40), &stop).unwrap());
+        // The first report may be older than the first reading, and the last newer than the last.
+        std::thread::sleep(Duration::from_secs(2));
         let mut reports = Vec::new();
         for _ in 0..SECONDS {
             std::thread::sleep(Duration::from_secs(1));
             reports.push(daemon.report().unwrap());
         }
+        std::thread::sleep(Duration::from_secs(1));
         stop.store(true, Ordering::Relaxed);
         (reports, follower.join().unwrap())
     });

@@ -55,7 +55,13 @@ fn on_this_node(node: &Node, config: &Path, volume: &Value) -> PathBuf {
         "/var/lib/cni/networks" => node.cni_dir(),
         "/etc/cni/net.d" => node.cni_conf_dir(),
         "/run/containerd" => node.socket().parent().unwrap().to_owned(),
-        "/run/netns" => PathBuf::from("/run/netns"),
+        shared @ ("/run/netns" | "/sys/fs/bpf") => PathBuf::from(shared),
+        // Other IPAMs are not here: the kubelet makes an empty directory.
+        none @ ("/var/lib/cni/results" | "/var/run/aws-node" | "/var/run/cilium/state" | "/var/run/azure-cns") => {
+            let empty = node.cni_conf_dir().with_file_name("none").join(none.trim_start_matches('/'));
+            std::fs::create_dir_all(&empty).unwrap();
+            empty
+        }
         other => panic!("the lab does not know where a node has `{other}`"),
     }
 }

@@ -83,9 +83,18 @@ fn counted(tcp: &mut Tcp, rounds: u8, port: u16) -> Counts {
     sum
 }
 
+/// How often it is tried: what else runs decides how much comes at once, and what then cannot be made up for.
+const ATTEMPTS: u32 = 3;
+
 /// Exercises what later events make up for. If this fails, counts drift away from what happened on every kernel since 6.1.
 #[test]
 fn what_the_kernel_skips_is_made_up_for() {
+    let lacking: Vec<u64> = (0..ATTEMPTS).map(|_| lacking_in_a_thousand()).take_while(|lacking| *lacking > 5).collect();
+    assert!(lacking.len() < ATTEMPTS as usize, "in a thousand connections, each time: {lacking:?}");
+}
+
+/// Provokes skipped events; how many of a thousand connections lack an opening or an end in the end.
+fn lacking_in_a_thousand() -> u64 {
     // Accounting makes runs longer, and so easier to interrupt.
     let _longer = count_runs().unwrap();
     let mut tcp = Tcp::load(&HostRoot::live(), 8192).unwrap();
@@ -124,10 +133,12 @@ fn what_the_kernel_skips_is_made_up_for() {
         }
         let events = skipped(&tcp, TCP_STATE.name);
         let made_up = tcp.losses.get().unwrap().made_up;
-        println!("{count} connections, {events} events skipped, {made_up} made up for; {reused} more connects");
         assert!(made_up > 0 || events == 0, "of {events} skipped events none was made up for");
         // An address whose memory the kernel has put to another use, or whose cell another socket took, tells nothing more.
         let lacking = (count - seen.opened) + (count - seen.closed - seen.reset);
-        assert!(lacking * 200 <= count, "expected {expected:?}, counted {seen:?}");
-    });
+        println!(
+            "{count} connections, {events} events skipped, {made_up} made up for; {reused} more connects; {seen:?}"
+        );
+        lacking * 1000 / count
+    })
 }
