@@ -97,12 +97,16 @@ pub(crate) fn try_all(client: &Netns, to: SocketAddr, count: u64, patience: Dura
     })
 }
 
+/// How often a datagram is sent at most.
+const SENDS: u32 = 5;
+
 /// Sends a datagram from each of that many source ports to each destination, a UDP flow each, and sees it arrive: faster than
-/// that the kernel's queues overflow on the way, and a flow that was never there would be missed.
+/// that the kernel's queues overflow on the way, and a flow that was never there would be missed. What is lost all the same is
+/// sent again, in the same flow.
 pub(crate) fn send(client: &Netns, server: &Netns, to: &[SocketAddr], ports: std::ops::Range<u16>) -> Result<()> {
     let listen = |at: &SocketAddr| -> Result<UdpSocket> {
         let socket = UdpSocket::bind(at).with_context(|| format!("bind to {at}"))?;
-        socket.set_read_timeout(Some(Duration::from_secs(5))).context("limit the wait for a datagram")?;
+        socket.set_read_timeout(Some(Duration::from_secs(2))).context("limit the wait for a datagram")?;
         Ok(socket)
     };
     let servers = server.run(|| to.iter().map(listen).collect::<Result<Vec<_>>>())?;
@@ -114,7 +118,14 @@ pub(crate) fn send(client: &Netns, server: &Netns, to: &[SocketAddr], ports: std
                 socket.send_to(b"x", destination).with_context(|| format!("send from {port} to {destination}"))?;
             }
             for (server, at) in servers.iter().zip(to) {
-                server.recv(&mut [0]).with_context(|| format!("wait at {at} for the datagram from port {port}"))?;
+                let mut tries = 1;
+                while let Err(error) = server.recv(&mut [0]) {
+                    if tries == SENDS {
+                        return Err(error).with_context(|| format!("wait at {at} for a datagram from port {port}"));
+                    }
+                    tries += 1;
+                    socket.send_to(b"x", at).with_context(|| format!("send again from {port} to {at}"))?;
+                }
             }
         }
         Ok(())

@@ -45,7 +45,7 @@ impl CiliumSource {
         Self { root }
     }
 
-    /// Reads all endpoints; whether the directory is there. What is missing is said, whatever proves nothing as well.
+    /// Reads all endpoints; whether the directory is there and has anything in it. What is missing is said, whatever proves nothing as well.
     fn read(&self, missing: &mut Vec<String>, emit: &mut dyn FnMut(Fact)) -> Result<bool, String> {
         let deadline = clock::node_time().after(ROUND_LIMIT);
         let failed = |refusal: Refusal| format!("`{DIRECTORY}` {refusal}");
@@ -55,6 +55,10 @@ impl CiliumSource {
             Err(refusal) => return Err(failed(refusal)),
         };
         let (entries, more) = bounded::entries(&mut top, ENTRIES_LIMIT).map_err(failed)?;
+        // Cilium has an endpoint for the node itself from its first start on: the kubelet makes an empty directory for a mount.
+        if entries.is_empty() {
+            return Ok(false);
+        }
         if more {
             missing.push(format!("`{DIRECTORY}` has more than {ENTRIES_LIMIT} entries"));
         }
