@@ -43,8 +43,8 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
     let connections = ConnectionsSource::start(root, settings.max_destinations);
     let tcp_is_counted = connections.is_counting();
     let conntrack = conntrack::Options {
-        // What comes and goes is heard; without the counters of TCP only a dump tells how far its connections are.
-        dump_interval: if tcp_is_counted { Duration::from_secs(5) } else { Duration::from_millis(250) },
+        // What comes and goes is heard, but not what falls silent: a NAT forgets datagrams within seconds.
+        dump_interval: if tcp_is_counted { Duration::from_secs(1) } else { Duration::from_millis(250) },
         tcp_is_counted,
         node_ports: settings.policy.node_ports,
         max_keys: settings.max_destinations,
