@@ -1,7 +1,7 @@
 //! What a source is.
 
 use headroom_core::known::{Known, Why};
-use headroom_core::observe::{CoverageDetail, Fact, Observation, SourceId};
+use headroom_core::observe::{CoverageDetail, Fact, Observation, Outcome, SourceId};
 use headroom_core::time::NodeTime;
 
 use crate::clock;
@@ -65,6 +65,18 @@ pub fn degraded(how: impl Into<String>, missing: impl Into<String>) -> Fact {
 /// "There is nothing of this kind on this node." Certain, not an error.
 pub fn absent() -> Fact {
     Fact::Coverage(Known::Absent)
+}
+
+/// How the reading of several places ended, and what the source can do: `how`, if there was something in any of them;
+/// `missing` says what could not be read.
+fn ended(how: Option<String>, missing: &[String]) -> (Outcome, Fact) {
+    let why = missing.join("; ");
+    match (how, missing.is_empty()) {
+        (None, true) => (Outcome::Complete, absent()),
+        (Some(how), true) => (Outcome::Complete, works(how)),
+        (None, false) => (Outcome::Failed(Why::new(why.as_str())), unreadable(why)),
+        (Some(how), false) => (Outcome::Partial(Why::new(why.as_str())), degraded(how, why)),
+    }
 }
 
 /// "This could not be read, because …"

@@ -7,7 +7,6 @@
 
 use std::time::{Duration, Instant};
 
-use headroom_core::known::Why;
 use headroom_core::observe::{
     Fact, NodePort, Outcome, RuleBackend, RuleFamily, ServiceProxy, Snapshot, SourceId, SourceNatRule,
 };
@@ -17,7 +16,7 @@ use crate::clock;
 use crate::iptables;
 use crate::root::HostRoot;
 use crate::rules::source_nat::{Table, source_nat};
-use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
+use crate::source::{Sink, Source, ended, observation, unreadable};
 
 mod nftables;
 pub(crate) mod symbols;
@@ -129,13 +128,7 @@ impl Reading {
 
     fn outcome(&self) -> (Outcome, Fact) {
         let how = || format!("{} rules of {}", self.rules, self.seen.join(", "));
-        let why = self.missing.join("; ");
-        match (self.seen.is_empty(), self.missing.is_empty()) {
-            (true, true) => (Outcome::Complete, absent()),
-            (false, true) => (Outcome::Complete, works(how())),
-            (true, false) => (Outcome::Failed(Why::new(why.as_str())), unreadable(why)),
-            (false, false) => (Outcome::Partial(Why::new(why.as_str())), degraded(how(), why)),
-        }
+        ended((!self.seen.is_empty()).then(how), &self.missing)
     }
 }
 

@@ -6,14 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use headroom_core::known::Why;
 use headroom_core::observe::{Fact, NodePort, Outcome, ServiceProxy, Snapshot, SourceId};
 use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
 
 use crate::clock;
 use crate::root::HostRoot;
-use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
+use crate::source::{Sink, Source, ended, observation};
 
 pub mod cilium;
 pub mod ipvs;
@@ -79,13 +78,7 @@ impl Reading {
     }
 
     fn outcome(&self) -> (Outcome, Fact) {
-        let (how, why) = (self.seen.join(", "), self.missing.join("; "));
-        match (self.seen.is_empty(), self.missing.is_empty()) {
-            (true, true) => (Outcome::Complete, absent()),
-            (false, true) => (Outcome::Complete, works(how)),
-            (true, false) => (Outcome::Failed(Why::new(why.as_str())), unreadable(why)),
-            (false, false) => (Outcome::Partial(Why::new(why.as_str())), degraded(how, why)),
-        }
+        ended((!self.seen.is_empty()).then(|| self.seen.join(", ")), &self.missing)
     }
 }
 

@@ -67,6 +67,7 @@ pub fn page(diagnosis: &Diagnosis, width: Width) -> String {
     let mut out = String::new();
     width.wrap(&mut out, "headroom doctor · ", "  ", &format!("{} · Linux {}", diagnosis.node, diagnosis.kernel));
     heading(&mut out, "Sources", width);
+    let longest = diagnosis.coverage.iter().map(|row| row.source.name().len()).max().unwrap_or_default();
     for row in &diagnosis.coverage {
         let state = match row.state {
             CoverageState::Ok => "works",
@@ -79,8 +80,8 @@ pub fn page(diagnosis: &Diagnosis, width: Width) -> String {
             (Some(text), None) | (None, Some(text)) => text.clone(),
             (None, None) => "nothing of the kind on this node".to_owned(),
         };
-        let first = format!("  {:15}{state:10}", row.source.name());
-        width.wrap(&mut out, &first, &" ".repeat(27), &text);
+        let first = format!("  {:longest$} {state:10}", row.source.name());
+        width.wrap(&mut out, &first, &" ".repeat(first.len()), &text);
     }
     heading(&mut out, "eBPF programs", width);
     programs(&mut out, diagnosis, width);

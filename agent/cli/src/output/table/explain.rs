@@ -6,7 +6,8 @@ use super::{Width, heading};
 
 /// The list of findings.
 pub fn catalogue(pages: &[Page]) -> String {
-    pages.iter().map(|page| format!("{:28} {}\n", page.name, page.title)).collect()
+    let longest = pages.iter().map(|page| page.name.len()).max().unwrap_or_default();
+    pages.iter().map(|page| format!("{:longest$} {}\n", page.name, page.title)).collect()
 }
 
 /// One page of the catalogue.
