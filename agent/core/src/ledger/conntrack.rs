@@ -10,26 +10,29 @@
 //!
 //! Ended flows stay as cohorts for a while, since a NAT holds their ports longer than the node does.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::hash::{BuildHasherDefault, DefaultHasher, Hash as _, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ledger::LedgerLimits;
-use crate::observe::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, ConntrackTimeouts, Outcome};
+use crate::observe::{ConntrackCounter, ConntrackEntry, ConntrackTimeouts, Outcome};
 use crate::time::NodeTime;
 
 mod census;
 mod cohorts;
+mod fingerprint;
 mod hairpins;
 mod node_port_flows;
+mod row;
 mod source_ports;
 
 pub use census::{Census, EntryState, Most, SILENCE_SECS};
 pub use cohorts::{Cohort, CohortState, Cohorts};
+use fingerprint::{Fingerprints, fingerprint};
 pub use hairpins::{HAIRPIN_SILENT_SECS, Hairpin, HairpinKey, Hairpins};
 pub use node_port_flows::{NodePortFlow, NodePortFlows};
+use row::{End, Row};
 use source_ports::SourcePorts;
 pub use source_ports::{DistinctSources, SourceFilter};
 
@@ -42,28 +45,6 @@ pub struct Pair {
     pub source: IpAddr,
     /// What the destination takes for their source.
     pub translated: IpAddr,
-}
-
-/// One row of the table.
-#[derive(Debug, Default)]
-struct Row {
-    cohorts: Cohorts,
-    /// What a dump that is under way has shown so far.
-    incoming: Cohorts,
-    /// Live flows whose source port was translated into the NodePort range.
-    in_node_ports: u32,
-    incoming_in_node_ports: u32,
-    /// Flows of that dump that were not known before.
-    incoming_fresh: u32,
-    counted: Option<Box<Counted>>,
-}
-
-/// The kernel's counters of a row.
-#[derive(Debug, Clone, Copy)]
-struct Counted {
-    last: ConntrackCounter,
-    /// As they stood when the dump under way began.
-    at_dump: ConntrackCounter,
 }
 
 /// How far counting and table were apart when a dump compared them.
@@ -94,8 +75,6 @@ impl Scope {
         self == Self::Everything || fingerprint & 1 == 1
     }
 }
-
-type Fingerprints = HashSet<u64, BuildHasherDefault<Unchanged>>;
 
 /// The conntrack table, as far as it matters.
 #[derive(Debug)]
@@ -493,129 +472,6 @@ impl Conntrack {
     }
 }
 
-impl Row {
-    /// Moves the cohorts by what the counters say happened since they were read last.
-    fn count(&mut self, counter: ConntrackCounter, at: NodeTime, timeouts: ConntrackTimeouts) {
-        let protocol = counter.protocol;
-        let known = self.counted.as_ref().map(|counted| counted.last).filter(|last| last.born == counter.born);
-        let last = known.unwrap_or(ConntrackCounter::zero(&counter));
-        let grown = |of: fn(&ConntrackCounter) -> u64| small(of(&counter).saturating_sub(of(&last)));
-        self.cohorts.add(Cohort::begun(protocol, at), grown(|counter| counter.inserted));
-        for end in End::ALL {
-            let count = small(end.counted(&counter).saturating_sub(end.counted(&last)));
-            self.cohorts.end(end, count, protocol, at, timeouts);
-        }
-        let into = grown(|counter| counter.node_port_inserted);
-        let out = grown(|counter| counter.node_port_ended);
-        self.in_node_ports = self.in_node_ports.saturating_add(into).saturating_sub(out);
-        match &mut self.counted {
-            Some(counted) => {
-                // A key that came back begins from zero: so does what is compared with it.
-                if known.is_none() {
-                    counted.at_dump = ConntrackCounter::zero(&counter);
-                }
-                counted.last = counter;
-            }
-            None => {
-                self.counted = Some(Box::new(Counted { last: counter, at_dump: ConntrackCounter::zero(&counter) }));
-            }
-        }
-    }
-
-    /// Takes over the states that the dump showed, and its number where counting is proved wrong by it. Says by how much.
-    fn correct(&mut self, protocol: Protocol, at: NodeTime, first: bool) -> u64 {
-        let mut incoming = std::mem::take(&mut self.incoming);
-        let (came, went) = self.counted.as_ref().map_or((0, 0), |counted| {
-            let grown = |of: fn(&ConntrackCounter) -> u64| of(&counted.last).saturating_sub(of(&counted.at_dump));
-            (grown(|counter| counter.inserted), grown(ConntrackCounter::ended))
-        });
-        let (shown, counted) = (incoming.live(), self.cohorts.live());
-        let bounds = shown.saturating_sub(went)..=shown.saturating_add(came);
-        // Counting that has only begun knows nothing of what existed before: the middle is the likeliest.
-        let likely = if first && !bounds.contains(&counted) { bounds.start().midpoint(*bounds.end()) } else { counted };
-        let truth = likely.clamp(*bounds.start(), *bounds.end());
-        if truth > shown {
-            incoming.add(Cohort::begun(protocol, at), small(truth - shown));
-        } else {
-            incoming.shrink(small(shown - truth));
-        }
-        self.cohorts.replace_live(incoming);
-        let inside = u64::from(self.incoming_in_node_ports);
-        let inside = u64::from(self.in_node_ports).clamp(inside.saturating_sub(went), inside.saturating_add(came));
-        self.in_node_ports = small(inside);
-        self.incoming_in_node_ports = 0;
-        self.incoming_fresh = 0;
-        truth.abs_diff(counted)
-    }
-}
-
-/// How an entry left the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// TCP, from TIME_WAIT.
-    TimeWait,
-    /// TCP, after a reset.
-    Reset,
-    /// TCP, without ever an answer: it never held a port beyond the node.
-    Unanswered,
-    /// Its timer ran out, or it was removed while open.
-    Other {
-        /// It was assured (a UDP stream has a longer timer), or may have been.
-        assured: bool,
-    },
-}
-
-impl End {
-    const ALL: [Self; 4] = [Self::TimeWait, Self::Reset, Self::Unanswered, Self::Other { assured: true }];
-
-    /// As the last words of an entry tell.
-    fn of(entry: &ConntrackEntry) -> Self {
-        match (entry.key.protocol, entry.tcp) {
-            (_, Some(ConntrackTcpState::TimeWait)) => Self::TimeWait,
-            (_, Some(ConntrackTcpState::Close)) => Self::Reset,
-            (Protocol::TCP, _) if !entry.replied => Self::Unanswered,
-            _ => Self::Other { assured: entry.assured },
-        }
-    }
-
-    fn counted(self, counter: &ConntrackCounter) -> u64 {
-        match self {
-            Self::TimeWait => counter.ended_time_wait,
-            Self::Reset => counter.ended_reset,
-            Self::Unanswered => counter.ended_unanswered,
-            Self::Other { .. } => counter.ended_other,
-        }
-    }
-}
-
-impl ConntrackCounter {
-    fn pair(&self) -> Pair {
-        Pair {
-            destination: Destination { protocol: self.protocol, endpoint: self.destination },
-            source: self.source,
-            translated: self.translated,
-        }
-    }
-
-    fn ended(&self) -> u64 {
-        End::ALL.iter().map(|end| end.counted(self)).fold(0, u64::saturating_add)
-    }
-
-    /// The same key as it begins.
-    fn zero(of: &Self) -> Self {
-        Self {
-            inserted: 0,
-            ended_time_wait: 0,
-            ended_reset: 0,
-            ended_unanswered: 0,
-            ended_other: 0,
-            node_port_inserted: 0,
-            node_port_ended: 0,
-            ..*of
-        }
-    }
-}
-
 fn pair(entry: &ConntrackEntry) -> Pair {
     Pair {
         destination: Destination { protocol: entry.key.protocol, endpoint: entry.destination },
@@ -630,33 +486,8 @@ fn note_translation(dialled: &mut BTreeSet<Destination>, entry: &ConntrackEntry,
     }
 }
 
-/// What tells an entry from every other: its key and the kernel's id, which tells a reused tuple apart. 64 bits: among
-/// 250,000 entries two share one once in half a billion tables.
-fn fingerprint(entry: &ConntrackEntry) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (entry.key, entry.id).hash(&mut hasher);
-    // The lowest bit tells UDP from the rest.
-    hasher.finish() & !1 | u64::from(entry.key.protocol == Protocol::UDP)
-}
-
 fn small(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// A hasher for what is a hash already.
-#[derive(Debug, Default)]
-struct Unchanged(u64);
-
-impl Hasher for Unchanged {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _bytes: &[u8]) {}
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
 }
 
 /// Tenths of a second since the node booted; 32 bits last for 13 years.
