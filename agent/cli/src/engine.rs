@@ -199,7 +199,8 @@ impl LaneState {
 fn run(index: usize, mut lane: Lane, sender: &SyncSender<FromLane>, stop: &Stop) {
     loop {
         let _span = tracing::debug_span!("round", lane = lane.name).entered();
-        let mut batch = Vec::with_capacity(BATCH);
+        // Most rounds tell little: a full batch is large enough for the allocator to ask the kernel for it.
+        let mut batch = Vec::with_capacity(BATCH / 16);
         for source in &mut lane.sources {
             source.observe(&mut |fact| {
                 batch.push(fact);

@@ -65,13 +65,16 @@ impl Dump {
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     rounds: usize,
+    /// Connections before one measurement of speed: a tool that watches a node has been watching it for long.
+    warm_up: u64,
     /// Connections of one measurement of speed.
     connections: u64,
     /// Connections of one measurement of BPF time.
     bpf_connections: u64,
     /// How long a tool has to begin.
     begin: Duration,
-    /// How long the agent is watched in one state: all that it does now and then, it does once a minute.
+    /// How long the agent is watched in one state: what it does now and then, it does once a minute, or more seldom where that
+    /// takes long.
     watch: Duration,
     /// How long before that a state has to last: sockets are in TIME_WAIT for a minute.
     settle: Duration,
@@ -88,10 +91,11 @@ struct Sizes {
 impl Sizes {
     const FULL: Self = Self {
         rounds: 5,
-        connections: 100_000,
+        warm_up: 100_000,
+        connections: 200_000,
         bpf_connections: 20_000,
         begin: Duration::from_secs(3),
-        watch: Duration::from_secs(60),
+        watch: Duration::from_secs(120),
         settle: Duration::from_secs(60),
         rate: 5_000,
         destinations: 50_000,
@@ -100,6 +104,7 @@ impl Sizes {
     };
     const QUICK: Self = Self {
         rounds: 1,
+        warm_up: 2_000,
         connections: 6_000,
         bpf_connections: 3_000,
         begin: Duration::from_secs(2),
@@ -139,6 +144,9 @@ struct Results {
     steady: Steady,
 }
 
+/// How long the table remembers what has ended while speed is measured: some 25,000 connections come in a second.
+const ENDED_FOR: Duration = Duration::from_secs(5);
+
 impl Overhead {
     /// Measures everything, then prints the table.
     #[expect(clippy::print_stdout, reason = "its result")]
@@ -147,6 +155,8 @@ impl Overhead {
         sizes.rounds = self.rounds.unwrap_or(sizes.rounds).max(1);
         let lab = Lab::new()?;
         let mut network = Network::build(&lab)?;
+        // Entries end while others begin, and never fill the table.
+        network.remember(ENDED_FOR, ENDED_FOR)?;
         let rows = self.rounds(&mut network, &sizes)?;
         let steady = Steady::measure(&mut network, &self.headroom, &sizes)?;
         print!("{}", table::markdown(&Results { sizes, rows, steady }));
@@ -182,6 +192,7 @@ impl Overhead {
         let running = tool.start(network, &self.headroom)?;
         // What a tool does to begin with is not what it costs.
         std::thread::sleep(sizes.begin);
+        network.burst(sizes.warm_up, 0.0)?;
         let cpu =
             |running: &Option<tools::Running>| running.as_ref().map_or(Ok(Duration::ZERO), |it| meter::cpu(it.pid()));
         let (machine, own) = (meter::machine_cpu()?, cpu(&running)?);

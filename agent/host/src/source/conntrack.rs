@@ -125,6 +125,8 @@ pub struct ConntrackSource {
     dump_failed: Option<String>,
     /// When losses were counted last.
     accounted: NodeTime,
+    /// Whether the kernel sends no events at all, and when that was looked at last.
+    silent: (bool, Option<NodeTime>),
 }
 
 /// What there is to read from.
@@ -155,12 +157,13 @@ impl ConntrackSource {
             access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
             schedule: Schedule::new(options.dump_interval),
             entries: 0,
-            udp_schedule: Schedule::new(options.dump_interval),
+            udp_schedule: Schedule::seldom(UDP_ALONE_EVERY),
             reader: Reader::new(root),
             buffer: Buffer::default(),
             losses: Losses::default(),
             dump_failed: None,
             accounted: NodeTime::default(),
+            silent: (false, None),
         };
         source.choose();
         source
@@ -207,7 +210,7 @@ impl ConntrackSource {
         let interval = if self.counters.count_entries().is_ok() { COMPARE_EVERY } else { self.options.dump_interval };
         self.schedule =
             if self.options.tcp_is_counted { Schedule::sooner_at_first(interval) } else { Schedule::new(interval) };
-        self.udp_schedule = Schedule::new(UDP_ALONE_EVERY);
+        self.udp_schedule = Schedule::seldom(UDP_ALONE_EVERY);
         self.dump_failed = None;
     }
 
@@ -222,7 +225,8 @@ impl ConntrackSource {
         let schedule = if what == What::Udp { &mut self.udp_schedule } else { &mut self.schedule };
         schedule.begins();
         let began = clock::thread_cpu();
-        let end = self.reader.dump(what, sink);
+        // To find nothing in a large empty table takes the kernel as long as to find little.
+        let end = if self.count() == Some(0) { self.reader.nothing(what, sink) } else { self.reader.dump(what, sink) };
         self.dump_ended(what, began, end);
     }
 
@@ -272,14 +276,18 @@ impl ConntrackSource {
 
     /// Where the table grows fast, a dump tells whether listening is still worth its price.
     fn look_at_size(&mut self) {
-        let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_count");
-        let entries = bounded::read_line_in(&self.root, path, 64).ok().and_then(|text| text.parse::<u64>().ok());
-        if let Some(entries) = entries {
+        if let Some(entries) = self.count() {
             if self.options.tcp_is_counted && entries > self.entries.saturating_add(WORTH_HEARING) {
                 self.schedule.hurry();
             }
             self.entries = entries;
         }
+    }
+
+    /// How many entries the table has, those included that no dump shows yet or any more.
+    fn count(&self) -> Option<u64> {
+        let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_count");
+        bounded::read_line_in(&self.root, path, 64).ok()?.parse().ok()
     }
 
     /// What to dump now.
@@ -409,11 +417,19 @@ impl ConntrackSource {
         }
     }
 
-    /// Whether the kernel sends no events at all.
+    /// Looks now and then whether the kernel sends events.
+    fn listen_for_silence(&mut self) {
+        let now = clock::node_time();
+        if self.silent.1.is_none_or(|looked| now.since(looked) >= ACCOUNT_EVERY) {
+            let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_events");
+            let switched_off = bounded::read_line_in(&self.root, path, 64).is_ok_and(|value| value == "0");
+            self.silent = (switched_off, Some(now));
+        }
+    }
+
+    /// Why the kernel sends no events at all, if so.
     fn silent(&self) -> Option<String> {
-        let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_events");
-        let switched_off = bounded::read_line_in(&self.root, path, 64).is_ok_and(|value| value == "0");
-        switched_off.then(|| "there are no events: net.netfilter.nf_conntrack_events is 0".to_owned())
+        self.silent.0.then(|| "there are no events: net.netfilter.nf_conntrack_events is 0".to_owned())
     }
 }
 
@@ -437,6 +453,7 @@ impl Source for ConntrackSource {
         {
             self.open();
         }
+        self.listen_for_silence();
         match self.access {
             Access::Events(_) => self.observe_events(sink),
             Access::Dumps => self.observe_dumps(sink),

@@ -5,11 +5,14 @@
 //! summed here, not corrected.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use headroom_core::known::Known;
 use headroom_core::observe::{ConntrackCpu, ConntrackStats, ConntrackTimeouts, ConntrackUse, Fact, SourceId};
+use headroom_core::time::NodeTime;
 
 use crate::bounded::{self, Refusal};
+use crate::clock;
 use crate::netlink::conntrack_stats;
 use crate::root::HostRoot;
 use crate::source::lines::own_table;
@@ -21,6 +24,8 @@ const HOW: &str = "/proc/sys/net/netfilter and /proc/net/stat/nf_conntrack";
 const HOW_NETLINK: &str = "conntrack netlink statistics and /proc/sys/net/netfilter";
 /// CPUs told of singly.
 const MAX_CPUS_TOLD: usize = 64;
+/// Time-outs are thirteen files, and hardly ever change.
+const TIMEOUTS_EVERY: Duration = Duration::from_secs(5);
 /// One line per CPU, 160 bytes each.
 const STATS_LIMIT_BYTES: usize = 1 << 20;
 
@@ -28,6 +33,9 @@ const STATS_LIMIT_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct ConntrackUseSource {
     root: HostRoot,
+    /// When the time-outs were read last, and what was missing of them.
+    timeouts_read: Option<NodeTime>,
+    timeouts_missing: Option<String>,
 }
 
 /// What is wrong with `/proc/net/stat/nf_conntrack`.
@@ -94,7 +102,7 @@ fn worth_telling(mut cpus: Vec<ConntrackCpu>) -> Vec<ConntrackCpu> {
 impl ConntrackUseSource {
     /// Reads below this root.
     pub fn new(root: &HostRoot) -> Self {
-        Self { root: root.clone() }
+        Self { root: root.clone(), timeouts_read: None, timeouts_missing: None }
     }
 
     fn sysctl(name: &str) -> PathBuf {
@@ -134,6 +142,22 @@ impl ConntrackUseSource {
             }
         }
         (self.stats_from_proc(there), HOW)
+    }
+
+    /// Reads the time-outs if it is time to.
+    fn tell_timeouts(&mut self, sink: Sink<'_>) {
+        let now = clock::node_time();
+        if self.timeouts_read.is_some_and(|read| now.since(read) < TIMEOUTS_EVERY) {
+            return;
+        }
+        self.timeouts_read = Some(now);
+        self.timeouts_missing = match self.timeouts() {
+            Ok(timeouts) => {
+                sink(observation(ID, Fact::ConntrackTimeouts(timeouts)));
+                None
+            }
+            Err(why) => Some(format!("the time-outs are not known: {why}")),
+        };
     }
 
     /// The time-outs, or which of them cannot be read.
@@ -194,10 +218,10 @@ impl Source for ConntrackUseSource {
         let nothing = entries.present().is_none() && max.present().is_none() && stats.present().is_none();
         sink(observation(ID, Fact::ConntrackUse(ConntrackUse { entries, max, buckets, stats, cpus })));
         if there {
-            match self.timeouts() {
-                Ok(timeouts) => sink(observation(ID, Fact::ConntrackTimeouts(timeouts))),
-                Err(why) => missing.push(format!("the time-outs are not known: {why}")),
-            }
+            self.tell_timeouts(sink);
+            missing.extend(self.timeouts_missing.clone());
+        } else {
+            self.timeouts_read = None;
         }
         sink(observation(
             ID,

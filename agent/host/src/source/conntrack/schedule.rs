@@ -6,6 +6,8 @@ use headroom_core::time::NodeTime;
 
 /// A regular dump may take this part of the time: one in a hundred and sixty. (Even an empty table of 262,144 buckets takes 12 ms.)
 const IDLE_PER_DUMP: u32 = 160;
+/// One that comes beside regular dumps may take half as much.
+const IDLE_PER_SELDOM_DUMP: u32 = 320;
 /// The first dumps may take more, ever less: a fifth, a tenth and so on. What moved during the first is mended by the next.
 const IDLE_PER_FIRST_DUMP: u32 = 5;
 /// Where they are to come sooner at first: after so long, twice as long and so on.
@@ -20,6 +22,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct Schedule {
     interval: Duration,
+    /// The time from one dump to the next, in times of what it took.
+    idle: u32,
     /// The regular one.
     next: Option<NodeTime>,
     /// No repair before.
@@ -36,7 +40,12 @@ impl Schedule {
     /// The first dump is due at once, the next ones after the interval, or later if they take long.
     pub(super) fn new(interval: Duration) -> Self {
         let repair_from = NodeTime::default();
-        Self { interval, next: None, repair_from, repair: false, dumps: 0, sooner: false }
+        Self { interval, idle: IDLE_PER_DUMP, next: None, repair_from, repair: false, dumps: 0, sooner: false }
+    }
+
+    /// Beside another one: dumps take half of the part of the time that they may take else.
+    pub(super) fn seldom(interval: Duration) -> Self {
+        Self { idle: IDLE_PER_SELDOM_DUMP, ..Self::new(interval) }
     }
 
     /// The first ones come sooner: they show what kind of node this is.
@@ -76,7 +85,7 @@ impl Schedule {
 
     /// A dump has ended, well or not, and took so much of a CPU.
     pub(super) fn ended(&mut self, took: Duration, now: NodeTime, well: bool) {
-        let idle = IDLE_PER_DUMP.min(IDLE_PER_FIRST_DUMP << self.dumps.min(8));
+        let idle = self.idle.min(IDLE_PER_FIRST_DUMP << self.dumps.min(8));
         let first = FIRST_INTERVAL.saturating_mul(1 << self.dumps.min(16));
         let interval = if self.sooner { self.interval.min(first) } else { self.interval };
         let pause = if well { interval.max(took.saturating_mul(idle)) } else { AFTER_FAILURE };
@@ -114,6 +123,16 @@ mod tests {
             assert!(!schedule.due(at(110 + pause - 1)));
             assert!(schedule.due(at(110 + pause)));
         }
+    }
+
+    #[test]
+    fn dumps_beside_others_take_half_as_much_of_the_time() {
+        let mut schedule = Schedule::seldom(Duration::from_secs(1));
+        for _ in 0..10 {
+            schedule.ended(Duration::from_millis(100), at(100), true);
+        }
+        assert!(!schedule.due(at(131)));
+        assert!(schedule.due(at(132)));
     }
 
     #[test]
