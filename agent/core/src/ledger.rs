@@ -25,6 +25,7 @@ mod attachments;
 mod conntrack;
 mod no_port;
 mod occupants;
+mod pairs;
 mod reservations;
 mod services;
 mod tcp;
@@ -33,10 +34,11 @@ pub use attachments::Attachments;
 use conntrack::Scope;
 pub use conntrack::{
     Census, Cohort, CohortState, Cohorts, Conntrack, DistinctSources, Drift, EntryState, HAIRPIN_SILENT_SECS, Hairpin,
-    HairpinKey, Hairpins, Most, NodePortFlow, NodePortFlows, Pair, SILENCE_SECS, SourceFilter,
+    HairpinKey, Hairpins, Most, NodePortFlow, NodePortFlows, SILENCE_SECS, SourceFilter,
 };
 pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
+pub use pairs::Pair;
 pub use reservations::{HeldReservation, Reservations};
 pub use services::Services;
 pub use tcp::{Failures, KeepaliveTally, Spans, TableTally, TcpConnections, TcpTally};
@@ -47,7 +49,7 @@ const DUMPS: [Snapshot; 2] = [Snapshot::Conntrack, Snapshot::ConntrackUdp];
 /// Bounds of the ledger's memory, and what it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LedgerLimits {
-    /// Conntrack entries told apart at most; more are counted as [`Loss::LedgerFlowsFull`]. Some 20 bytes each, and some 250
+    /// Conntrack entries told apart at most; more are counted as [`Loss::LedgerFlowsFull`]. Some 20 bytes each, and some 190
     /// for each pair of destination and source.
     pub max_flows: usize,
     /// How long ended flows and past counter values are remembered: the longest hold time of the NAT, and a margin.
@@ -145,7 +147,7 @@ impl Ledger {
             }
             Fact::Flow(entry) => self.conntrack.begun(&entry, at),
             Fact::FlowEnded(entry) => self.conntrack.ended(&entry, at, self.timeouts()),
-            Fact::ConntrackCounter(counter) => self.conntrack.counter(counter),
+            Fact::ConntrackCounter(counter) => self.conntrack.counter(&counter, at, self.timeouts()),
             Fact::NoPort(no_port) => self.no_ports.counter(no_port),
             Fact::TcpCounter(counter) => self.tcp.counter(counter, at),
             Fact::Socket(socket) => self.tcp.socket(socket, at),
@@ -224,7 +226,7 @@ impl Ledger {
                 }
             }
             Snapshot::ConntrackUdp => self.conntrack.end_dump(Scope::Udp, at, &outcome, self.timeouts()),
-            Snapshot::ConntrackCounters => self.conntrack.end_counters(at, &outcome, self.timeouts()),
+            Snapshot::ConntrackCounters => self.conntrack.end_counters(at, &outcome),
             Snapshot::NoPorts => self.no_ports.end(at, &outcome),
             Snapshot::TcpCounters => self.tcp.end_counters(begin, at, &outcome),
             Snapshot::Sockets => self.tcp.end_sockets(begin, at, &outcome),

@@ -10,12 +10,13 @@
 //!
 //! Ended flows stay as cohorts for a while, since a NAT holds their ports longer than the node does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ledger::LedgerLimits;
+use crate::ledger::pairs::{Pair, Pairs};
 use crate::observe::{ConntrackCounter, ConntrackEntry, ConntrackTimeouts, Outcome};
 use crate::time::NodeTime;
 
@@ -29,23 +30,12 @@ mod source_ports;
 
 pub use census::{Census, EntryState, Most, SILENCE_SECS};
 pub use cohorts::{Cohort, CohortState, Cohorts};
-use fingerprint::{Fingerprints, fingerprint};
+use fingerprint::{Fingerprint, Fingerprints, Shown};
 pub use hairpins::{HAIRPIN_SILENT_SECS, Hairpin, HairpinKey, Hairpins};
 pub use node_port_flows::{NodePortFlow, NodePortFlows};
 use row::{End, Row};
 use source_ports::SourcePorts;
 pub use source_ports::{DistinctSources, SourceFilter};
-
-/// From whom to where, and as whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Pair {
-    /// Where the flows go, after DNAT.
-    pub destination: Destination,
-    /// Who opened them, before any translation.
-    pub source: IpAddr,
-    /// What the destination takes for their source.
-    pub translated: IpAddr,
-}
 
 /// How far counting and table were apart when a dump compared them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,21 +59,14 @@ impl Scope {
     fn includes(self, protocol: Protocol) -> bool {
         self == Self::Everything || protocol == Protocol::UDP
     }
-
-    /// Whether a fingerprint is of an entry that it tells of.
-    fn includes_print(self, fingerprint: u64) -> bool {
-        self == Self::Everything || fingerprint & 1 == 1
-    }
 }
 
 /// The conntrack table, as far as it matters.
 #[derive(Debug)]
 pub struct Conntrack {
     limits: LedgerLimits,
-    rows: BTreeMap<Pair, Row>,
-    /// Every live entry, while events tell what happens.
-    live: Fingerprints,
-    incoming: Fingerprints,
+    rows: Pairs<Row>,
+    entries: Fingerprints,
     /// Dialled destinations that the node translated into another.
     dialled: BTreeSet<Destination>,
     incoming_dialled: BTreeSet<Destination>,
@@ -93,8 +76,8 @@ pub struct Conntrack {
     compare: bool,
     /// No dump was compared since counting began, or began anew: what existed before is not known.
     anew: bool,
-    /// Pairs in the reading of the counters that is under way.
-    read: BTreeMap<Pair, ConntrackCounter>,
+    /// The number of the counters' reading that is under way, or was last; from 1 on.
+    reading: u32,
     dumped_at: Option<NodeTime>,
     /// UDP may have been dumped alone since.
     udp_dumped_at: Option<NodeTime>,
@@ -115,15 +98,14 @@ impl Conntrack {
     pub(super) fn new(limits: LedgerLimits) -> Self {
         Self {
             limits,
-            rows: BTreeMap::new(),
-            live: Fingerprints::default(),
-            incoming: Fingerprints::default(),
+            rows: Pairs::default(),
+            entries: Fingerprints::default(),
             dialled: BTreeSet::new(),
             incoming_dialled: BTreeSet::new(),
             counting: false,
             compare: false,
             anew: true,
-            read: BTreeMap::new(),
+            reading: 0,
             dumped_at: None,
             udp_dumped_at: None,
             refused: 0,
@@ -153,23 +135,22 @@ impl Conntrack {
         }
         for row in self.rows.values_mut() {
             if let Some(counted) = &mut row.counted {
-                counted.at_dump = counted.last;
+                counted.begin_dump();
             }
         }
     }
 
     /// An entry of a dump.
     pub(super) fn dumped(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) {
-        if self.incoming.len() >= self.limits.max_flows {
+        if self.entries.shown() >= self.limits.max_flows {
             self.refused = self.refused.saturating_add(1);
             self.sum_up(entry, &timeouts, false);
             return;
         }
-        let fingerprint = fingerprint(entry);
-        if !self.incoming.insert(fingerprint) {
+        let shown = self.entries.show(Fingerprint::of(entry));
+        if shown == Shown::Again {
             return;
         }
-        let fresh = !self.live.contains(&fingerprint);
         note_translation(&mut self.incoming_dialled, entry, self.limits.max_flows);
         let in_node_ports = self.in_node_ports(entry);
         let cohort = Cohort::of(entry, at, timeouts);
@@ -182,11 +163,11 @@ impl Conntrack {
         if in_node_ports {
             self.node_port_flows.dumped(entry, at, &timeouts);
         }
-        let row = self.rows.entry(pair(entry)).or_default();
+        let row = self.rows.of(&pair(entry));
         row.incoming.make_room_like(&row.cohorts);
         row.incoming.add(cohort, 1);
         row.incoming_in_node_ports = row.incoming_in_node_ports.saturating_add(u32::from(in_node_ports));
-        row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(fresh));
+        row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(shown == Shown::Fresh));
     }
 
     /// What only a dump of everything can sum up. `held`: the entry found room.
@@ -202,11 +183,11 @@ impl Conntrack {
 
     /// A NEW event.
     pub(super) fn begun(&mut self, entry: &ConntrackEntry, at: NodeTime) {
-        if self.live.len() >= self.limits.max_flows {
+        if self.entries.live() >= self.limits.max_flows {
             self.refused = self.refused.saturating_add(1);
             return;
         }
-        if !self.live.insert(fingerprint(entry)) {
+        if !self.entries.begin(Fingerprint::of(entry)) {
             return;
         }
         if let Some(source_ports) = &mut self.source_ports {
@@ -217,7 +198,7 @@ impl Conntrack {
         if in_node_ports {
             self.node_port_flows.begun(entry, at);
         }
-        let row = self.rows.entry(pair(entry)).or_default();
+        let row = self.rows.of(&pair(entry));
         row.cohorts.add(Cohort::begun(entry.key.protocol, at), 1);
         row.in_node_ports = row.in_node_ports.saturating_add(u32::from(in_node_ports));
     }
@@ -225,7 +206,7 @@ impl Conntrack {
     /// A DESTROY event.
     pub(super) fn ended(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) {
         // The id in the fingerprint guards a successor with the same tuple against the end of its predecessor.
-        if !self.live.remove(&fingerprint(entry)) {
+        if !self.entries.end(Fingerprint::of(entry)) {
             return;
         }
         let in_node_ports = self.in_node_ports(entry);
@@ -287,12 +268,10 @@ impl Conntrack {
             row.in_node_ports = std::mem::take(&mut row.incoming_in_node_ports);
             row.incoming_fresh = 0;
         }
+        self.entries.replace(scope);
         if scope == Scope::Everything {
-            self.live = std::mem::take(&mut self.incoming);
             self.dialled = std::mem::take(&mut self.incoming_dialled);
         } else {
-            self.live.retain(|fingerprint| !scope.includes_print(*fingerprint));
-            self.live.extend(std::mem::take(&mut self.incoming));
             self.dialled.retain(|destination| !scope.includes(destination.protocol));
             self.dialled.append(&mut self.incoming_dialled);
         }
@@ -300,17 +279,17 @@ impl Conntrack {
 
     /// Half a dump adds what was not known, and proves nothing of the rest.
     fn merge(&mut self, at: NodeTime) {
-        for (pair, row) in &mut self.rows {
+        for (pair, row) in self.rows.iter_mut() {
             row.cohorts.add(Cohort::begun(pair.destination.protocol, at), row.incoming_fresh);
             row.in_node_ports = row.in_node_ports.max(row.incoming_in_node_ports);
         }
-        self.live.extend(std::mem::take(&mut self.incoming));
+        self.entries.merge();
         self.dialled.append(&mut self.incoming_dialled);
         self.drop_incoming();
     }
 
     fn drop_incoming(&mut self) {
-        self.incoming.clear();
+        self.entries.forget_shown();
         self.incoming_dialled.clear();
         self.compare = false;
         for row in self.rows.values_mut() {
@@ -321,38 +300,29 @@ impl Conntrack {
     }
 
     pub(super) fn begin_counters(&mut self) {
-        self.read.clear();
+        self.reading = self.reading.saturating_add(1);
     }
 
-    pub(super) fn counter(&mut self, counter: ConntrackCounter) {
-        self.read.insert(counter.pair(), counter);
+    /// Counters only grow, so each is taken in at once, also one of a reading that will fail.
+    pub(super) fn counter(&mut self, counter: &ConntrackCounter, at: NodeTime, timeouts: ConntrackTimeouts) {
+        self.rows.of(&counter.pair()).count(counter, self.reading, at, timeouts);
     }
 
-    pub(super) fn end_counters(&mut self, at: NodeTime, outcome: &Outcome, timeouts: ConntrackTimeouts) {
-        let read = std::mem::take(&mut self.read);
+    pub(super) fn end_counters(&mut self, at: NodeTime, outcome: &Outcome) {
+        self.entries.forget_live();
         if let Outcome::Failed(_) = outcome {
             // From here on events tell what happens, or nothing does: only the next dump makes the rows true again.
             self.counting = false;
             self.anew = true;
             self.drop_incoming();
-            self.live.clear();
-            for row in self.rows.values_mut() {
-                row.counted = None;
-            }
+            self.rows.values_mut().for_each(|row| row.counted = None);
             return;
         }
         self.counting = true;
-        self.live = Fingerprints::default();
-        for (pair, counter) in &read {
-            let row = self.rows.entry(*pair).or_default();
-            row.count(*counter, at, timeouts);
-        }
         if *outcome == Outcome::Complete {
             // Retired in the kernel: should it come back, it begins from zero.
-            for (pair, row) in &mut self.rows {
-                if row.counted.is_some() && !read.contains_key(pair) {
-                    row.counted = None;
-                }
+            for row in self.rows.values_mut() {
+                row.counted.take_if(|counted| counted.shown != self.reading);
             }
         }
         if self.compare {
@@ -366,10 +336,10 @@ impl Conntrack {
     fn correct(&mut self, at: NodeTime) {
         let mut corrected = 0_u64;
         let first = std::mem::take(&mut self.anew);
-        for (pair, row) in &mut self.rows {
+        for (pair, row) in self.rows.iter_mut() {
             corrected = corrected.saturating_add(row.correct(pair.destination.protocol, at, first));
         }
-        self.incoming.clear();
+        self.entries.forget_shown();
         self.dialled = std::mem::take(&mut self.incoming_dialled);
         // The first dump is where the counting gets what existed before: no drift.
         if !first {
@@ -389,7 +359,7 @@ impl Conntrack {
     }
 
     /// Every pair with its cohorts, live and lately ended.
-    pub fn iter(&self) -> impl Iterator<Item = (&Pair, &Cohorts)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Pair, &Cohorts)> {
         self.rows.iter().map(|(pair, row)| (pair, &row.cohorts))
     }
 
@@ -415,7 +385,7 @@ impl Conntrack {
     }
 
     /// The pairs that have such flows, and how many; also where single flows are not known.
-    pub fn in_node_ports_by_pair(&self) -> impl Iterator<Item = (&Pair, u32)> {
+    pub fn in_node_ports_by_pair(&self) -> impl Iterator<Item = (Pair, u32)> {
         self.rows.iter().map(|(pair, row)| (pair, row.in_node_ports)).filter(|(_, count)| *count > 0)
     }
 
@@ -453,7 +423,7 @@ impl Conntrack {
 
     /// Live entries.
     pub fn live(&self) -> u64 {
-        self.rows.values().map(|row| row.cohorts.live()).sum()
+        self.rows.iter().map(|(_, row)| row.cohorts.live()).sum()
     }
 
     /// Entries that found no room in the last dump and since ([`LedgerLimits::max_flows`]).

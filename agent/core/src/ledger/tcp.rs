@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::flow::Endpoint;
+use crate::flow::{Destination, Endpoint};
+use crate::ledger::pairs::{Pair, Pairs};
 use crate::observe::{Outcome, Owner, Socket, SocketOwner, SocketState, SocketTimer, TcpCounter};
 use crate::time::NodeTime;
 
@@ -17,6 +18,15 @@ mod row;
 use row::{Row, Since};
 
 type Key = (Endpoint, IpAddr);
+
+/// Sockets do not know what they are translated to.
+fn pair((destination, source): Key) -> Pair {
+    Pair { destination: Destination::tcp(destination), source, translated: source }
+}
+
+fn key(pair: &Pair) -> Key {
+    (pair.destination.endpoint, pair.source)
+}
 
 /// `TCP_TIMEWAIT_LEN` of the kernel (`include/net/tcp.h`): not configurable.
 const TIME_WAIT: Duration = Duration::from_secs(60);
@@ -189,7 +199,7 @@ impl KeepaliveTally {
 #[derive(Debug)]
 pub struct TcpConnections {
     remember: Duration,
-    rows: BTreeMap<Key, Row>,
+    rows: Pairs<Row>,
     /// The number of the counters' reading that is under way, or was last; from 1 on.
     reading: u32,
     /// When counting began.
@@ -208,7 +218,7 @@ impl TcpConnections {
     pub(super) fn new(remember: Duration) -> Self {
         Self {
             remember,
-            rows: BTreeMap::new(),
+            rows: Pairs::default(),
             reading: 0,
             counting_since: None,
             sockets: BTreeMap::new(),
@@ -226,7 +236,7 @@ impl TcpConnections {
 
     /// Counters only grow, so each is taken in at once, also one of a reading that will fail.
     pub(super) fn counter(&mut self, counter: TcpCounter, at: NodeTime) {
-        let row = self.rows.entry((counter.destination, counter.source)).or_default();
+        let row = self.rows.of(&pair((counter.destination, counter.source)));
         row.note(&counter, at, self.reading);
         row.forget(at.before(self.remember));
     }
@@ -239,12 +249,12 @@ impl TcpConnections {
         self.counters_end = Some(at);
         let (reading, horizon, sockets) = (self.reading, at.before(self.remember), &self.sockets);
         if *outcome == Outcome::Complete {
-            self.rows.retain(|key, row| {
+            self.rows.retain(|pair, row| {
                 let counted = row.shown == reading;
                 if !counted && row.shown > 0 {
                     row.retire();
                 }
-                counted || row.remembers(horizon) || sockets.contains_key(key)
+                counted || row.remembers(horizon) || sockets.contains_key(&key(&pair))
             });
         }
         if let Some((before, complete)) = self.waiting.take() {
@@ -308,12 +318,12 @@ impl TcpConnections {
     fn reconcile(&mut self, before: u32, complete: bool) {
         let counting_since = self.counting_since.unwrap_or_default();
         for (key, tally) in &mut self.sockets {
-            let row = self.rows.entry(*key).or_default();
+            let row = self.rows.of(&pair(*key));
             row.closed_before(tally.closed_at.drain(..).filter(|closed| *closed < counting_since));
         }
-        for (key, row) in &mut self.rows {
+        for (pair, row) in self.rows.iter_mut() {
             if row.moved <= before {
-                let (open, wanting) = self.sockets.get(key).map_or((0, 0), |tally| (tally.open, tally.wanting));
+                let (open, wanting) = self.sockets.get(&key(&pair)).map_or((0, 0), |tally| (tally.open, tally.wanting));
                 row.reconcile(open, wanting, complete);
             }
         }
@@ -339,7 +349,7 @@ impl TcpConnections {
             return self.sockets.get(&key).map_or(0, |tally| u64::from(tally.open) + u64::from(tally.wanting));
         };
         let since = Since::new(now, Spans::all(Duration::ZERO), counting_since);
-        let tally = self.rows.get(&key).map(|row| row.tally(since)).unwrap_or_default();
+        let tally = self.rows.get(&pair(key)).map(|row| row.tally(since)).unwrap_or_default();
         tally.open.saturating_add(tally.wanting)
     }
 
@@ -347,6 +357,11 @@ impl TcpConnections {
     /// the last socket table; empty where nobody looked.
     pub fn owners(&self, destination: Endpoint, source: IpAddr) -> &[(Owner, u32)] {
         self.owners.get(&(destination, source)).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// How many pairs are counted.
+    pub fn pairs(&self) -> usize {
+        self.rows.len()
     }
 
     /// When the counting began; `None` where nothing is counted.
@@ -357,7 +372,8 @@ impl TcpConnections {
     /// Every pair, with what happened lately.
     pub fn iter(&self, now: NodeTime, spans: Spans) -> impl Iterator<Item = (Endpoint, IpAddr, TcpTally)> + '_ {
         let since = Since::new(now, spans, self.counting_since.unwrap_or_default());
-        let counted = self.rows.iter().map(move |(key, row)| (key.0, key.1, row.tally(since)));
+        let counted =
+            self.rows.iter().map(move |(pair, row)| (pair.destination.endpoint, pair.source, row.tally(since)));
         // Without counters the socket tables are all there is.
         let closed_since = now.before(spans.closed);
         let tables = self.sockets.iter().filter(|_| self.counting_since.is_none()).map(move |(key, tally)| {

@@ -67,15 +67,20 @@ pub struct Account {
     /// The TCP counters of the destination, summed over source addresses.
     tcp: TcpSum,
     /// Packets of new connections dropped for want of a port on this node: lately, and in all.
-    pub no_port: (u64, u64),
-    /// Open by the last conntrack dump less open by the TCP counters, where both see the destination and the dump is fresh.
-    pub drift: Option<i64>,
+    pub no_port: (u32, u32),
+    /// Open by the last conntrack dump, where the TCP counters see the destination as well and the dump is fresh.
+    open_in_table: Option<u32>,
 }
 
 impl Account {
     /// The TCP counters of the destination, summed over source addresses; zeros if there are none.
     pub fn tcp(&self) -> TcpTally {
         self.tcp.told()
+    }
+
+    /// Open by the last conntrack dump less open by the TCP counters, where both see the destination and the dump is fresh.
+    pub fn drift(&self) -> Option<i64> {
+        Some(i64::from(self.open_in_table?) - i64::from(self.tcp.open()))
     }
 
     /// held + wanting.
@@ -94,7 +99,7 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
         scope.contains(destination.endpoint.address) && !own.contains(&destination.endpoint.address)
     };
     let conntrack = ledger.conntrack_doubt().is_none().then(|| ledger.conntrack());
-    let mut accounts = Accounts::new(in_scope);
+    let mut accounts = Accounts::new(in_scope, ledger.tcp().pairs());
 
     // Socket tables are only as fresh as they were read: where nothing is counted, conntrack knows better.
     let counting = ledger.works(SourceId::Tcp);
@@ -132,13 +137,13 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
             let destination = pair.destination;
             let clock = if destination.protocol == Protocol::UDP { udp_clock } else { clock };
             let seen = Weight::of_cohorts(cohorts, destination.protocol, hold, clock);
-            masqueraded.note(pair, seen.entries);
+            masqueraded.note(&pair, seen.entries);
             let account = accounts.of(destination, SourceId::Conntrack);
             account.silent = account.silent.saturating_add(seen.silent);
             if account.by_source.get(pair.source).is_some_and(|share| share.counted) {
                 account.correct(pair.source, seen);
                 if fresh {
-                    account.drift = Some(account.drift.unwrap_or(0).saturating_add(i64::from(seen.open)));
+                    account.open_in_table = Some(account.open_in_table.unwrap_or(0).saturating_add(seen.open));
                 }
             } else {
                 account.add(pair.source, seen);
@@ -156,14 +161,11 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
     accounts.next_pass(0);
     for (destination, _source, lately, total) in ledger.no_ports().iter(now, LATELY) {
         let account = accounts.of(destination, SourceId::Conntrack);
-        account.no_port = (account.no_port.0.saturating_add(lately), account.no_port.1.saturating_add(total));
+        let (known, known_total) = account.no_port;
+        account.no_port = (known.saturating_add(small(lately)), known_total.saturating_add(small(total)));
     }
 
     let mut accounts = accounts.into_list();
-    for account in &mut accounts {
-        account.drift =
-            account.drift.map(|open| open.saturating_sub(i64::try_from(account.tcp().open).unwrap_or(i64::MAX)));
-    }
     accounts.sort_unstable_by(|a, b| {
         let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total());
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
@@ -182,8 +184,9 @@ struct Accounts<F> {
 }
 
 impl<F: Fn(&Destination) -> bool> Accounts<F> {
-    fn new(in_scope: F) -> Self {
-        Self { in_scope, done: Vec::new(), present: Vec::new() }
+    /// With a first pass of so many pairs at most.
+    fn new(in_scope: F, pairs: usize) -> Self {
+        Self { in_scope, done: Vec::new(), present: Vec::with_capacity(pairs) }
     }
 
     /// A pass begins, of so many pairs at most.
@@ -234,7 +237,7 @@ impl Account {
             by_source: Shares::default(),
             tcp: TcpSum::default(),
             no_port: (0, 0),
-            drift: None,
+            open_in_table: None,
         }
     }
 

@@ -254,9 +254,9 @@ fn destination(
         given_up_total: counted(tcp.failed_total.given_up),
         no_local_port_total: counted(tcp.no_local_port_total),
         syn_unanswered_total: counted(tcp.syn_retransmitted_total),
-        no_port_total: seen.no_port.then_some(account.no_port.1),
+        no_port_total: seen.no_port.then_some(u64::from(account.no_port.1)),
         source: account.source,
-        drift: account.drift,
+        drift: account.drift(),
         pods,
         pods_omitted,
     }

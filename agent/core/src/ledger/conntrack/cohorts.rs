@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::{End, small, tenths};
 use crate::flow::Protocol;
 use crate::observe::{ConntrackEntry, ConntrackTcpState, ConntrackTimeouts};
@@ -27,6 +29,9 @@ pub enum CohortState {
 }
 
 impl CohortState {
+    const ALL: [Self; 7] =
+        [Self::Wanting, Self::Busy, Self::Open, Self::Closed, Self::Reset, Self::GoneClosed, Self::GoneReset];
+
     /// Whether the flows are in the node's table.
     pub fn is_live(self) -> bool {
         !matches!(self, Self::GoneClosed | Self::GoneReset)
@@ -112,28 +117,57 @@ fn timer_set(entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) 
 const FINE_TENTHS: u32 = 6000;
 const MINUTE_TENTHS: u32 = 600;
 
-/// The flows of one pair: at most one cohort per state and tenth of a second, ordered by both.
+/// A cohort as it is kept, in eight bytes: its state in the three uppermost bits, then since when, then how many. Packed ones
+/// are in the order of state and time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Packed(u64);
+
+const COUNT_BITS: u32 = 29;
+/// No table has so many entries.
+const COUNT_MAX: u32 = (1 << COUNT_BITS) - 1;
+
+impl Packed {
+    fn new(cohort: Cohort) -> Self {
+        let state = (cohort.state as u64) << (u32::BITS + COUNT_BITS);
+        Self(state | u64::from(cohort.since) << COUNT_BITS | u64::from(cohort.count.min(COUNT_MAX)))
+    }
+
+    /// What it is ordered by.
+    fn key(self) -> u64 {
+        self.0 >> COUNT_BITS
+    }
+
+    fn cohort(self) -> Cohort {
+        let state = CohortState::ALL.into_iter().nth((self.0 >> (u32::BITS + COUNT_BITS)) as usize);
+        #[expect(clippy::cast_possible_truncation, reason = "the bits that are cut off are the other fields")]
+        let (since, count) = ((self.0 >> COUNT_BITS) as u32, self.0 as u32 & COUNT_MAX);
+        Cohort { state: state.expect("made of a state"), since, count }
+    }
+}
+
+/// The flows of one pair: at most one cohort per state and tenth of a second, ordered by both. There are very many of these
+/// lists, and most have one or two cohorts: those need no memory of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cohorts(Vec<Cohort>);
+pub struct Cohorts(SmallVec<[Packed; 2]>);
 
 impl Cohorts {
     /// Each of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Cohort> {
-        self.0.iter()
+    pub fn iter(&self) -> impl Iterator<Item = Cohort> {
+        self.0.iter().map(|packed| packed.cohort())
     }
 
     /// Flows in the node's table.
     pub fn live(&self) -> u64 {
-        self.0.iter().filter(|cohort| cohort.state.is_live()).map(|cohort| u64::from(cohort.count)).sum()
+        self.iter().filter(|cohort| cohort.state.is_live()).map(|cohort| u64::from(cohort.count)).sum()
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// There are very many of these lists, and most stay as long as they were.
+    /// Most stay as long as they were.
     pub(super) fn make_room_like(&mut self, other: &Self) {
-        if self.0.capacity() == 0 {
+        if self.0.is_empty() {
             self.0.reserve_exact(other.0.len());
         }
     }
@@ -143,28 +177,32 @@ impl Cohorts {
         if count == 0 {
             return;
         }
-        match self.0.binary_search_by_key(&(like.state, like.since), |cohort| (cohort.state, cohort.since)) {
+        let added = Packed::new(Cohort { count, ..like });
+        match self.0.binary_search_by_key(&added.key(), |packed| packed.key()) {
             Ok(index) => {
-                if let Some(cohort) = self.0.get_mut(index) {
-                    cohort.count = cohort.count.saturating_add(count);
+                if let Some(packed) = self.0.get_mut(index) {
+                    *packed = Packed::new(Cohort { count: packed.cohort().count.saturating_add(count), ..like });
                 }
             }
-            Err(index) => self.0.insert(index, Cohort { count, ..like }),
+            Err(index) => self.0.insert(index, added),
         }
     }
 
     /// Takes so many flows of one state, the oldest first. Gives what was taken.
-    fn take(&mut self, state: CohortState, mut count: u32) -> Vec<Cohort> {
-        let mut taken = Vec::new();
-        for cohort in self.0.iter_mut().filter(|cohort| cohort.state == state) {
-            let some = cohort.count.min(count);
+    fn take(&mut self, state: CohortState, mut count: u32) -> Cohorts {
+        let mut taken = Cohorts::default();
+        for packed in &mut self.0 {
+            let cohort = packed.cohort();
+            let some = if cohort.state == state { cohort.count.min(count) } else { 0 };
             if some > 0 {
-                taken.push(Cohort { count: some, ..*cohort });
-                cohort.count -= some;
+                taken.add(cohort, some);
+                *packed = Packed::new(Cohort { count: cohort.count - some, ..cohort });
                 count -= some;
             }
         }
-        self.0.retain(|cohort| cohort.count > 0);
+        if !taken.is_empty() {
+            self.0.retain(|packed| packed.cohort().count > 0);
+        }
         taken
     }
 
@@ -198,7 +236,7 @@ impl Cohorts {
         };
         let mut left = count;
         for state in from {
-            for cohort in self.take(state, left) {
+            for cohort in self.take(state, left).iter() {
                 left -= cohort.count;
                 if let Some(gone) = gone {
                     // Closed earlier than its own end tells, or silent later than the longest time-out: the cohort knows better.
@@ -220,9 +258,8 @@ impl Cohorts {
 
     /// The same flows in their present states; what is gone stays.
     pub(super) fn replace_live(&mut self, live: Self) {
-        let gone: Vec<Cohort> = self.0.iter().filter(|cohort| !cohort.state.is_live()).copied().collect();
-        *self = live;
-        for cohort in gone {
+        let before = std::mem::replace(self, live);
+        for cohort in before.iter().filter(|cohort| !cohort.state.is_live()) {
             self.add(cohort, cohort.count);
         }
         if self.0.capacity() > self.0.len().saturating_mul(2) {
@@ -236,10 +273,9 @@ impl Cohorts {
         let mut vanished = small(self.live()).saturating_sub(small(next.live()));
         // Closed flows of the same second are the same flows; timers are told in seconds.
         for (state, end) in [(State::Closed, End::TimeWait), (State::Reset, End::Reset)] {
-            let closed: Vec<Cohort> = self.0.iter().filter(|cohort| cohort.state == state).copied().collect();
+            let closed: Vec<Cohort> = self.iter().filter(|cohort| cohort.state == state).collect();
             for cohort in closed {
-                let near =
-                    next.0.iter().filter(|other| other.state == state && other.since.abs_diff(cohort.since) <= 10);
+                let near = next.iter().filter(|other| other.state == state && other.since.abs_diff(cohort.since) <= 10);
                 let shown = near.map(|other| other.count).fold(0, u32::saturating_add);
                 let missing = cohort.count.saturating_sub(shown).min(vanished);
                 vanished -= missing;
@@ -253,11 +289,34 @@ impl Cohorts {
     /// Drops what ended before the horizon, and keeps what fell silent long ago less finely.
     pub(super) fn forget(&mut self, horizon: NodeTime, now: NodeTime) {
         let horizon = tenths(horizon);
-        self.0.retain(|cohort| cohort.state.is_live() || cohort.since >= horizon);
-        if self.0.iter().any(|cohort| cohort.as_kept(now) != *cohort) {
-            for cohort in std::mem::take(&mut self.0) {
+        self.0.retain(|packed| {
+            let cohort = packed.cohort();
+            cohort.state.is_live() || cohort.since >= horizon
+        });
+        if self.iter().any(|cohort| cohort.as_kept(now) != cohort) {
+            for cohort in std::mem::take(self).iter() {
                 self.add(cohort.as_kept(now), cohort.count);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises the packing. If this fails, flows change their state or their number by being kept.
+    #[test]
+    fn a_cohort_comes_out_as_it_went_in() {
+        for state in CohortState::ALL {
+            for (since, count) in [(0, 0), (u32::MAX, 1), (1, COUNT_MAX), (123_456_789, 250_000)] {
+                let cohort = Cohort { state, since, count };
+                assert_eq!(Packed::new(cohort).cohort(), cohort);
+            }
+        }
+        let more = Cohort { state: CohortState::Open, since: 1, count: u32::MAX };
+        assert_eq!(Packed::new(more).cohort().count, COUNT_MAX);
+        assert!(Packed::new(more).key() < Packed::new(Cohort { since: 2, count: 0, ..more }).key());
+        assert_eq!(size_of::<Cohorts>(), 24);
     }
 }

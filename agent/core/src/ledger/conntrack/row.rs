@@ -19,50 +19,81 @@ pub(super) struct Row {
     pub(super) counted: Option<Box<Counted>>,
 }
 
-/// The kernel's counters of a row.
+/// The kernel's counters of a row, as they were read last.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Counted {
-    pub(super) last: ConntrackCounter,
-    /// As they stood when the dump under way began.
-    pub(super) at_dump: ConntrackCounter,
+    counts: Counts,
+    /// What moved since the dump under way began.
+    came: u32,
+    went: u32,
+    /// The reading that showed it last.
+    pub(super) shown: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    born: u64,
+    inserted: u64,
+    ended: [u64; End::ALL.len()],
+    node_port_inserted: u64,
+    node_port_ended: u64,
+}
+
+impl Counts {
+    fn of(counter: &ConntrackCounter) -> Self {
+        Self {
+            born: counter.born,
+            inserted: counter.inserted,
+            ended: End::ALL.map(|end| end.counted(counter)),
+            node_port_inserted: counter.node_port_inserted,
+            node_port_ended: counter.node_port_ended,
+        }
+    }
+}
+
+impl Counted {
+    pub(super) fn begin_dump(&mut self) {
+        (self.came, self.went) = (0, 0);
+    }
 }
 
 impl Row {
     /// Moves the cohorts by what the counters say happened since they were read last.
-    pub(super) fn count(&mut self, counter: ConntrackCounter, at: NodeTime, timeouts: ConntrackTimeouts) {
+    pub(super) fn count(
+        &mut self,
+        counter: &ConntrackCounter,
+        reading: u32,
+        at: NodeTime,
+        timeouts: ConntrackTimeouts,
+    ) {
         let protocol = counter.protocol;
-        let known = self.counted.as_ref().map(|counted| counted.last).filter(|last| last.born == counter.born);
-        let last = known.unwrap_or(ConntrackCounter::zero(&counter));
-        let grown = |of: fn(&ConntrackCounter) -> u64| small(of(&counter).saturating_sub(of(&last)));
-        self.cohorts.add(Cohort::begun(protocol, at), grown(|counter| counter.inserted));
-        for end in End::ALL {
-            let count = small(end.counted(&counter).saturating_sub(end.counted(&last)));
-            self.cohorts.end(end, count, protocol, at, timeouts);
+        let now = Counts::of(counter);
+        let counted = self.counted.get_or_insert_with(|| {
+            Box::new(Counted { counts: Counts { born: now.born, ..Counts::default() }, came: 0, went: 0, shown: 0 })
+        });
+        // A key that came back begins from zero.
+        let last = if counted.counts.born == now.born { counted.counts } else { Counts::default() };
+        let grown = |now: u64, last: u64| small(now.saturating_sub(last));
+        let came = grown(now.inserted, last.inserted);
+        self.cohorts.add(Cohort::begun(protocol, at), came);
+        counted.came = counted.came.saturating_add(came);
+        for ((end, now), last) in End::ALL.into_iter().zip(now.ended).zip(last.ended) {
+            let went = grown(now, last);
+            self.cohorts.end(end, went, protocol, at, timeouts);
+            counted.went = counted.went.saturating_add(went);
         }
-        let into = grown(|counter| counter.node_port_inserted);
-        let out = grown(|counter| counter.node_port_ended);
+        let into = grown(now.node_port_inserted, last.node_port_inserted);
+        let out = grown(now.node_port_ended, last.node_port_ended);
         self.in_node_ports = self.in_node_ports.saturating_add(into).saturating_sub(out);
-        match &mut self.counted {
-            Some(counted) => {
-                // A key that came back begins from zero: so does what is compared with it.
-                if known.is_none() {
-                    counted.at_dump = ConntrackCounter::zero(&counter);
-                }
-                counted.last = counter;
-            }
-            None => {
-                self.counted = Some(Box::new(Counted { last: counter, at_dump: ConntrackCounter::zero(&counter) }));
-            }
-        }
+        counted.counts = now;
+        counted.shown = reading;
     }
 
     /// Takes over the states that the dump showed, and its number where counting is proved wrong by it. Says by how much.
     pub(super) fn correct(&mut self, protocol: Protocol, at: NodeTime, first: bool) -> u64 {
         let mut incoming = std::mem::take(&mut self.incoming);
-        let (came, went) = self.counted.as_ref().map_or((0, 0), |counted| {
-            let grown = |of: fn(&ConntrackCounter) -> u64| of(&counted.last).saturating_sub(of(&counted.at_dump));
-            (grown(|counter| counter.inserted), grown(ConntrackCounter::ended))
-        });
+        let moved = self.counted.as_ref().map_or((0, 0), |counted| (counted.came, counted.went));
+        let (came, went) = (u64::from(moved.0), u64::from(moved.1));
         let (shown, counted) = (incoming.live(), self.cohorts.live());
         let bounds = shown.saturating_sub(went)..=shown.saturating_add(came);
         // Counting that has only begun knows nothing of what existed before: the middle is the likeliest.
@@ -128,24 +159,6 @@ impl ConntrackCounter {
             destination: Destination { protocol: self.protocol, endpoint: self.destination },
             source: self.source,
             translated: self.translated,
-        }
-    }
-
-    pub(super) fn ended(&self) -> u64 {
-        End::ALL.iter().map(|end| end.counted(self)).fold(0, u64::saturating_add)
-    }
-
-    /// The same key as it begins.
-    pub(super) fn zero(of: &Self) -> Self {
-        Self {
-            inserted: 0,
-            ended_time_wait: 0,
-            ended_reset: 0,
-            ended_unanswered: 0,
-            ended_other: 0,
-            node_port_inserted: 0,
-            node_port_ended: 0,
-            ..*of
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What is kept of one pair of destination and source address.
 //!
 //! The counters as they are now, and what was added to them lately: one step of eight bytes per 0.3 s and counter that
-//! moved. With its key in the ledger's map that is 182 bytes for a pair with a close every 50 s (measured by
+//! moved. With its key in the ledger's map that is 168 bytes for a pair with a close every 50 s (measured by
 //! `agent/host/tests/ledger_memory.rs`), some 100 more if connects to it failed or connections are older than the counters,
 //! and 4 kB of steps for a pair with closes all the time of the 150 s that are remembered.
 

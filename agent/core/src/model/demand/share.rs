@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use smallvec::SmallVec;
+
 /// What one source address holds of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Share {
@@ -17,10 +19,10 @@ pub struct Share {
     pub(super) counted: bool,
 }
 
-/// Who holds what, ordered by source address. A list, because most destinations have one source and there may be very many
-/// destinations.
+/// Who holds what, ordered by source address. There may be very many destinations, and most have one source: that one needs no
+/// memory of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Shares(Vec<(IpAddr, Share)>);
+pub struct Shares(SmallVec<[(IpAddr, Share); 1]>);
 
 impl Shares {
     /// Those who hold or want something, or believe they do.
@@ -38,9 +40,6 @@ impl Shares {
         let index = match self.0.binary_search_by_key(&source, |(address, _)| *address) {
             Ok(index) => index,
             Err(index) => {
-                if self.0.is_empty() {
-                    self.0.reserve_exact(1);
-                }
                 self.0.insert(index, (source, Share::default()));
                 index
             }

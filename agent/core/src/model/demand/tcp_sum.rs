@@ -3,14 +3,15 @@
 //! There may be very many destinations, and towards most of them connections only open and close: the counters of all else are
 //! kept where there are any.
 
+use super::small;
 use crate::ledger::TcpTally;
 
 /// The sum.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct TcpSum {
-    open: u64,
-    closed_held: u64,
-    closed_lately: u64,
+    open: u32,
+    closed_held: u32,
+    closed_lately: u32,
     opened_total: u64,
     closed_total: u64,
     /// The other counters, if one of them is not zero.
@@ -19,9 +20,9 @@ pub(super) struct TcpSum {
 
 impl TcpSum {
     pub(super) fn add(&mut self, tally: &TcpTally) {
-        self.open = self.open.saturating_add(tally.open);
-        self.closed_held = self.closed_held.saturating_add(tally.closed_held);
-        self.closed_lately = self.closed_lately.saturating_add(tally.closed_lately);
+        self.open = self.open.saturating_add(small(tally.open));
+        self.closed_held = self.closed_held.saturating_add(small(tally.closed_held));
+        self.closed_lately = self.closed_lately.saturating_add(small(tally.closed_lately));
         self.opened_total = self.opened_total.saturating_add(tally.opened_total);
         self.closed_total = self.closed_total.saturating_add(tally.closed_total);
         if rest(tally) != TcpTally::default() {
@@ -32,13 +33,18 @@ impl TcpSum {
     /// All of it.
     pub(super) fn told(&self) -> TcpTally {
         TcpTally {
-            open: self.open,
-            closed_held: self.closed_held,
-            closed_lately: self.closed_lately,
+            open: self.open.into(),
+            closed_held: self.closed_held.into(),
+            closed_lately: self.closed_lately.into(),
             opened_total: self.opened_total,
             closed_total: self.closed_total,
             ..self.rare.as_deref().copied().unwrap_or_default()
         }
+    }
+
+    /// Connections open now.
+    pub(super) fn open(&self) -> u32 {
+        self.open
     }
 
     /// Connects that failed since start.

@@ -88,8 +88,8 @@ impl Weight {
                         weight.forgotten = weight.forgotten.saturating_add(cohort.count);
                     }
                 }
-                CohortState::Closed | CohortState::GoneClosed => weight.ended(cohort, after_close, clock),
-                CohortState::Reset | CohortState::GoneReset => weight.ended(cohort, hold.tcp_reset, clock),
+                CohortState::Closed | CohortState::GoneClosed => weight.ended(&cohort, after_close, clock),
+                CohortState::Reset | CohortState::GoneReset => weight.ended(&cohort, hold.tcp_reset, clock),
             }
         }
         weight
