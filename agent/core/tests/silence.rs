@@ -64,6 +64,7 @@ fn what_the_nat_has_dropped_is_told_with_pod_keepalive_and_the_exact_change() {
         assert!(said.contains(part), "`{part}` is not in {said}");
     }
     assert!(finding.remedy.contains("net.ipv4.tcp_keepalive_time=600"), "{}", finding.remedy);
+    assert!(finding.remedy.contains("\ngcloud: gcloud compute routers nats update NAT"), "{}", finding.remedy);
 }
 
 /// The same where the TCP counters do the accounting: they know that the connections are open, conntrack that they are silent.

@@ -57,8 +57,8 @@ impl Default for Policy {
 }
 
 /// Prefixes whose traffic no cloud NAT translates: private, shared, link-local, loopback, multicast, unspecified and
-/// reserved ones, and Google's private access ranges (199.36.153.4/30 and .8/30).
-const NOT_TRANSLATED: [&str; 17] = [
+/// reserved ones. Those of the providers: [`Profile::bypass`].
+const NOT_TRANSLATED: [&str; 15] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -66,8 +66,6 @@ const NOT_TRANSLATED: [&str; 17] = [
     "169.254.0.0/16",
     "172.16.0.0/12",
     "192.168.0.0/16",
-    "199.36.153.4/30",
-    "199.36.153.8/30",
     "224.0.0.0/4",
     "240.0.0.0/4",
     "::/128",
@@ -101,7 +99,7 @@ impl Policy {
 
     /// Which addresses pass the NAT.
     pub fn scope(&self, profile: Profile) -> Scope {
-        let built_in = NOT_TRANSLATED.iter().filter_map(|prefix| prefix.parse().ok());
+        let built_in = NOT_TRANSLATED.iter().chain(profile.bypass()).filter_map(|prefix| prefix.parse().ok());
         let (v4, v6) =
             built_in.chain(self.extra_private.iter().copied()).fold((Vec::new(), Vec::new()), |mut both, net| {
                 match net {
@@ -137,6 +135,25 @@ impl Scope {
 mod tests {
     use super::*;
 
+    /// Exercises what each provider serves past its NAT. If this fails, such traffic counts as demand, or real demand does not.
+    #[test]
+    fn the_providers_own_addresses_are_out_of_scope_behind_their_own_nat_only() {
+        let contains =
+            |profile: Profile, address: &str| Policy::default().scope(profile).contains(address.parse().unwrap());
+        for (profile, google, azure) in [
+            (Profile::Gcp, false, true),
+            (Profile::Aws, true, true),
+            (Profile::AzureNatgw, true, false),
+            (Profile::AzureLb, true, false),
+            (Profile::Linux, true, true),
+            (Profile::None, false, false),
+        ] {
+            let found = (contains(profile, "199.36.153.8"), contains(profile, "168.63.129.16"));
+            assert_eq!(found, (google, azure), "{profile}");
+            assert!(!contains(profile, "169.254.169.254") && contains(profile, "168.63.129.17"), "{profile}");
+        }
+    }
+
     #[test]
     fn private_and_google_private_access_addresses_are_out_of_scope() {
         let policy = Policy { extra_private: vec!["198.51.100.0/24".parse().unwrap()], ..Policy::default() };
@@ -159,6 +176,7 @@ mod tests {
 
     #[test]
     fn every_built_in_prefix_parses() {
-        assert!(NOT_TRANSLATED.iter().all(|prefix| prefix.parse::<IpNet>().is_ok()));
+        let of_providers = Profile::ALL.iter().flat_map(|profile| profile.bypass());
+        assert!(NOT_TRANSLATED.iter().chain(of_providers).all(|prefix| prefix.parse::<IpNet>().is_ok()));
     }
 }

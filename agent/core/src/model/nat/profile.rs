@@ -73,6 +73,21 @@ impl Profile {
         }
     }
 
+    /// Addresses of the provider's own services that nodes reach without the NAT, besides private and link-local ones (such
+    /// as 169.254.169.254, the metadata server of all three). Without a known NAT, all of them.
+    pub const fn bypass(self) -> &'static [&'static str] {
+        match self {
+            // Private Google Access: restricted.googleapis.com and private.googleapis.com. Other addresses of Google
+            // cannot be told from those of its customers.
+            Self::Gcp => &["199.36.153.4/30", "199.36.153.8/30"],
+            // The platform's resolver, agent endpoint and health probes, on the host of the virtual machine.
+            Self::AzureNatgw | Self::AzureLb => &["168.63.129.16/32"],
+            // Endpoints of AWS have private addresses, or those of a prefix list that somebody routes past the NAT.
+            Self::Aws | Self::Linux => &[],
+            Self::None => &["199.36.153.4/30", "199.36.153.8/30", "168.63.129.16/32"],
+        }
+    }
+
     /// What it can do; `None` without a NAT.
     pub const fn capacity(self) -> Option<Capacity> {
         Some(match self {

@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, NatSettings, NodePorts, Profile};
 
+mod idle;
+
+pub use idle::longer_idle;
+
 /// A change in the words of one tool, ready to be pasted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
@@ -203,14 +207,18 @@ fn gcp_terraform(target: Target) -> String {
     lines.join("\n")
 }
 
-fn gcloud(nat: &NatSettings, target: Target) -> String {
+/// The beginning of the line that changes a gateway.
+fn gcloud_update(nat: &NatSettings) -> String {
     let names = &nat.names;
     let gateway = names.gateway.as_deref().unwrap_or("NAT");
     let router = names.router.as_deref().unwrap_or("ROUTER");
     let region = names.region.as_deref().unwrap_or("REGION");
     let project = names.group.as_deref().map_or_else(String::new, |project| format!(" --project={project}"));
-    let mut command =
-        format!("gcloud compute routers nats update {gateway} --router={router} --region={region}{project}");
+    format!("gcloud compute routers nats update {gateway} --router={router} --region={region}{project}")
+}
+
+fn gcloud(nat: &NatSettings, target: Target) -> String {
+    let mut command = gcloud_update(nat);
     match target.mode {
         Some(Mode::Dynamic) => {
             command.push_str(" --enable-dynamic-port-allocation --no-enable-endpoint-independent-mapping");
@@ -256,12 +264,16 @@ fn azure_natgw(nat: &NatSettings, ips: u32) -> Vec<Change> {
     ]
 }
 
+/// An outbound rule that was named, and that AKS has not made.
+fn own_outbound_rule(nat: &NatSettings) -> Option<&str> {
+    nat.names.gateway.as_deref().filter(|rule| nat.names.cluster.is_none() && !rule.starts_with("aks"))
+}
+
 /// A rule of its own if one was named that AKS has not made, else the load balancer of the cluster.
 fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
     let group = nat.names.group.as_deref().unwrap_or("GROUP");
     let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
-    let own = nat.names.gateway.as_deref().filter(|rule| nat.names.cluster.is_none() && !rule.starts_with("aks"));
-    if let Some(rule) = own {
+    if let Some(rule) = own_outbound_rule(nat) {
         let ports = target.min_ports.map_or_else(String::new, |ports| format!(" --outbound-ports {ports}"));
         let ips = target.nat_ips.map_or_else(String::new, |ips| format!(" --frontend-ip-configs IP-1 … IP-{ips}"));
         let attribute =

@@ -11,6 +11,8 @@ use crate::flow::{Destination, Protocol};
 use crate::ledger::KeepaliveTally;
 use crate::model::View;
 use crate::model::demand::Account;
+use crate::model::nat::Profile;
+use crate::model::nat::remedy::{self, Remedy};
 use crate::observe::SourceId;
 use crate::report::{PodShare, Report};
 
@@ -141,16 +143,16 @@ fn sysctls(view: &View<'_>, report: &Report, sources: &BTreeSet<IpAddr>, idle: D
 }
 
 fn remedy(view: &View<'_>, idle: Duration) -> String {
-    let raise = match view.nat.profile.name() {
-        "gcp" => "; or raise tcp_established_idle_timeout_sec of the Cloud NAT gateway",
-        "azure-natgw" => "; or raise idle_timeout_in_minutes of the NAT gateway (120 at most)",
-        "azure-lb" => "; or raise the outbound rule's idle_timeout_in_minutes (100 at most) and turn its tcp_reset on",
-        "aws" => " (350 s are fixed on an AWS NAT gateway)",
-        _ => "",
+    let changes = remedy::longer_idle(view.nat);
+    let raise = match (view.nat.profile, changes.is_empty()) {
+        (_, false) => format!("; or let {} wait longer", view.nat.profile.title()),
+        (Profile::Aws, true) => " (350 s are fixed on an AWS NAT gateway)".to_owned(),
+        (_, true) => String::new(),
     };
-    format!(
+    let says = format!(
         "have the application turn SO_KEEPALIVE on, and set net.ipv4.tcp_keepalive_time={} (sysctl -w on the node, \
          spec.securityContext.sysctls in a pod; TCP_KEEPIDLE for one socket){raise}",
         (idle.as_secs() / 2).max(1)
-    )
+    );
+    Remedy { says, changes }.text()
 }
