@@ -152,6 +152,7 @@ impl Ledger {
             Fact::TcpCounter(counter) => self.tcp.counter(counter, at),
             Fact::Socket(socket) => self.tcp.socket(socket, at),
             Fact::SocketOwner(owner) => self.tcp.socket_owner(owner),
+            Fact::Listening { inode, ports } => self.tcp.listening(inode, ports),
             Fact::Network(network) => self.reservations.network(source, network),
             Fact::Reservation(reservation) => self.reservations.reservation(source, reservation, at),
             Fact::Attachment(attachment) => self.attachments.attachment(attachment),

@@ -38,7 +38,7 @@ struct View<'a> {
 
 /// Makes the report of this moment.
 pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now) -> Report {
-    let nat = policy.nat_on(ledger.platform());
+    let nat = demand::of_own_rules(policy.nat_on(ledger.platform()), ledger);
     let node_ports = nat.node_ports();
     let demand = demand::of(ledger, nat.hold, &policy.scope(nat.profile), now.node);
     memory.note(ledger, &demand.accounts, node_ports.as_ref(), now.node);

@@ -126,6 +126,13 @@ pub enum Fact {
     Socket(Socket),
     /// Whose sockets of the node's own network these are; inside the bracket of the sockets.
     SocketOwner(SocketOwner),
+    /// Ports that somebody listens on in a namespace, sorted and each once; inside the bracket of the sockets.
+    Listening {
+        /// The namespace.
+        inode: NetnsInode,
+        /// The ports.
+        ports: Vec<PortRange>,
+    },
     /// A network whose pod addresses are kept in a store on this node.
     Network(Network),
     /// One reserved pod address; shared, since sources tell it again and again.

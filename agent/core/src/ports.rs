@@ -57,6 +57,19 @@ impl PortRange {
         Self { first: self.first.min(other.first), last: self.last.max(other.last) }
     }
 
+    /// The same ports in order, each once; ranges that touch are one.
+    pub fn joined(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_unstable();
+        let mut joined: Vec<Self> = Vec::new();
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if u32::from(range.first) <= u32::from(last.last) + 1 => *last = last.hull(range),
+                _ => joined.push(range),
+            }
+        }
+        joined
+    }
+
     /// The ports in both.
     pub fn intersect(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
@@ -126,15 +139,7 @@ impl PortSettings {
     pub fn reserved_with(&self, range: PortRange) -> String {
         let mut ranges = self.reserved.clone();
         ranges.push(range);
-        ranges.sort_unstable();
-        let mut joined: Vec<PortRange> = Vec::new();
-        for range in ranges {
-            match joined.last_mut() {
-                Some(last) if u32::from(range.first) <= u32::from(last.last) + 1 => *last = last.hull(range),
-                _ => joined.push(range),
-            }
-        }
-        joined.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        PortRange::joined(ranges).iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// How many ports connect() can choose from (an upper bound: bound sockets are not known here). It walks first the ports

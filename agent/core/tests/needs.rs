@@ -5,8 +5,11 @@ use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::flow::{Endpoint, Protocol};
 use headroom_core::ids::NetnsInode;
 use headroom_core::known::Known;
-use headroom_core::model::nat::NatSettings;
-use headroom_core::observe::{ConntrackEntry, ConntrackTcpState, Namespace, Socket, SocketState, SocketTimer};
+use headroom_core::model::nat::{Basis, NatSettings, Profile};
+use headroom_core::observe::{
+    ConntrackEntry, ConntrackTcpState, Fact, Namespace, Outcome, PortChoice, RuleBackend, RuleFamily, RulePlace,
+    Snapshot, Socket, SocketState, SocketTimer, SourceId, SourceNat, SourceNatKind, SourceNatRule,
+};
 use headroom_core::ports::{PortSettings, parse_port_range, parse_reserved_ports};
 use headroom_core::report::Report;
 
@@ -141,6 +144,28 @@ fn local_ports_are_compared_with_what_connect_can_use() {
     assert!(found.remedy.contains("ip_local_port_range=\"10240 65535\""), "{}", found.remedy);
 }
 
+/// Exercises what connect() passes over. If this fails, a node whose range is full of servers fails before anybody is warned.
+#[test]
+fn ports_that_somebody_listens_on_are_not_there_to_connect_from() {
+    let mut node = Node::new();
+    namespaces(&mut node, 900, [pod("40000 40099", "40010-40019")]);
+    node.count(900, [counter(0, 0, 0, 0)]);
+    node.count(1000, [counter(40, 0, 0, 0)]);
+    node.works(SourceId::Sockets);
+    node.put(1001, SourceId::Sockets, Fact::Begin(Snapshot::Sockets));
+    // Of these 30 ports 20 are in the range, and 5 of them reserved anyway.
+    let ports = vec!["8080-8089".parse().unwrap(), "40015-40034".parse().unwrap()];
+    node.put(1001, SourceId::Sockets, Fact::Listening { inode: NetnsInode(7), ports });
+    (0..40).for_each(|port| node.put(1001, SourceId::Sockets, Fact::Socket(socket(port, SocketState::Open))));
+    node.put(1001, SourceId::Sockets, Fact::End { snapshot: Snapshot::Sockets, outcome: Outcome::Complete });
+    node.count(1002, [counter(40, 0, 0, 0)]);
+    let row = node.report(1002).nat.local.into_iter().next().unwrap();
+    assert_eq!((row.usable, row.listening, row.used), (75, 15, 40));
+    sockets(&mut node, 1003, (0..40).map(|port| socket(port, SocketState::Open)));
+    let row = node.report(1004).nat.local.into_iter().next().unwrap();
+    assert_eq!((row.usable, row.listening), (90, 0), "nobody listens any more");
+}
+
 #[test]
 fn closed_connections_that_may_wait_are_worth_knowing_but_no_warning() {
     let mut node = Node::new();
@@ -177,4 +202,85 @@ fn a_masquerade_that_gets_full_is_told_before_the_kernel_gives_up() {
     assert_eq!(severity, Severity::Warning);
     assert!(title.contains("52000 of 64512 ports towards 203.0.113.7:443/tcp (80 %)"), "{title}");
     assert_eq!(own(&report(60_000)).unwrap().0, Severity::Critical);
+}
+
+/// A MASQUERADE rule for TCP in that chain.
+fn masquerade(chain: &str, ports: Option<&str>) -> SourceNatRule {
+    let place = RulePlace {
+        backend: RuleBackend::IptablesNft,
+        family: RuleFamily::Ip,
+        table: "nat".to_owned(),
+        chain: chain.to_owned(),
+        position: 1,
+    };
+    SourceNatRule {
+        place,
+        path: vec!["POSTROUTING".to_owned()],
+        protocol: Some(Protocol::TCP),
+        conditions: Vec::new(),
+        exceptions: Vec::new(),
+        probability: 1.0,
+        target: SourceNat {
+            kind: SourceNatKind::Masquerade,
+            addresses: None,
+            ports: ports.map_or(Known::Absent, |ports| Known::Present(ports.parse().unwrap())),
+            choice: PortChoice::RandomFully,
+            persistent: false,
+        },
+        comments: Vec::new(),
+        unclear: Vec::new(),
+    }
+}
+
+fn rules(node: &mut Node, rules: impl IntoIterator<Item = SourceNatRule>) {
+    node.works(SourceId::Rules);
+    node.put(900, SourceId::Rules, Fact::Begin(Snapshot::Rules));
+    rules.into_iter().for_each(|rule| node.put(900, SourceId::Rules, Fact::SourceNat(rule)));
+    node.put(900, SourceId::Rules, Fact::End { snapshot: Snapshot::Rules, outcome: Outcome::Complete });
+}
+
+/// Exercises rules with `--to-ports`. If this fails, the kernel runs out of ports while a report says that there are 64,512.
+#[test]
+fn a_masquerade_has_no_more_ports_than_its_rules_give_it() {
+    let given = |all: Vec<SourceNatRule>| {
+        let mut node = Node::new();
+        let open = |number: u16| entry(40_000 + number, outside(443), ConntrackTcpState::Established, 431_999);
+        node.dump(1000, (0..1000).map(open));
+        rules(&mut node, all);
+        let report = node.report(1000);
+        let told = report.findings.iter().find(|finding| finding.title.contains("own masquerading"));
+        let told = told.map(|finding| (finding.severity, finding.remedy.contains("--to-ports")));
+        (report.nat.masqueraded.first().unwrap().ports, told)
+    };
+    assert_eq!(given(Vec::new()), (64_512, None));
+    assert_eq!(given(vec![masquerade("IP-MASQ", None)]), (64_512, None));
+    let limited = || masquerade("IP-MASQ", Some("40000-41023"));
+    assert_eq!(given(vec![limited()]), (1024, Some((Severity::Critical, true))), "97 %");
+    // What is left over may take any port.
+    assert_eq!(given(vec![limited(), masquerade("IP-MASQ-2", None)]), (64_512, None));
+    // kube-proxy's rule is for Services.
+    let service = masquerade("KUBE-POSTROUTING", None);
+    assert_eq!(given(vec![limited(), service.clone()]).0, 1024);
+    assert_eq!(given(vec![service]).0, 64_512);
+    let other = masquerade("IP-MASQ-2", Some("41000-42047"));
+    assert_eq!(given(vec![limited(), other]), (2048, None), "1,000 of what both give");
+    let unread = SourceNatRule { path: Vec::new(), ..limited() };
+    assert_eq!(given(vec![unread]).0, 64_512, "no packet comes to it");
+}
+
+#[test]
+fn a_node_that_is_its_own_nat_is_given_what_its_rules_say() {
+    let mut node = Node::new();
+    let allocation = |node: &mut Node| node.report(1000).nat.allocation;
+    let linux = NatSettings::of(Profile::Linux, Basis::Configured);
+    node.policy.nat = Some(linux.clone());
+    rules(&mut node, [masquerade("IP-MASQ", Some("32768-65535"))]);
+    let found = allocation(&mut node);
+    assert_eq!((found.ports, found.basis), (Some(32_768), Basis::Observed));
+    assert!(found.why.contains("--to-ports 32768-65535 in the chain IP-MASQ"), "{}", found.why);
+    // A box in front that nodes share has rules of its own; and what somebody has said, holds.
+    node.policy.nat = Some(NatSettings { nodes: Some(3), ..linux.clone() });
+    assert_eq!(allocation(&mut node).ports, Some(64_512));
+    node.policy.nat = Some(NatSettings { port_range: Some("1024-2047".parse().unwrap()), ..linux });
+    assert_eq!(allocation(&mut node).ports, Some(1024));
 }

@@ -120,6 +120,8 @@ fn each_namespace_is_read_once_and_listeners_of_both_families_count() {
             (NetnsInode(8), 40_000, false, SocketState::Connecting),
         ]
     );
+    let listening = Fact::Listening { inode: NetnsInode(7), ports: vec!["8080".parse().unwrap()] };
+    assert_eq!(facts.iter().filter(|fact| matches!(fact, Fact::Listening { .. })).collect::<Vec<_>>(), [&listening]);
     assert_eq!(facts.first(), Some(&Fact::Begin(Snapshot::Sockets)));
     let [.., Fact::End { outcome: Outcome::Complete, .. }, Fact::Coverage(Known::Present(_))] = facts.as_slice() else {
         panic!("{facts:?}")

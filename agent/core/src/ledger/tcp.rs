@@ -9,8 +9,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Endpoint};
+use crate::ids::NetnsInode;
 use crate::ledger::pairs::{Pair, Pairs};
 use crate::observe::{Outcome, Owner, Socket, SocketOwner, SocketState, SocketTimer, TcpCounter};
+use crate::ports::PortRange;
 use crate::time::NodeTime;
 
 mod row;
@@ -209,6 +211,9 @@ pub struct TcpConnections {
     /// Whose the sockets of the node's own network are, for few destinations.
     owners: BTreeMap<Key, Vec<(Owner, u32)>>,
     incoming_owners: BTreeMap<Key, Vec<(Owner, u32)>>,
+    /// Ports that somebody listens on.
+    listening: BTreeMap<NetnsInode, Vec<PortRange>>,
+    incoming_listening: BTreeMap<NetnsInode, Vec<PortRange>>,
     /// A socket table that waits for the next reading of the counters: the reading before it, and whether it was complete.
     waiting: Option<(u32, bool)>,
     counters_end: Option<NodeTime>,
@@ -225,6 +230,8 @@ impl TcpConnections {
             incoming_sockets: BTreeMap::new(),
             owners: BTreeMap::new(),
             incoming_owners: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            incoming_listening: BTreeMap::new(),
             waiting: None,
             counters_end: None,
         }
@@ -265,6 +272,11 @@ impl TcpConnections {
     pub(super) fn begin_sockets(&mut self) {
         self.incoming_sockets.clear();
         self.incoming_owners.clear();
+        self.incoming_listening.clear();
+    }
+
+    pub(super) fn listening(&mut self, inode: NetnsInode, ports: Vec<PortRange>) {
+        self.incoming_listening.insert(inode, ports);
     }
 
     pub(super) fn socket_owner(&mut self, owner: SocketOwner) {
@@ -303,9 +315,13 @@ impl TcpConnections {
         if !matches!(outcome, Outcome::Failed(_)) {
             self.owners = std::mem::take(&mut self.incoming_owners);
         }
+        let listening = std::mem::take(&mut self.incoming_listening);
         match outcome {
-            Outcome::Complete => self.sockets = incoming,
-            Outcome::Partial(_) => self.sockets.extend(incoming),
+            Outcome::Complete => (self.sockets, self.listening) = (incoming, listening),
+            Outcome::Partial(_) => {
+                self.sockets.extend(incoming);
+                self.listening.extend(listening);
+            }
             Outcome::Failed(_) => return,
         }
         // Only counters read before the table can bracket it.
@@ -340,6 +356,11 @@ impl TcpConnections {
     /// What the last socket table showed of a pair; zeros if it did not show it.
     pub fn table(&self, destination: Endpoint, source: IpAddr) -> TableTally {
         self.sockets.get(&(destination, source)).map(SocketTally::told).unwrap_or_default()
+    }
+
+    /// Ports that somebody listens on in a namespace, as the last socket table showed them: connect() does not choose them.
+    pub fn listened_on(&self, inode: NetnsInode) -> &[PortRange] {
+        self.listening.get(&inode).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Connections of a pair that are open or being opened: as counted, or else as the last socket table showed them.

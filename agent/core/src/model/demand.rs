@@ -16,12 +16,14 @@ use crate::model::policy::Scope;
 use crate::observe::SourceId;
 use crate::time::NodeTime;
 
+mod given_out;
 mod own;
 mod share;
 mod tcp_sum;
 mod weight;
 
-pub use own::{LocalUse, MASQUERADE_PORTS, Masqueraded};
+pub(super) use given_out::of_own_rules;
+pub use own::{LocalUse, Masqueraded};
 pub use share::{Share, Shares};
 use tcp_sum::TcpSum;
 use weight::{Clock, Weight};
@@ -170,7 +172,7 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
         let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total());
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
-    Demand { accounts, local: local.largest(ledger), masqueraded: masqueraded.largest() }
+    Demand { accounts, local: local.largest(ledger), masqueraded: masqueraded.largest(ledger) }
 }
 
 /// Accounts while they are put together, in passes that each go through the destinations in order. There may be very many

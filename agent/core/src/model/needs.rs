@@ -280,6 +280,7 @@ fn local(used: &LocalUse, holders: &Holders<'_>) -> LocalReport {
         used_at_most: used.possible(),
         range: used.range,
         usable: used.usable,
+        listening: used.listening,
         exact: used.exact,
     }
 }
@@ -291,7 +292,7 @@ fn masqueraded(taken: &Masqueraded) -> MasqueradedReport {
         address: endpoint.address,
         port: endpoint.port,
         translated: taken.translated,
-        held: taken.ports,
-        ports: super::demand::MASQUERADE_PORTS,
+        held: taken.taken,
+        ports: taken.ports,
     }
 }

@@ -16,6 +16,7 @@ mod node_ports;
 mod owner;
 
 pub use node_ports::{AllocatedNodePorts, Allocation};
+pub(super) use owner::owner;
 
 /// The overlap part of the report.
 pub(super) fn report(ledger: &Ledger, policy: &Policy, holders: &Holders<'_>, now: Now) -> OverlapReport {

@@ -274,6 +274,9 @@ pub struct LocalReport {
     pub range: PortRange,
     /// How many ports of it connect() can use.
     pub usable: u32,
+    /// How many more it could use if nobody listened on them.
+    #[serde(default)]
+    pub listening: u32,
     /// Whether it is known which of them are reserved; if not, fewer are usable.
     pub exact: bool,
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use headroom_core::ids::NetnsInode;
 use headroom_core::known::Why;
 use headroom_core::observe::{Fact, Outcome, Snapshot, Socket, SourceId};
+use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
 
 use crate::clock;
@@ -209,6 +210,10 @@ impl Round<'_, '_> {
                 }
             }
         }
+        let ports = listening.ranges();
+        if !ports.is_empty() {
+            (self.sink)(observation(ID, Fact::Listening { inode, ports }));
+        }
         for table in tables {
             while let Some(row) = table.next()? {
                 match row {
@@ -298,6 +303,12 @@ impl Ports {
         if let Some(place) = self.0.get_mut(usize::from(port)) {
             *place = true;
         }
+    }
+
+    /// In order; those that touch are one range.
+    fn ranges(&self) -> Vec<PortRange> {
+        let ports = (0..=u16::MAX).filter(|port| self.has(*port));
+        PortRange::joined(ports.filter_map(|port| PortRange::new(port, port)).collect())
     }
 
     fn has(&self, port: u16) -> bool {

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::given_out::limit;
 use super::small;
 use crate::flow::{Destination, Endpoint};
 use crate::known::Known;
 use crate::ledger::{Ledger, Pair, TcpTally};
-use crate::ports::PortRange;
+use crate::ports::{PortRange, PortSettings};
 
 /// Pairs with fewer ports than this are of no interest: no namespace lives with so few.
 const WORTH: u64 = 16;
@@ -18,7 +19,7 @@ const CANDIDATES: usize = 1024;
 const TOLD: usize = 20;
 /// Source ports that masquerading draws from for unprivileged ports, unless a rule says otherwise: 1024-65535
 /// (`nf_nat_l4proto_unique_tuple` in net/netfilter/nf_nat_core.c).
-pub const MASQUERADE_PORTS: u32 = 64_512;
+const MASQUERADE_PORTS: u32 = 64_512;
 
 /// Local ports that one source address uses towards one destination. connect() fails with EADDRNOTAVAIL when all are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct LocalUse {
     pub range: PortRange,
     /// How many of its ports connect() can use.
     pub usable: u32,
+    /// How many it could use, but for sockets that listen on them.
+    pub listening: u32,
     /// Whether it is known which ports of the range are reserved; if not, fewer are usable.
     pub exact: bool,
 }
@@ -81,11 +84,11 @@ impl LocalUses {
         }
         let ranges = ranges(ledger);
         let uses = self.0.into_iter().filter_map(|(_, destination, source, tally)| {
-            let &(range, usable, exact) = ranges.get(&source)?;
+            let &Local { range, usable, listening, exact } = ranges.get(&source)?;
             let open = small(tally.open.saturating_add(tally.wanting));
             let time_wait = ledger.tcp().table(destination, source).time_wait;
             let closed = small(tally.closed_lately);
-            Some(LocalUse { destination, source, open, time_wait, closed, range, usable, exact })
+            Some(LocalUse { destination, source, open, time_wait, closed, range, usable, listening, exact })
         });
         let mut uses: Vec<LocalUse> = uses.collect();
         let share = |used: &LocalUse| u64::from(used.possible()) * 1000 / u64::from(used.usable.max(1));
@@ -95,19 +98,41 @@ impl LocalUses {
     }
 }
 
-/// For each address that lives on this node: its namespace's range, how much of it connect() can use, and whether that is
-/// exact.
-fn ranges(ledger: &Ledger) -> BTreeMap<IpAddr, (PortRange, u32, bool)> {
+/// The local ports of a namespace.
+#[derive(Debug, Clone, Copy)]
+struct Local {
+    range: PortRange,
+    usable: u32,
+    listening: u32,
+    exact: bool,
+}
+
+impl Local {
+    fn new(settings: PortSettings, listening: &[PortRange], exact: bool) -> Self {
+        let (range, all) = (settings.ephemeral, settings.usable());
+        // connect() passes over a port that a socket is bound to by hand (`fastreuse >= 0` in `__inet_hash_connect`), whatever
+        // address that has. Only those that listen can be told from the rest.
+        let taken = PortRange::joined([settings.reserved.as_slice(), listening].concat());
+        let usable = PortSettings { reserved: taken, ..settings }.usable();
+        Self { range, usable, listening: all.saturating_sub(usable), exact }
+    }
+}
+
+/// What each address that lives on this node draws from.
+fn ranges(ledger: &Ledger) -> BTreeMap<IpAddr, Local> {
     let mut ranges = BTreeMap::new();
     for namespace in ledger.occupants().namespaces() {
         let dialled = || ledger.occupants().dialled_range_of(namespace.inode);
         let settings = match &namespace.ports {
-            Known::Present(settings) => Some((settings.ephemeral, settings.usable(), true)),
-            Known::Absent | Known::Unknown(_) => dialled().map(|range| (range, range.count() & !1, false)),
+            Known::Present(settings) => Some((settings.clone(), true)),
+            Known::Absent | Known::Unknown(_) => {
+                dialled().map(|ephemeral| (PortSettings { ephemeral, reserved: Vec::new() }, false))
+            }
         };
-        if let Some(settings) = settings {
+        if let Some((settings, exact)) = settings {
+            let local = Local::new(settings, ledger.tcp().listened_on(namespace.inode), exact);
             let addresses = namespace.addresses.present().into_iter().flatten();
-            ranges.extend(addresses.map(|address| (*address, settings)));
+            ranges.extend(addresses.map(|address| (*address, local)));
         }
     }
     ranges
@@ -121,7 +146,16 @@ pub struct Masqueraded {
     /// The address that traffic leaves with.
     pub translated: IpAddr,
     /// Ports taken: entries of the node's conntrack table, in whatever state.
+    pub taken: u32,
+    /// Ports there are to give out.
     pub ports: u32,
+}
+
+impl Masqueraded {
+    /// A rule gives out fewer ports than there are.
+    pub fn limited(&self) -> bool {
+        self.ports < MASQUERADE_PORTS
+    }
 }
 
 /// Destinations that many translated flows go to. Pairs come in the order of their destinations.
@@ -156,7 +190,7 @@ impl Masquerades {
         let Some(destination) = self.present else { return };
         for (translated, ports, any) in self.taken.drain(..) {
             if any && u64::from(ports) >= WORTH {
-                self.largest.push(Masqueraded { destination, translated, ports });
+                self.largest.push(Masqueraded { destination, translated, taken: ports, ports: MASQUERADE_PORTS });
             }
         }
         if self.largest.len() >= CANDIDATES * 2 {
@@ -165,14 +199,18 @@ impl Masquerades {
     }
 
     fn shorten(&mut self, to: usize) {
-        self.largest
-            .sort_unstable_by_key(|taken| (std::cmp::Reverse(taken.ports), taken.destination, taken.translated));
+        self.largest.sort_unstable_by_key(|row| (std::cmp::Reverse(row.taken), row.destination, row.translated));
         self.largest.truncate(to);
     }
 
-    pub(super) fn largest(mut self) -> Vec<Masqueraded> {
+    pub(super) fn largest(mut self, ledger: &Ledger) -> Vec<Masqueraded> {
         self.next();
         self.shorten(TOLD);
+        for row in &mut self.largest {
+            if let Some(limit) = limit(ledger, row.destination.protocol, Some(row.translated)) {
+                row.ports = limit.ports;
+            }
+        }
         self.largest
     }
 }

@@ -41,7 +41,7 @@ const COMMENTS: [(&str, RuleOwner); 6] = [
 ];
 
 /// Who made it.
-pub(super) fn owner(rule: &SourceNatRule) -> RuleOwner {
+pub(in crate::model) fn owner(rule: &SourceNatRule) -> RuleOwner {
     let place = &rule.place;
     // The innermost chain says most: a chain of kube-proxy may be reached through somebody else's.
     let mut chains = std::iter::once(&place.chain).chain(rule.path.iter().rev());

@@ -4,7 +4,7 @@ use super::percent;
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::{Destination, Protocol};
 use crate::model::View;
-use crate::model::demand::{LocalUse, MASQUERADE_PORTS, Masqueraded};
+use crate::model::demand::{LocalUse, Masqueraded};
 use crate::observe::SourceId;
 use crate::ports::PortRange;
 use crate::report::{LocalReport, Report};
@@ -68,11 +68,15 @@ fn title(used: &LocalUse, row: &LocalReport, proven: bool) -> String {
 
 fn numbers(used: &LocalUse) -> Evidence {
     let reserved = if used.exact { "" } else { "; which of them are reserved is not known, so fewer may be usable" };
+    let listening = match used.listening {
+        0 => String::new(),
+        count => format!(" ({count} more are listened on)"),
+    };
     Evidence::seen(
         SourceId::Tcp,
         format!(
             "{} to {}: {} open or being opened, {} in TIME_WAIT when the sockets were read last, {} closed in the last minute; \
-             ip_local_port_range {} has {} usable ports{reserved}",
+             ip_local_port_range {} has {} usable ports{listening}{reserved}",
             used.source, used.destination, used.open, used.time_wait, used.closed, used.range, used.usable
         ),
     )
@@ -97,35 +101,36 @@ fn remedy(used: Option<&LocalUse>, node_ports: PortRange) -> String {
 /// The node's own masquerading has given out most of its ports towards one destination.
 pub(super) fn masquerade_ports(view: &View<'_>, _report: &Report) -> Vec<Finding> {
     let low = u64::from(view.policy.low_percent);
-    let full = view.demand.masqueraded.iter().filter(|taken| percent(taken.ports, MASQUERADE_PORTS) >= low);
+    let full = view.demand.masqueraded.iter().filter(|taken| percent(taken.taken, taken.ports) >= low);
     full.take(MAX_FINDINGS).map(masquerade_ports_of).collect()
 }
 
 fn masquerade_ports_of(taken: &Masqueraded) -> Finding {
-    let share = percent(taken.ports, MASQUERADE_PORTS);
+    let share = percent(taken.taken, taken.ports);
     let fails = share >= SEARCH_FAILS_PERCENT;
     let protocol = if taken.destination.protocol == Protocol::TCP { "a SYN is" } else { "packets are" };
     Finding {
         id: if fails { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
         severity: if fails { Severity::Critical } else { Severity::Warning },
         title: format!(
-            "this node's own masquerading has given out {} of {MASQUERADE_PORTS} ports towards {} ({share} %)",
-            taken.ports, taken.destination
+            "this node's own masquerading has given out {} of {} ports towards {} ({share} %)",
+            taken.taken, taken.ports, taken.destination
         ),
         subject: format!("{} from {}", taken.destination, taken.translated),
         evidence: vec![
             Evidence::seen(
                 SourceId::Conntrack,
-                format!("{} entries to {} leave as {}", taken.ports, taken.destination, taken.translated),
+                format!("{} entries to {} leave as {}", taken.taken, taken.destination, taken.translated),
             ),
             Evidence::given(format!(
                 "the kernel tries at most 248 ports for a new connection: from some {SEARCH_FAILS_PERCENT} % on it finds none \
                  now and then, and {protocol} dropped without a word (insert_failed of conntrack)"
             )),
         ],
-        remedy:
-            "reuse connections, spread them over more addresses of the destination, or give the node more addresses to \
-                 translate to; what ended early is freed sooner with a shorter nf_conntrack_tcp_timeout_time_wait"
-                .to_owned(),
+        remedy: format!(
+            "reuse connections, spread them over more addresses of the destination, {}or give the node more addresses to \
+             translate to; what ended early is freed sooner with a shorter nf_conntrack_tcp_timeout_time_wait",
+            if taken.limited() { "widen `--to-ports` of the masquerade rule, " } else { "" }
+        ),
     }
 }
