@@ -102,6 +102,9 @@ pub struct CheckArgs {
     pub nat: NatArgs,
 }
 
+/// Switches the agent's cleaner on where its arguments are somebody else's; `doctor` in the same container sees it, too.
+const CLEAN_INTERVAL: &str = "HEADROOM_CLEAN_INTERVAL";
+
 /// `headroom agent`
 #[derive(Debug, Args)]
 pub struct AgentArgs {
@@ -112,7 +115,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub tick: Option<Duration>,
     /// Give leaked pod IPs back this often, within the limits of `[clean]` in the configuration [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", env = CLEAN_INTERVAL, value_parser = humantime::parse_duration)]
     pub clean_interval: Option<Duration>,
     #[command(flatten)]
     /// The node.
@@ -190,6 +193,9 @@ pub struct DoctorArgs {
     /// Output format.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
+    /// The agent's --clean-interval: could its cleaner work here? [default: what the configuration says]
+    #[arg(long, value_name = "DURATION", env = CLEAN_INTERVAL, value_parser = humantime::parse_duration)]
+    pub clean_interval: Option<Duration>,
     #[command(flatten)]
     /// The node.
     pub node: NodeArgs,

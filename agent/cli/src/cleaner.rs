@@ -6,9 +6,12 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use headroom_core::plan::clean::{Limits, Plan, blind};
+use headroom_core::findings::{Evidence, FindingId};
+use headroom_core::model::leak::Verdict;
+use headroom_core::observe::{Ipam, SourceId};
+use headroom_core::plan::clean::{Plan, blind};
 use headroom_core::plan::rate::HourlyLimit;
-use headroom_core::report::{CleanerMode, CleanerReport, VerdictCounts};
+use headroom_core::report::{CleanerMode, CleanerReport, Report, VerdictCounts};
 use headroom_core::time::WallTime;
 use headroom_host::act::Cleaned;
 use headroom_host::clock;
@@ -47,6 +50,8 @@ fn note(report: &mut CleanerReport, plan: &Plan, cleaned: &Cleaned, blind: Optio
     report.released_total = report.released_total.saturating_add(count(cleaned.applied.len()));
     report.refused_last = VerdictCounts::default();
     plan.refused.iter().chain(&cleaned.refused).for_each(|refused| report.refused_last.add(&refused.verdict));
+    let left = plan.refused.iter().chain(&cleaned.refused).find(|refused| refused.verdict == Verdict::Leaked);
+    report.refused_why = left.map(|refused| refused.why.clone());
     // What keeps all that was planned is no matter of a single reservation.
     let stuck = cleaned.refused.first().filter(|_| cleaned.applied.is_empty()).map(|refused| refused.why.clone());
     report.error_last = blind.or_else(|| cleaned.remarks.first().cloned()).or(stuck);
@@ -54,6 +59,26 @@ fn note(report: &mut CleanerReport, plan: &Plan, cleaned: &Cleaned, blind: Optio
     if let Some(journal) = cleaned.journals.first() {
         report.journal = Some(journal.display().to_string());
     }
+}
+
+/// Puts what the cleaner did into a report. Where addresses are leaked and it left them, the finding says why: somebody who
+/// has switched it on relies on it.
+pub(crate) fn tell(report: &mut Report, cleaner: CleanerReport) {
+    let left = match (&cleaner.refused_why, &cleaner.error_last) {
+        (Some(why), _) => {
+            Some(format!("the agent's cleaner left {} when it ran last: {why}", cleaner.refused_last.leaked))
+        }
+        (None, Some(error)) => Some(format!("the agent's cleaner had trouble when it ran last: {error}")),
+        (None, None) => None,
+    };
+    let networks = &report.ipam.networks;
+    let ours =
+        |subject: &str| networks.iter().any(|network| network.network == subject && network.ipam == Ipam::HostLocal);
+    for finding in report.findings.iter_mut().filter(|finding| finding.id == FindingId::IpamLeaked) {
+        let said = left.as_ref().filter(|_| ours(&finding.subject));
+        finding.evidence.extend(said.map(|said| Evidence::seen(SourceId::HostLocal, said.as_str())));
+    }
+    report.ipam.cleaner = Some(cleaner);
 }
 
 /// The running cleaner. Dropped, it finishes the run that is under way and ends.
@@ -96,7 +121,12 @@ impl Drop for Cleaner {
 fn run(settings: &Settings, clean: &CleanSettings, rate: &mut HourlyLimit, progress: &Progress) {
     let _span = tracing::info_span!("clean").entered();
     let left = rate.left(clock::node_time());
-    let limits = Limits { max: clean.limits.max.min(left), ..clean.limits.clone() };
+    let mut limits = clean.limits.clone();
+    if left < limits.max {
+        let hourly = clean.max_per_hour;
+        limits.max = left;
+        limits.max_why = Some(format!("{hourly} are given back in any hour at most (`max_per_hour` of `[clean]`)"));
+    }
     let mut eyes = eyes(settings);
     let (_report, plan) = look(&mut eyes, &limits, &settings.policy);
     let planned = plan.releases.len();
@@ -122,7 +152,6 @@ fn run(settings: &Settings, clean: &CleanSettings, rate: &mut HourlyLimit, progr
 
 #[cfg(test)]
 mod tests {
-    use headroom_core::model::leak::Verdict;
     use headroom_core::plan::clean::Refused;
 
     use super::*;
@@ -145,6 +174,7 @@ mod tests {
         let held_back = Plan { refused: vec![refused(Verdict::Settling, "young")], ..Plan::default() };
         note(&mut report, &held_back, &Cleaned::default(), None, at);
         assert_eq!((report.refused_last.settling, report.errors_total, &report.error_last), (1, 0, &None));
+        assert_eq!(report.refused_why, None, "it is not leaked");
         assert_eq!(report.last_run.as_deref(), Some("2026-11-21T23:43:41.250Z"));
         assert_eq!(report.last_run_unix_secs, Some(1_795_304_621));
 
@@ -169,6 +199,7 @@ mod tests {
         let full = Cleaned { refused: vec![refused(Verdict::Leaked, "the journal is full")], ..Cleaned::default() };
         note(&mut report, &Plan::default(), &full, None, at);
         assert_eq!((report.errors_total, report.error_last.as_deref()), (1, Some("the journal is full")));
+        assert_eq!(report.refused_why.as_deref(), Some("the journal is full"));
         note(&mut report, &Plan::default(), &Cleaned::default(), Some("no answer".to_owned()), at);
         assert_eq!((report.errors_total, report.error_last.as_deref()), (2, Some("no answer")));
         note(&mut report, &Plan::default(), &Cleaned::default(), None, at);

@@ -128,7 +128,7 @@ fn pods(settings: &Settings, pace: Pace) -> Lane {
             // Reservations first, the runtime second: a pod that starts in between must not look leaked.
             Box::new(settings.stores()),
             Box::new(AwsVpcCniSource::new(root.clone(), settings.vpc_cni_introspection.clone())),
-            Box::new(AzureCniSource::new(root.clone())),
+            Box::new(AzureCniSource::new(root.clone(), settings.cni_conf_dir.clone())),
             Box::new(CiliumSource::new(root.clone())),
             Box::new(CniCacheSource::new(root.clone())),
             Box::new(CriSource::new(settings.cri_socket.clone(), root.clone())),

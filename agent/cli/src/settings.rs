@@ -241,8 +241,9 @@ fn clean_settings(file: &CleanFile, interval: Option<Duration>) -> anyhow::Resul
     if !(1..=100).contains(&percent) {
         bail!("`max_percent` of `[clean]` is {percent}: 1 to 100 are possible");
     }
-    let limits =
-        Limits { max: file.max.unwrap_or(CleanSettings::MAX), percent, force: false, network: file.network.clone() };
+    let max = file.max.unwrap_or(CleanSettings::MAX);
+    let max_why = Some(format!("{max} are given back in one run at most (`max` of `[clean]`); the next run goes on"));
+    let limits = Limits { max, max_why, percent, force: false, network: file.network.clone() };
     let max_per_hour = file.max_per_hour.unwrap_or(CleanSettings::MAX_PER_HOUR);
     Ok(Some(CleanSettings { interval, limits, max_per_hour }))
 }

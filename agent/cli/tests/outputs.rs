@@ -9,7 +9,10 @@ use headroom::output::metrics;
 use headroom::output::table::{self, CleanAnswer, Width};
 use headroom_core::model::leak::Verdict;
 use headroom_core::plan::clean::{Plan, Refused, Release};
-use headroom_core::report::{CleanerMode, CleanerReport, ProgramReport, Report, VerdictCounts};
+use headroom_core::report::{
+    CleanerMode, CleanerReport, NetworkReport, PoolReport, ProgramReport, RangeSetReport, Report, StrandedReport,
+    VerdictCounts,
+};
 use headroom_core::time::WallTime;
 use headroom_host::act::{Cleaned, Prospect, Taken};
 use serde_json::Value;
@@ -61,6 +64,39 @@ fn assert_holds(after: &Value, before: &Value, path: &str) {
     }
 }
 
+/// A network with more of everything than becomes series.
+fn network(like: &NetworkReport, number: usize) -> NetworkReport {
+    let set = |index: usize| RangeSetReport {
+        ranges: match index {
+            0 => vec!["10.64.0.2-10.64.0.14".to_owned()],
+            _ => [format!("set {index}"), "b".into(), "c".into(), "d".into()].to_vec(),
+        },
+        usable: 13,
+        used: 9,
+        next: None,
+        exhausted: false,
+        exhausted_in_secs: (index == 0).then_some(600),
+        exhausted_basis: None,
+    };
+    let pool = PoolReport {
+        total: 42,
+        assigned: 20,
+        cooling: 3,
+        idle: 22,
+        beyond_target: Some(8),
+        targets: String::new(),
+        interfaces: 3,
+        interfaces_empty: 1,
+    };
+    NetworkReport {
+        network: format!("n{number:02}"),
+        range_sets: (0..9).map(set).collect(),
+        pool: Some(pool),
+        stranded: Some(StrandedReport { addresses: 256, pods: 9, stranded: 224, prefix_needed: 27 }),
+        ..like.clone()
+    }
+}
+
 /// Exercises the metrics. If this fails, dashboards and alerts go blind.
 #[test]
 fn metrics_carry_the_numbers_of_the_report() {
@@ -77,6 +113,9 @@ fn metrics_carry_the_numbers_of_the_report() {
         errors_total: 1,
         ..CleanerReport::default()
     });
+    let networks = (0..40).map(|number| network(report.ipam.networks.first().unwrap(), number));
+    let networks: Vec<NetworkReport> = networks.collect();
+    report.ipam.networks.extend(networks);
     let text = metrics::render(&report);
     for line in [
         "headroom_ipam_released_addresses_total 5",
@@ -84,6 +123,16 @@ fn metrics_carry_the_numbers_of_the_report() {
         "headroom_ipam_cleaner_last_run_timestamp_seconds 1795304621.0",
         "headroom_ipam_refused_addresses{verdict=\"undetermined\"} 2.0",
         "headroom_ipam_refused_addresses{verdict=\"leaked\"} 0.0",
+        "headroom_ipam_usable_addresses{network=\"gke-pod-network\"} 61.0",
+        "headroom_ipam_range_set_usable_addresses{network=\"n00\",ranges=\"10.64.0.2-10.64.0.14\"} 13.0",
+        "headroom_ipam_range_set_reserved_addresses{network=\"n00\",ranges=\"10.64.0.2-10.64.0.14\"} 9.0",
+        "headroom_ipam_range_set_exhausted_in_seconds{network=\"n00\",ranges=\"10.64.0.2-10.64.0.14\"} 600.0",
+        "headroom_ipam_range_set_reserved_addresses{network=\"n00\",ranges=\"set 1, b and 2 more\"} 9.0",
+        "headroom_ipam_pool_addresses{network=\"n00\",state=\"assigned\"} 20.0",
+        "headroom_ipam_pool_addresses{network=\"n00\",state=\"cooling\"} 3.0",
+        "headroom_ipam_pool_addresses{network=\"n00\",state=\"warm\"} 19.0",
+        "headroom_ipam_pool_beyond_target_addresses{network=\"n00\"} 8.0",
+        "headroom_ipam_stranded_addresses{network=\"n00\"} 224.0",
         "headroom_nat_allocated_ports 64.0",
         "headroom_nat_demand_ports{protocol=\"tcp\"} 64.0",
         "headroom_nat_destination_held_ports{protocol=\"tcp\",address=\"203.0.113.7\",port=\"443\"} 64.0",
@@ -147,7 +196,7 @@ fn doctor_shows_how_every_program_runs_and_why_one_does_not() {
     for program in &mut diagnosis.programs {
         (program.runs, program.time_ns) = (program.runs.map(|_| 0), program.time_ns.map(|_| 0));
     }
-    assert!(words(&page).contains("off in this configuration"), "{page}");
+    assert!(words(&page).contains("off, as far as is known here"), "{page}");
     let store =
         |why: Option<&str>| Prospect { data_dir: "/var/lib/cni/networks".into(), runs: 3, why: why.map(str::to_owned) };
     let directories = vec![store(Some("is mounted read-only")), store(None)];

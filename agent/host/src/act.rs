@@ -3,7 +3,7 @@
 //!
 //! A change goes through five things, always in this order: a *plan* made of verdicts
 //! ([`headroom_core::plan::clean`]), the *intent* on disk, host-local's own *lock*, a second *look* under that lock, and one
-//! `rename` into the *journal*, which keeps it for 30 days at least. Whoever is killed between two of them leaves a
+//! `rename` into the *journal*, which keeps it for 30 days. Whoever is killed between two of them leaves a
 //! reservation either where it was or in the journal, and a next run finds it there.
 
 mod clean;
@@ -18,7 +18,7 @@ pub use clean::{Cleaned, Taken, clean};
 pub use eyes::Eyes;
 pub use place::NoPlace;
 pub use restore::{Kept, NoJournal, PutBack, Restored, Stays, list, newest, restore};
-pub use retention::{KEPT_FOR, KEPT_RUNS, Prospect, REMOVALS, prospect};
+pub use retention::{KEPT_ALWAYS, KEPT_FOR, KEPT_RUNS, Prospect, REMOVALS, prospect};
 
 use std::time::Duration;
 

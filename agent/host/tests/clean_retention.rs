@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use headroom_core::time::WallTime;
-use headroom_host::act::{self, KEPT_FOR, KEPT_RUNS, REMOVALS, journal};
+use headroom_host::act::{self, KEPT_ALWAYS, KEPT_FOR, KEPT_RUNS, REMOVALS, journal};
 use headroom_host::clock;
 
 use node::{NETWORK, Node, names};
@@ -108,6 +108,69 @@ fn with_as_many_runs_as_are_kept_nothing_is_given_back_and_it_says_what_to_do() 
     assert_eq!((prospect.runs, prospect.why), (1023, None));
     assert_eq!(node.clean(&mut |_| {}).applied.len(), 3);
     assert_eq!(names(&node.data_dir.join(journal::FOLDER)).len(), 1024);
+}
+
+/// A full journal: a run a minute, the newest older than `newest`. Each took what `address` says of its number, 0 the newest.
+fn full(node: &Node, newest: Duration, address: impl Fn(usize) -> String) -> Vec<PathBuf> {
+    let run_at = |number: usize| {
+        let run = run(node, &begun(newest + MINUTE * u32::try_from(number + 1).unwrap(), number), 0);
+        std::fs::write(run.join(NETWORK).join(address(number) + ".taken"), "old\r\neth0").unwrap();
+        run
+    };
+    (0..KEPT_RUNS).map(run_at).collect()
+}
+
+fn of_61(number: usize) -> String {
+    format!("10.1.0.{}", number % 61)
+}
+
+/// Exercises a node that leaks for weeks: a run every ten minutes, of 61 addresses. If this fails, its cleaner stops after
+/// seven days; or what could still be undone is lost, though there was something else to lose.
+#[test]
+fn where_there_is_no_more_room_the_oldest_run_goes_whose_addresses_were_taken_again() {
+    let node = Node::new();
+    let runs = full(&node, KEPT_ALWAYS, of_61);
+    // The oldest run's address was taken again, but in another network; the next one holds one more, of its own.
+    let (oldest, second, third) = (&runs[1023], &runs[1022], &runs[1021]);
+    std::fs::rename(oldest.join(NETWORK), oldest.join("other")).unwrap();
+    std::fs::write(second.join(NETWORK).join("10.1.1.1.taken"), "old\r\neth0").unwrap();
+    assert_eq!(act::prospect(&node.data_dir).unwrap().why, None);
+    assert_eq!(node.clean(&mut |_| {}).applied.len(), 3);
+    let gone: Vec<&PathBuf> = runs.iter().filter(|run| !run.exists()).collect();
+    assert_eq!(gone, [third], "one makes room enough");
+    assert_eq!(names(&node.data_dir.join(journal::FOLDER)).len(), KEPT_RUNS);
+
+    // One that somebody has put back is of no more use either.
+    std::fs::remove_dir_all(second.join(NETWORK)).unwrap();
+    node.reserve("10.0.0.8", "gone8");
+    assert_eq!(node.clean(&mut |_| {}).applied.len(), 1);
+    assert!(!second.exists() && oldest.exists() && runs[1020].exists());
+}
+
+/// Exercises what a full journal keeps. If this fails, an undo is gone that could have been wanted.
+#[test]
+fn what_could_still_be_undone_stays_and_so_does_what_is_young_or_later_than_now() {
+    let stays = |node: &Node, runs: &[PathBuf]| {
+        assert!(act::prospect(&node.data_dir).unwrap().why.unwrap().contains("can still be undone"));
+        let cleaned = node.clean(&mut |_| {});
+        assert_eq!((cleaned.applied.len(), cleaned.refused.len()), (0, 3));
+        assert!(cleaned.refused[0].why.contains("holds 1024 runs"), "{:?}", cleaned.refused[0]);
+        assert!(runs.iter().all(|run| run.exists()));
+    };
+    let each_its_own = |number: usize| format!("10.1.{}.{}", number / 256, number % 256);
+    let node = Node::new();
+    stays(&node, &full(&node, KEPT_ALWAYS, each_its_own));
+    // A clock ran ahead when the newest took what the others have, all of them: nobody knows which was first.
+    let node = Node::new();
+    let mut runs = full(&node, KEPT_ALWAYS, each_its_own);
+    let ahead = begun(Duration::ZERO, 0).replacen("20", "21", 1);
+    std::fs::remove_dir_all(runs.remove(0)).unwrap();
+    runs.push(run(&node, &ahead, 1024));
+    stays(&node, &runs);
+    // And a run that began a moment ago may be about to take something: another process's.
+    let node = Node::new();
+    let young: Vec<PathBuf> = (0..KEPT_RUNS).map(|number| run(&node, &begun(MINUTE, number), 1)).collect();
+    stays(&node, &young);
 }
 
 #[test]

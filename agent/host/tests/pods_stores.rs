@@ -13,6 +13,7 @@ use headroom_host::source::Source;
 use headroom_host::source::aws_vpc_cni::{ASK_LIMIT, AwsVpcCniSource, Server};
 use headroom_host::source::azure_cni::AzureCniSource;
 use headroom_host::source::cilium::CiliumSource;
+use headroom_host::source::cni;
 use headroom_host::source::host_local::HostLocalSource;
 
 /// What one round said.
@@ -26,6 +27,10 @@ struct Round {
 
 fn node(name: &str) -> HostRoot {
     HostRoot::at(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/nodes").join(name))
+}
+
+fn azure(root: HostRoot) -> AzureCniSource {
+    AzureCniSource::new(root, PathBuf::from(cni::DEFAULT_CONF_DIR))
 }
 
 fn observe(source: &mut dyn Source) -> Round {
@@ -70,7 +75,7 @@ fn an_eks_node_is_read_from_its_checkpoint() {
 
 #[test]
 fn an_aks_node_tells_how_many_addresses_it_was_given() {
-    let round = observe(&mut AzureCniSource::new(node("aks-azure-cni")));
+    let round = observe(&mut azure(node("aks-azure-cni")));
     assert_eq!((round.pool().total, round.pool().assigned, round.reservations.len()), (30, 28, 28));
     assert_eq!(round.of("10.240.0.36").pod.as_ref().unwrap().to_string(), "default/web-1");
     let half = round.of("10.240.0.62");
@@ -79,10 +84,32 @@ fn an_aks_node_tells_how_many_addresses_it_was_given() {
 
 #[test]
 fn an_aks_node_with_an_overlay_has_both_families() {
-    let round = observe(&mut AzureCniSource::new(node("aks-overlay")));
+    let round = observe(&mut azure(node("aks-overlay")));
     assert_eq!((round.networks.len(), round.reservations.len()), (1, 6));
     assert_eq!(round.of("fd12:3456:789a:1::11").pod.as_ref().unwrap().to_string(), "default/web-1");
     assert_eq!(round.networks[0].pool, Known::Absent);
+}
+
+/// Exercises a container that does not see the node's `/var/run`. If this fails, a node of 30 pods looks like one without
+/// pod addresses.
+#[test]
+fn azures_files_are_missed_where_the_cni_configuration_names_azures_ipam() {
+    for (ipam, file) in
+        [("azure-vnet-ipam", "/var/run/azure-vnet-ipam.json"), ("azure-cns", "/var/run/azure-cns/azure-endpoints.json")]
+    {
+        let bare = tempfile::tempdir().unwrap();
+        let conf = bare.path().join("etc/cni/net.d");
+        std::fs::create_dir_all(&conf).unwrap();
+        let plugin = serde_json::json!({ "type": "azure-vnet", "ipam": { "type": ipam } });
+        let list =
+            serde_json::json!({ "cniVersion": "0.3.0", "name": "azure", "plugins": [plugin, { "type": "portmap" }] });
+        std::fs::write(conf.join("10-azure.conflist"), list.to_string()).unwrap();
+        let round = observe(&mut azure(HostRoot::at(bare.path())));
+        let why = round.coverage.unknown().unwrap().to_string();
+        assert!(why.contains(&format!("`{file}` does not exist here")) && why.contains(ipam), "{why}");
+        assert!(why.contains("/etc/cni/net.d/10-azure.conflist") && why.contains("overlays/azure-cni"), "{why}");
+        assert!(matches!(round.outcome, Outcome::Partial(_)), "{:?}", round.outcome);
+    }
 }
 
 #[test]
@@ -98,11 +125,9 @@ fn cilium_tells_its_endpoints_from_either_file_and_passes_old_states_over() {
 fn a_node_without_such_a_store_says_so() {
     let bare = tempfile::tempdir().unwrap();
     let root = || HostRoot::at(bare.path());
-    for source in [
-        &mut AwsVpcCniSource::new(root(), None) as &mut dyn Source,
-        &mut AzureCniSource::new(root()),
-        &mut CiliumSource::new(root()),
-    ] {
+    for source in
+        [&mut AwsVpcCniSource::new(root(), None) as &mut dyn Source, &mut azure(root()), &mut CiliumSource::new(root())]
+    {
         let round = observe(source);
         assert_eq!((round.coverage, round.outcome), (Known::Absent, Outcome::Complete));
     }
@@ -134,7 +159,7 @@ fn a_state_that_cannot_be_read_is_named_and_proves_nothing() {
     let started = Instant::now();
     for (source, says) in [
         (&mut AwsVpcCniSource::new(root(), None) as &mut dyn Source, "symbolic link"),
-        (&mut AzureCniSource::new(root()), "longer than"),
+        (&mut azure(root()), "longer than"),
         (&mut CiliumSource::new(root()), "2 endpoints of"),
     ] {
         let round = observe(source);

@@ -112,7 +112,7 @@ fn own(
     while !stop.load(Ordering::Relaxed) {
         let began = clock::thread_cpu();
         let mut report = engine.report();
-        report.ipam.cleaner = Some(progress.report());
+        cleaner::tell(&mut report, progress.report());
         let pause = SAMPLE.max(clock::thread_cpu().saturating_sub(began).saturating_mul(IDLE_PER_SAMPLE));
         if since_report >= settings.tick {
             since_report = Duration::ZERO;

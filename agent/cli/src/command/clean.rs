@@ -41,6 +41,7 @@ pub(super) fn run(args: &CleanArgs) -> anyhow::Result<u8> {
     }
     let limits = Limits {
         max: args.limits.max.unwrap_or(Limits::MAX),
+        max_why: None,
         percent: args.limits.max_percent.unwrap_or(Limits::PERCENT),
         force: args.force,
         network: args.network.clone(),

@@ -37,7 +37,7 @@ pub struct Diagnosis {
 /// Whether leaked pod IPs are given back by the agent, and whether anybody could.
 #[derive(Debug, Serialize)]
 pub struct CleanerDiagnosis {
-    /// How often, by this configuration; absent: the agent's cleaner is off.
+    /// How often, by this configuration and --clean-interval; absent: the agent's cleaner is off.
     pub interval_secs: Option<u64>,
     /// host-local's directories, as far as there are any.
     pub directories: Vec<Prospect>,
@@ -71,7 +71,10 @@ const WATCH: Duration = Duration::from_secs(1);
 /// # Errors
 /// Wrong settings, threads that cannot be started, a closed stdout.
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
-    let settings = Settings::new(&args.node, &NatArgs::default()).map_err(UsageError)?;
+    let mut settings = Settings::new(&args.node, &NatArgs::default()).map_err(UsageError)?;
+    if args.clean_interval.is_some() {
+        settings.clean_every(args.clean_interval).map_err(UsageError)?;
+    }
     let counting = ebpf::count_runs();
     let lanes = lanes::all(&settings, Pace::Once);
     let mut engine = Engine::start(settings.ledger(), settings.policy.clone(), lanes)?;

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use headroom_core::findings::Severity;
 use headroom_core::model::leak::Verdict;
-use headroom_core::report::{CleanerMode, CoverageState, DestinationReport, Report, RuleOwner};
+use headroom_core::report::{CleanerMode, CoverageState, DestinationReport, NetworkReport, Report, RuleOwner};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -23,6 +23,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub const MAX_DESTINATIONS: usize = 20;
 /// Networks that become series at most.
 const MAX_NETWORKS: usize = 16;
+/// Range sets of one network that become series at most: dual-stack networks have two.
+const MAX_RANGE_SETS: usize = 4;
 
 type Number = Gauge<f64, AtomicU64>;
 
@@ -59,6 +61,12 @@ families! {
     DESTINATIONS = "nat_destinations", "none: 1 series", "Destinations known now";
     ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
     USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
+    SET_USABLE = "ipam_range_set_usable_addresses", "network, ranges: 4 series a network, 16 networks", "Pod addresses that host-local can hand out of a range set";
+    SET_USED = "ipam_range_set_reserved_addresses", "network, ranges: 4 series a network, 16 networks", "Of these, reserved; at the same number the next pod finds no IP address";
+    SET_FULL_IN = "ipam_range_set_exhausted_in_seconds", "network, ranges: 4 series a network, 16 networks", "Time until a range set is used up at the present trend; absent without one";
+    POOL = "ipam_pool_addresses", "network, state: 3 series a network, 16 networks", "Addresses attached to the node ahead of need: assigned to pods, cooling, warm";
+    POOL_BEYOND = "ipam_pool_beyond_target_addresses", "network: 16 series", "Of the cooling and warm ones, more than the IPAM's own settings ask for; absent if those are not known";
+    STRANDED = "ipam_stranded_addresses", "network: 16 series", "Addresses of the node's own range that its pods leave to nobody";
     RELEASED = "ipam_released_addresses", "none: 1 series", "Leaked pod addresses that the agent gave back since start; absent if its cleaner is off";
     REFUSED = "ipam_refused_addresses", "verdict: 3 series", "Pod addresses that nobody seems to use and that the cleaner's last run left; absent before it";
     CLEANED_AT = "ipam_cleaner_last_run_timestamp_seconds", "none: 1 series", "When the cleaner looked last; absent before it did";
@@ -132,6 +140,18 @@ struct MasqueradeLabel {
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct NetworkLabel {
     network: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RangeSetLabel {
+    network: String,
+    ranges: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PoolLabel {
+    network: String,
+    state: &'static str,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -355,9 +375,28 @@ fn ipam(writer: &mut Writer, report: &Report) {
         })
     });
     writer.family(&ADDRESSES, counts);
-    let usable = networks()
-        .filter_map(|network| Some((NetworkLabel { network: network.network.clone() }, float(network.usable?))));
-    writer.family(&USABLE, usable);
+    let label = |network: &NetworkReport| NetworkLabel { network: network.network.clone() };
+    writer.family(&USABLE, networks().filter_map(|network| Some((label(network), float(network.usable?)))));
+    let sets = || {
+        networks().flat_map(|network| {
+            let sets = network.range_sets.iter().take(MAX_RANGE_SETS);
+            sets.map(|set| (RangeSetLabel { network: network.network.clone(), ranges: set.name() }, set))
+        })
+    };
+    writer.family(&SET_USABLE, sets().map(|(label, set)| (label, float(set.usable))));
+    writer.family(&SET_USED, sets().map(|(label, set)| (label, float(set.used))));
+    writer.family(&SET_FULL_IN, sets().filter_map(|(label, set)| Some((label, float(set.exhausted_in_secs?)))));
+    let pools = || networks().filter_map(|network| Some((network, network.pool.as_ref()?)));
+    let states = pools().flat_map(|(network, pool)| {
+        let warm = pool.idle.saturating_sub(pool.cooling);
+        let states = [("assigned", pool.assigned), ("cooling", pool.cooling), ("warm", warm)];
+        states.map(|(state, count)| (PoolLabel { network: network.network.clone(), state }, float(count)))
+    });
+    writer.family(&POOL, states);
+    writer
+        .family(&POOL_BEYOND, pools().filter_map(|(network, pool)| Some((label(network), float(pool.beyond_target?)))));
+    let stranded = networks().filter_map(|network| Some((label(network), float(network.stranded.as_ref()?.stranded))));
+    writer.family(&STRANDED, stranded);
     cleaner(writer, report);
 }
 

@@ -21,6 +21,8 @@ use crate::time::{Now, WallTime};
 pub struct Limits {
     /// Reservations in one run, all networks together.
     pub max: usize,
+    /// Why no more than these go, where it is not `--max` that says so.
+    pub max_why: Option<String>,
     /// If more than this share of a network's reservations is leaked, none of them goes (percent).
     pub percent: u32,
     /// Somebody has looked and wants it although it is more than that share.
@@ -38,7 +40,7 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max: Self::MAX, percent: Self::PERCENT, force: false, network: None }
+        Self { max: Self::MAX, max_why: None, percent: Self::PERCENT, force: false, network: None }
     }
 }
 
@@ -132,7 +134,8 @@ pub fn plan(ledger: &Ledger, limits: &Limits, grace: Duration, now: Now) -> Plan
     }
     plan.releases.sort_by_key(|release| (release.modified, release.address));
     let beyond = plan.releases.split_off(limits.max.min(plan.releases.len()));
-    let why = format!("{} are given back in one run at most (--max); run again for the rest", limits.max);
+    let asked = || format!("{} are given back in one run at most (--max); run again for the rest", limits.max);
+    let why = limits.max_why.clone().unwrap_or_else(asked);
     plan.refused.extend(beyond.iter().map(|release| Refused::of(release, why.clone())));
     plan.refused.sort_by(|a, b| (&a.store, a.address).cmp(&(&b.store, b.address)));
     plan

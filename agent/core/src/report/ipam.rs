@@ -37,6 +37,9 @@ pub struct CleanerReport {
     pub errors_total: u64,
     /// What trouble the last run had; absent if none.
     pub error_last: Option<String>,
+    /// Why the last run left leaked reservations, the first reason; absent if it left none.
+    #[serde(default)]
+    pub refused_why: Option<String>,
     /// The run that took something last: what `headroom ipam restore --journal` wants.
     pub journal: Option<String>,
 }
@@ -116,6 +119,15 @@ pub struct RangeSetReport {
     pub exhausted_in_secs: Option<u64>,
     /// What that prediction rests on.
     pub exhausted_basis: Option<String>,
+}
+
+impl RangeSetReport {
+    /// Its ranges in a line: the first two.
+    pub fn name(&self) -> String {
+        let (shown, more) = self.ranges.split_at(self.ranges.len().min(2));
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        shown.join(", ") + &more
+    }
 }
 
 /// Addresses attached to the node ahead of need.

@@ -70,7 +70,7 @@ pub enum JournalError {
     },
     /// It holds as many runs as are kept.
     #[error(
-        "the journal `{path}` holds {runs} runs, and no more than {KEPT_RUNS} are kept. They go by themselves 30 days after they began; to go on now, look with `headroom ipam restore --list` and move the oldest out of it"
+        "the journal `{path}` holds {runs} runs that can still be undone, and no more than {KEPT_RUNS} are kept. They go by themselves 30 days after they began, or when later runs have taken their addresses again; to go on now, look with `headroom ipam restore --list` and move the oldest out of it"
     )]
     Full {
         /// Which.

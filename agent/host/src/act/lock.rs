@@ -14,10 +14,27 @@ use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 
 /// Its name in the network's directory.
 const NAME: &str = "lock";
-/// Threads of this process that still wait for a lock whose wait was given up. They end when they get it.
-const ABANDONED_LIMIT: usize = 8;
+/// Threads of this process that wait for a lock, most of them after the wait was given up. They end when they get it.
+const WAITING_LIMIT: usize = 8;
 
-static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// One thread that waits; it counts as long as this lives, whoever wants its lock.
+struct Waiting;
+
+impl Waiting {
+    /// `None`: so many wait already that one more would not be bounded.
+    fn begin() -> Option<Self> {
+        let more = |waiting| (waiting < WAITING_LIMIT).then_some(waiting + 1);
+        WAITING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_before| Self)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Why the lock was not taken. The text continues a sentence that has named the network's directory.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +50,7 @@ pub(super) enum NoLock {
         .waited.as_secs(), .waited.subsec_millis() / 100
     )]
     Held { waited: Duration, inode: u64 },
-    #[error("has a lock that others hold for so long that {ABANDONED_LIMIT} attempts still wait for it")]
+    #[error("has a lock that others hold for so long that {WAITING_LIMIT} attempts still wait for it")]
     Crowded,
     #[error("had its `lock` replaced by another file again and again")]
     Replaced,
@@ -74,11 +91,10 @@ fn wait_for(file: OwnedFd, wait: Duration, inode: u64) -> Result<Flock<OwnedFd>,
         Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
         Err((_file, errno)) => return Err(NoLock::Lock(errno)),
     };
-    if ABANDONED.load(Ordering::Relaxed) >= ABANDONED_LIMIT {
-        return Err(NoLock::Crowded);
-    }
+    let count = Waiting::begin().ok_or(NoLock::Crowded)?;
     let (sender, receiver) = sync_channel(1);
     let waiting = std::thread::Builder::new().name("lock".to_owned()).spawn(move || {
+        let _count = count;
         let mut file = file;
         let locked = loop {
             match Flock::lock(file, FlockArg::LockExclusive) {
@@ -87,19 +103,58 @@ fn wait_for(file: OwnedFd, wait: Duration, inode: u64) -> Result<Flock<OwnedFd>,
                 Err((_file, errno)) => break Err(errno),
             }
         };
-        if sender.send(locked).is_err() {
-            ABANDONED.fetch_sub(1, Ordering::Relaxed);
-        }
+        // Nobody may want it any more: then it is given back here.
+        drop(sender.send(locked));
     });
     if waiting.is_err() {
         return Err(NoLock::Lock(Errno::EAGAIN));
     }
     match receiver.recv_timeout(wait) {
         Ok(locked) => locked.map_err(NoLock::Lock),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            ABANDONED.fetch_add(1, Ordering::Relaxed);
-            drop(receiver);
-            Err(NoLock::Held { waited: wait, inode })
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(NoLock::Held { waited: wait, inode }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn open(dir: &tempfile::TempDir) -> std::fs::File {
+        std::fs::File::open(dir.path()).unwrap()
+    }
+
+    /// Waits until nobody waits.
+    fn all_are_done() {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while WAITING.load(Ordering::Relaxed) > 0 {
+            assert!(Instant::now() < deadline, "{} still wait", WAITING.load(Ordering::Relaxed));
+            std::thread::sleep(Duration::from_micros(100));
         }
+    }
+
+    /// Exercises waits that end at the moment the lock is let go of, again and again. If this fails, a wait that was given
+    /// up is counted for ever, and after eight of them the cleaner never works again.
+    #[test]
+    fn who_gave_up_waiting_is_forgotten_when_the_lock_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let (moment, patience) = (Duration::from_millis(2), Duration::from_secs(10));
+        for round in 0..100 {
+            let held = take(open(&dir), patience).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| drop(take(open(&dir), moment)));
+                std::thread::sleep(moment + Duration::from_micros(round * 5));
+                drop(held);
+            });
+            all_are_done();
+        }
+        let held = take(open(&dir), patience).unwrap();
+        let waits: Vec<_> = (0..=WAITING_LIMIT).map(|_| take(open(&dir), moment).unwrap_err()).collect();
+        let crowded: Vec<bool> = waits.iter().map(|why| matches!(why, NoLock::Crowded)).collect();
+        assert_eq!(crowded, [[false; WAITING_LIMIT].as_slice(), &[true]].concat(), "{waits:?}");
+        drop(held);
+        all_are_done();
+        drop(take(open(&dir), patience).unwrap());
     }
 }

@@ -8,13 +8,14 @@
 pub mod state;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use headroom_core::known::{Known, Why};
 use headroom_core::observe::{Fact, Ipam, Network, Outcome, Reservation, Snapshot, SourceId};
 
 use crate::bounded::{self, Refusal};
 use crate::root::HostRoot;
+use crate::source::cni;
 use crate::source::{Sink, Source, absent, degraded, observation, unreadable, works};
 
 use state::{Endpoint, Vnet};
@@ -32,6 +33,7 @@ const FILE_LIMIT: usize = 16 << 20;
 #[derive(Debug)]
 pub struct AzureCniSource {
     root: HostRoot,
+    cni_conf_dir: PathBuf,
 }
 
 /// What a round gathers.
@@ -43,9 +45,30 @@ struct Round {
 }
 
 impl AzureCniSource {
-    /// Reads the state files below `/var/run`.
-    pub fn new(root: HostRoot) -> Self {
-        Self { root }
+    /// Reads the state files below `/var/run`. What the configuration in `cni_conf_dir` names has to be there.
+    pub fn new(root: HostRoot, cni_conf_dir: PathBuf) -> Self {
+        Self { root, cni_conf_dir }
+    }
+
+    /// Why nothing is known of an IPAM that the CNI configuration names. A file that is not there is not an IPAM that gave
+    /// nothing: where nothing of Azure's is there, most likely only this container does not see it.
+    fn unseen(&self, ipam_seen: bool, endpoints_seen: bool, round: &mut Round) {
+        let config = cni::read(&self.root, &self.cni_conf_dir);
+        for (ipam, file) in &config.others {
+            let (path, seen) = match *ipam {
+                "azure-cns" => (ENDPOINTS, endpoints_seen),
+                _azures_own => (IPAM, ipam_seen),
+            };
+            if !seen {
+                round.partial = true;
+                let then = if round.how.is_empty() {
+                    "in a container mount the node's `/run` at `/var/run` (deploy/overlays/azure-cni)"
+                } else {
+                    "how many addresses are used is not known"
+                };
+                round.missing.push(format!("`{path}` does not exist here, but `{file}` has the ipam `{ipam}`: {then}"));
+            }
+        }
     }
 
     /// A state file; `None` if it is not there or, as the round then says, cannot be read.
@@ -77,7 +100,9 @@ impl AzureCniSource {
             Some(Ok(endpoints)) => endpoints,
             Some(Err(())) | None => Vec::new(),
         };
-        match self.file(IPAM, state::ipam, round) {
+        let ipam = self.file(IPAM, state::ipam, round);
+        let ipam_seen = ipam.is_some();
+        match ipam {
             Some(Ok(vnet)) => vnet_network(vnet, &endpoints, emit),
             Some(Err(())) => {
                 round.partial = true;
@@ -86,7 +111,9 @@ impl AzureCniSource {
             // Endpoints without Azure's own ipam: another one gave the addresses, and keeps them.
             None => {}
         }
-        match self.file(ENDPOINTS, state::endpoints, round) {
+        let endpoints = self.file(ENDPOINTS, state::endpoints, round);
+        let endpoints_seen = endpoints.is_some();
+        match endpoints {
             Some(Ok(endpoints)) => {
                 for endpoint in &endpoints {
                     endpoint.reservations(ENDPOINTS).map(Fact::from).for_each(&mut *emit);
@@ -99,6 +126,7 @@ impl AzureCniSource {
             }
             None => {}
         }
+        self.unseen(ipam_seen, endpoints_seen, round);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Files are chosen and ordered the way libcni does it: `*.conf`, `*.conflist` and `*.json` by name, the first that names a
 //! network wins. What the runtime adds when it calls a plugin (`ipRanges`) is not in any file and is not seen here.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
@@ -64,6 +65,8 @@ pub struct CniConfig {
     /// Networks whose addresses are kept where headroom does not look; each a sentence. That nothing of them is seen does not
     /// mean that nothing of them is used.
     pub elsewhere: Vec<String>,
+    /// IPAMs that another source reads, and the file that names each first.
+    pub others: BTreeMap<&'static str, String>,
     /// There is no such directory.
     pub missing: bool,
 }
@@ -91,7 +94,14 @@ pub fn read(root: &HostRoot, directory: &Path) -> CniConfig {
         let file = format!("{}/{}", directory.display(), shown(name.to_bytes()));
         let networks = bounded::read_at(&dir, name.as_c_str(), FILE_LIMIT)
             .map_err(BadConfig::from)
-            .and_then(|bytes| parse(&file, &bytes).inspect(|_| config.elsewhere.extend(elsewhere(&file, &bytes))));
+            .and_then(|bytes| parse(&file, &bytes).map(|networks| (networks, bytes)));
+        let networks = networks.map(|(networks, bytes)| {
+            config.elsewhere.extend(elsewhere(&file, &bytes));
+            for ipam in READ_BY_OTHERS.iter().filter(|ipam| ipams(&bytes).iter().any(|named| named == *ipam)) {
+                config.others.entry(ipam).or_insert_with(|| file.clone());
+            }
+            networks
+        });
         match networks {
             Ok(networks) => config.networks.extend(networks),
             // Replaced by an installer between readdir and open.
@@ -167,18 +177,26 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<ConfiguredNetwork>, BadConf
     Ok(network.into_iter().collect())
 }
 
-/// IPAMs that keep nothing, and those that another source reads.
-const NOT_ELSEWHERE: [&str; 6] = ["host-local", "static", "dhcp", "azure-vnet-ipam", "azure-vnet-ipamv6", "azure-cns"];
+/// IPAMs that keep nothing, and the one that is read here.
+const NOT_ELSEWHERE: [&str; 3] = ["host-local", "static", "dhcp"];
+/// Those that another source reads.
+const READ_BY_OTHERS: [&str; 3] = ["azure-vnet-ipam", "azure-vnet-ipamv6", "azure-cns"];
+
+/// The IPAMs that a file names.
+fn ipams(bytes: &[u8]) -> Vec<String> {
+    let Ok(config) = serde_json::from_slice::<Value>(bytes) else { return Vec::new() };
+    let single = std::slice::from_ref(&config);
+    let plugins = config.get("plugins").and_then(Value::as_array).map_or(single, Vec::as_slice);
+    plugins.iter().filter_map(|plugin| plugin.get("ipam")?.get("type")?.as_str()).map(str::to_owned).collect()
+}
 
 /// The networks of a file whose IPAM is one that headroom does not read (GKE's metis, Calico, whereabouts), each a sentence.
 pub fn elsewhere(file: &str, bytes: &[u8]) -> Vec<String> {
     let Ok(config) = serde_json::from_slice::<Value>(bytes) else { return Vec::new() };
-    let single = std::slice::from_ref(&config);
-    let plugins = config.get("plugins").and_then(Value::as_array).map_or(single, Vec::as_slice);
-    let ipams = plugins.iter().filter_map(|plugin| plugin.get("ipam")?.get("type")?.as_str());
     let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
-    ipams
-        .filter(|ipam| !NOT_ELSEWHERE.contains(ipam))
+    ipams(bytes)
+        .iter()
+        .filter(|ipam| !NOT_ELSEWHERE.contains(&ipam.as_str()) && !READ_BY_OTHERS.contains(&ipam.as_str()))
         .map(|ipam| {
             format!(
                 "network `{}` (`{file}`) has its addresses from the ipam `{}`, whose store is not read: how many are used is not known",

@@ -40,7 +40,7 @@ pub struct IpStorm {
     /// The headroom binary
     #[arg(long, env = "HEADROOM_BIN", default_value = "headroom")]
     pub headroom: PathBuf,
-    /// How many calls of the plugin, ADDs and DELs
+    /// How many ADDs and DELs of the plugin that do something, at least
     #[arg(long, default_value_t = 10_000)]
     pub operations: u64,
 }
@@ -48,6 +48,8 @@ pub struct IpStorm {
 /// What came of a storm.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Weathered {
+    /// ADDs that gave an address, and DELs.
+    pub operations: u64,
     /// ADDs that gave an address.
     pub added: u64,
     /// DELs.
@@ -82,7 +84,6 @@ struct Storm<'a> {
     config: String,
     truth: Mutex<Truth>,
     runtime: Arc<Mutex<fake::State>>,
-    called: AtomicU64,
     added: AtomicU64,
     deleted: AtomicU64,
     full: AtomicU64,
@@ -113,7 +114,6 @@ impl IpStorm {
             data_dir,
             truth: Mutex::default(),
             runtime: fake::serve(&socket),
-            called: AtomicU64::new(0),
             added: AtomicU64::new(0),
             deleted: AtomicU64::new(0),
             full: AtomicU64::new(0),
@@ -147,9 +147,11 @@ impl IpStorm {
         runs += 1;
         storm.check_the_end(cleaned)?;
         let truth = storm.truth();
+        let (added, deleted) = (storm.added.load(Ordering::Relaxed), storm.deleted.load(Ordering::Relaxed));
         Ok(Weathered {
-            added: storm.added.load(Ordering::Relaxed),
-            deleted: storm.deleted.load(Ordering::Relaxed),
+            operations: added + deleted,
+            added,
+            deleted,
             full: storm.full.load(Ordering::Relaxed),
             leaked: truth.leaked.len(),
             runs,
@@ -194,7 +196,7 @@ impl Storm<'_> {
     /// One worker's ADDs and DELs.
     fn work(&self, seed: u64, operations: u64) -> Result<()> {
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        while self.called.load(Ordering::Relaxed) < operations {
+        while self.added.load(Ordering::Relaxed) + self.deleted.load(Ordering::Relaxed) < operations {
             let alive = self.truth().live.len();
             // Around the wanted number both happen, so that they meet.
             let wanted = if alive < ALIVE { 3 } else { 1 };
@@ -278,7 +280,6 @@ impl Storm<'_> {
             .context("run host-local")?;
         child.stdin.take().context("host-local's stdin")?.write_all(self.config.as_bytes()).context("write to it")?;
         let output = child.wait_with_output().context("wait for host-local")?;
-        self.called.fetch_add(1, Ordering::Relaxed);
         let mut truth = self.truth();
         truth.longest = truth.longest.max(began.elapsed());
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -38,11 +38,9 @@ fn programs(out: &mut String, diagnosis: &Diagnosis, width: Width) {
 fn cleaner(out: &mut String, cleaner: &CleanerDiagnosis, width: Width) {
     let mode = match cleaner.interval_secs {
         Some(secs) => format!("on: every {}", humantime::format_duration(Duration::from_secs(secs))),
-        None => {
-            "off in this configuration; the agent's --clean-interval switches it on, too, and its /report.json tells \
-                 (ipam.cleaner)"
-                .to_owned()
-        }
+        None => "off, as far as is known here: no `[clean]` in this configuration, no --clean-interval, no \
+                 HEADROOM_CLEAN_INTERVAL. What a running agent has says its /report.json (ipam.cleaner)"
+            .to_owned(),
     };
     width.wrap(out, "  ", "    ", &mode);
     for directory in &cleaner.directories {

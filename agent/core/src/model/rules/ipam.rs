@@ -83,18 +83,22 @@ fn low(network: &NetworkReport, set: &RangeSetReport) -> Option<Finding> {
     if !share && soon.is_none() {
         return None;
     }
-    let (left, ranges) = (set.usable.saturating_sub(set.used), set.ranges.join(", "));
+    let (left, ranges) = (set.usable.saturating_sub(set.used), set.name());
+    // Every pod takes an address of each set: one that is full is not helped by the others.
+    let which = if network.range_sets.len() > 1 { format!(" in {ranges}") } else { String::new() };
     let when =
         set.exhausted_in_secs.map(|secs| format!("; none will be left in about {}", whole(Duration::from_secs(secs))));
     let mut evidence = vec![counted(network)];
     evidence
         .push(Evidence::seen(network.ipam.source(), format!("{} of {} in {ranges} reserved", set.used, set.usable)));
+    let said = "the next pod fails with \"no IP addresses available in range set\"";
+    evidence.extend(set.exhausted.then(|| Evidence::seen(network.ipam.source(), said)));
     evidence.extend(set.exhausted_basis.as_ref().map(|basis| Evidence::seen(network.ipam.source(), basis.as_str())));
     Some(Finding {
         id: FindingId::IpamLow,
         severity: if set.exhausted { Severity::Critical } else { Severity::Warning },
         title: format!(
-            "{} has {left} of {} pod addresses left{}",
+            "{} has {left} of {} pod addresses left{which}{}",
             network.network,
             set.usable,
             when.unwrap_or_default()
@@ -205,5 +209,70 @@ fn undetermined(network: &NetworkReport) -> Finding {
         subject: network.network.clone(),
         evidence: whys.into_iter().take(3).map(|why| Evidence::seen(network.ipam.source(), why)).collect(),
         remedy: "`headroom ipam scan` lists them; a runtime's socket elsewhere is named with --cri-socket".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::VerdictCounts;
+
+    fn set(ranges: &[&str], used: u64, usable: u64) -> RangeSetReport {
+        RangeSetReport {
+            ranges: ranges.iter().map(ToString::to_string).collect(),
+            usable,
+            used,
+            next: None,
+            exhausted: used >= usable,
+            exhausted_in_secs: None,
+            exhausted_basis: None,
+        }
+    }
+
+    fn low_sets(range_sets: Vec<RangeSetReport>) -> Vec<Finding> {
+        let network = NetworkReport {
+            store: "/var/lib/cni/networks/kindnet".to_owned(),
+            ipam: Ipam::HostLocal,
+            network: "kindnet".to_owned(),
+            usable: range_sets.iter().map(|set| set.usable).min(),
+            usable_why: None,
+            range_sets,
+            outside_ranges: None,
+            pool: None,
+            pool_why: None,
+            stranded: None,
+            complete: true,
+            counts: VerdictCounts::default(),
+            entries: Vec::new(),
+            entries_omitted: 0,
+            ignored: Vec::new(),
+        };
+        ipam_of(&network)
+    }
+
+    /// Exercises a node with two families. If this fails, nobody learns which of the ranges keeps pods from starting.
+    #[test]
+    fn each_range_set_is_low_for_itself_and_is_named_where_there_are_several() {
+        let v6 = || set(&["fd00::2-fd00::ffff"], 13, 65_534);
+        let found = low_sets(vec![set(&["10.64.0.2-10.64.0.14"], 13, 13), v6()]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].title, "kindnet has 0 of 13 pod addresses left in 10.64.0.2-10.64.0.14");
+        assert_eq!((found[0].id, found[0].severity), (FindingId::IpamLow, Severity::Critical));
+        let said: Vec<&str> = found[0].evidence.iter().map(|evidence| evidence.said.as_str()).collect();
+        assert!(said.contains(&"13 of 13 in 10.64.0.2-10.64.0.14 reserved"), "{said:?}");
+        assert!(said.iter().any(|said| said.contains("no IP addresses available in range set")), "{said:?}");
+
+        let found = low_sets(vec![set(&["10.64.0.2-10.64.0.14"], 12, 13), set(&["a", "b", "c", "d"], 9, 10), v6()]);
+        let titles: Vec<(&str, Severity)> = found.iter().map(|low| (low.title.as_str(), low.severity)).collect();
+        let warning = |title| (title, Severity::Warning);
+        assert_eq!(
+            titles,
+            [
+                warning("kindnet has 1 of 13 pod addresses left in 10.64.0.2-10.64.0.14"),
+                warning("kindnet has 1 of 10 pod addresses left in a, b and 2 more")
+            ]
+        );
+        let found = low_sets(vec![set(&["10.64.0.2-10.64.0.14"], 13, 13)]);
+        assert_eq!(found[0].title, "kindnet has 0 of 13 pod addresses left", "the only one needs no name");
     }
 }
