@@ -17,6 +17,11 @@ use headroom_core::observe::{
 use headroom_core::report::Report;
 use headroom_core::time::{NodeTime, Now, WallTime};
 
+#[path = "pressure/hairpins.rs"]
+mod hairpins;
+#[path = "pressure/node_ports.rs"]
+mod node_ports;
+
 const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 64, 0, 5));
 const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 64, 0, 6));
 
@@ -120,6 +125,33 @@ fn crowd() -> Vec<ConntrackEntry> {
     all.extend((0..50).map(|port| entry(OTHER, 1024 + port, None, 20)));
     all.extend((0..50).map(|port| entry(OTHER, 5000 + port, Some(Tcp::TimeWait), 30)));
     all
+}
+
+fn sockets(node: &mut Node, second: u64, open: u64) {
+    let how = CoverageDetail { how: "test".to_owned(), degraded: None };
+    node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how.clone())));
+    node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how)));
+    node.put(second, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
+    node.put(second, SourceId::Tcp, Fact::TcpCounter(counter(open)));
+    node.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+}
+
+/// What the kernel counted of the pod's connections to that Service.
+fn counter(opened: u64) -> TcpCounter {
+    TcpCounter {
+        destination: Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80),
+        source: POD,
+        attempted: opened,
+        opened,
+        closed: 0,
+        reset: 0,
+        refused: 0,
+        timed_out: 0,
+        unreachable: 0,
+        given_up: 0,
+        no_local_port: 0,
+        syn_retransmitted: 0,
+    }
 }
 
 /// Exercises the whole answer to "who fills conntrack". If this fails, somebody raises a limit instead of fixing a pod.
@@ -239,281 +271,5 @@ fn a_dump_of_udp_leaves_the_sum_of_the_whole_table_as_it_was_with_its_age() {
         let after = node.report(11).conntrack.census.unwrap();
         assert_eq!((before.age_secs, after.age_secs), (0, 10));
         assert_eq!(headroom_core::report::CensusReport { age_secs: 0, ..after }, before);
-    }
-}
-
-/// An entry of the pod to itself: it dials a Service, which sends it back to the pod behind the node's address.
-fn hairpin(port: u16, tcp: ConntrackTcpState, remaining: u32) -> ConntrackEntry {
-    let service = Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80);
-    let mut entry = entry(POD, port, Some(tcp), remaining);
-    entry.key.dialled = service;
-    entry.destination = Endpoint::new(POD, 8080);
-    entry
-}
-
-fn sockets(node: &mut Node, second: u64, open: u64) {
-    let how = CoverageDetail { how: "test".to_owned(), degraded: None };
-    node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how.clone())));
-    node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how)));
-    node.put(second, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
-    node.put(second, SourceId::Tcp, Fact::TcpCounter(counter(open)));
-    node.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
-}
-
-/// What the kernel counted of the pod's connections to that Service.
-fn counter(opened: u64) -> TcpCounter {
-    TcpCounter {
-        destination: Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80),
-        source: POD,
-        attempted: opened,
-        opened,
-        closed: 0,
-        reset: 0,
-        refused: 0,
-        timed_out: 0,
-        unreachable: 0,
-        given_up: 0,
-        no_local_port: 0,
-        syn_retransmitted: 0,
-    }
-}
-
-/// Exercises the join of entries and sockets. If this fails, a pod that keeps its connections is accused of leaking.
-#[test]
-fn entries_of_a_pod_to_itself_without_a_socket_are_left_behind_and_those_with_one_are_not() {
-    let hour_silent = 432_000 - 3600;
-    let entries = || {
-        let mut all: Vec<_> =
-            (0..40).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, hour_silent)).collect();
-        // Just opened, and about to end by itself.
-        all.push(hairpin(3000, ConntrackTcpState::Established, 431_999));
-        all.push(hairpin(3001, ConntrackTcpState::TimeWait, 10));
-        all.push(entry(POD, 3002, Some(ConntrackTcpState::Established), hour_silent));
-        all
-    };
-    let mut node = Node::new(LedgerLimits::default());
-    node.used(1, 42, ConntrackStats::ZERO);
-    sockets(&mut node, 1, 0);
-    sockets(&mut node, 2, 10);
-    node.dump(2, entries(), Outcome::Complete);
-    let report = node.report(2);
-    let [row] = report.conntrack.hairpins.as_slice() else { panic!("{:?}", report.conntrack.hairpins) };
-    assert_eq!((row.entries, row.open, row.silent, row.longest_silence_secs), (42, 41, 40, 3600));
-    assert_eq!((row.sockets, row.left_behind, row.name.as_deref()), (Some(10), Some(31), Some("checkout")));
-    let found = finding(&report, FindingId::ConntrackHairpinLeak).unwrap();
-    assert_eq!(found.title, "shop/checkout talks to itself through 10.96.0.10:80/tcp and left 31 entries behind");
-    assert!(found.remedy.contains("conntrack -D -p tcp -s 10.64.0.5 -d 10.96.0.10 --dport 80"), "{}", found.remedy);
-
-    // As many sockets as entries: nothing is wrong. And where sockets are not seen, nothing is known.
-    let mut node = Node::new(LedgerLimits::default());
-    node.used(1, 42, ConntrackStats::ZERO);
-    sockets(&mut node, 1, 0);
-    sockets(&mut node, 2, 41);
-    node.dump(2, entries(), Outcome::Complete);
-    assert_eq!(finding(&node.report(2), FindingId::ConntrackHairpinLeak), None);
-    let unread = headroom_core::known::Why::new("test");
-    node.put(3, SourceId::Tcp, Fact::Coverage(Known::Unknown(unread)));
-    let report = node.report(3);
-    assert_eq!((report.conntrack.hairpins[0].sockets, report.conntrack.hairpins[0].left_behind), (None, None));
-    assert_eq!(finding(&report, FindingId::ConntrackHairpinLeak), None);
-}
-
-/// Exercises the moment of that join. If this fails, a pod that closes its connections is accused until the next dump of
-/// everything, which may be half a minute away.
-#[test]
-fn sockets_closed_since_the_dump_are_not_missed_and_a_dump_of_udp_changes_nothing() {
-    let silent = || (0..40).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, 428_400));
-    let mut node = Node::new(LedgerLimits::default());
-    node.used(1, 40, ConntrackStats::ZERO);
-    sockets(&mut node, 1, 0);
-    sockets(&mut node, 2, 40);
-    node.dump(2, silent(), Outcome::Complete);
-    // All of them close.
-    let mut closed = counter(40);
-    closed.closed = 40;
-    node.put(5, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
-    node.put(5, SourceId::Tcp, Fact::TcpCounter(closed));
-    node.put(5, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
-    node.dump_of(Snapshot::ConntrackUdp, 6, [], Outcome::Complete);
-    let table = node.report(12).conntrack;
-    assert_eq!((table.hairpins[0].sockets, table.hairpins[0].left_behind), (Some(40), Some(0)));
-    assert_eq!((table.hairpins[0].entries, table.hairpins_age_secs), (40, Some(10)));
-    // Entries that the next dump of everything still shows are left behind.
-    node.dump(13, silent(), Outcome::Complete);
-    let table = node.report(13).conntrack;
-    assert_eq!((table.hairpins[0].sockets, table.hairpins[0].left_behind), (Some(0), Some(40)));
-    assert_eq!(table.hairpins_age_secs, Some(0));
-}
-
-fn cilium(alone: u64, broken: u64) -> Fact {
-    let of_pod = CiliumHairpin { address: POD, port: 8080, open: 3, closing: 1, half_closed: 0, alone, broken };
-    Fact::CiliumConntrack(CiliumConntrack {
-        entries: 5000,
-        max: 131_072,
-        complete: true,
-        hairpins: vec![of_pod],
-        hairpins_omitted: 0,
-        left_behind_omitted: 0,
-    })
-}
-
-#[test]
-fn ciliums_entries_are_a_leak_when_many_when_they_grow_or_when_connections_break() {
-    for (first, then, severity) in [
-        (cilium(99, 0), cilium(99, 0), None),
-        (cilium(100, 0), cilium(100, 0), Some(Severity::Warning)),
-        (cilium(10, 0), cilium(30, 0), Some(Severity::Warning)),
-        (cilium(10, 0), cilium(10, 1), Some(Severity::Critical)),
-    ] {
-        let mut node = Node::new(LedgerLimits::default());
-        node.used(1, 1, ConntrackStats::ZERO);
-        node.put(1, SourceId::CiliumConntrack, first);
-        node.put(2, SourceId::CiliumConntrack, then);
-        let report = node.report(2);
-        let found = finding(&report, FindingId::ConntrackHairpinLeak);
-        assert_eq!(found.map(|found| found.severity), severity, "{found:?}");
-        if let Some(found) = found {
-            assert!(found.title.starts_with("shop/checkout left "), "{}", found.title);
-            assert!(found.remedy.contains("1.28.3-gke.1090000 and 1.27.11-gke.1097000"), "{}", found.remedy);
-        }
-    }
-}
-
-/// NodePorts that somebody was given by the user, behind this proxy.
-fn allocated(proxy: Option<ServiceProxy>) -> Policy {
-    let ports = (30_000..30_100).map(|port| (Protocol::TCP, port)).collect();
-    Policy { allocated_node_ports: ports, service_proxy: proxy, ..Policy::default() }
-}
-
-/// A connection of the pod that left the node with this source port.
-fn translated(port: u16, to: u16, tcp: ConntrackTcpState, remaining: u32) -> ConntrackEntry {
-    let mut entry = entry(POD, port, Some(tcp), remaining);
-    entry.translated.port = to;
-    entry
-}
-
-/// Exercises the live proof. If this fails, a connection that times out now and then stays a riddle.
-#[test]
-fn a_connection_without_an_answer_on_an_allocated_node_port_is_named_with_port_and_pod() {
-    use ConntrackTcpState as Tcp;
-    let entries = || {
-        [
-            // Allocated, its last SYN 5 s ago; allocated and answered; in the range and not allocated; outside of it.
-            translated(40_000, 30_007, Tcp::SynSent, 115),
-            translated(40_001, 30_009, Tcp::Established, 431_000),
-            translated(40_002, 31_000, Tcp::SynSent, 100),
-            translated(40_003, 50_000, Tcp::Established, 431_000),
-        ]
-    };
-    let mut node = Node::new(LedgerLimits::default());
-    node.used(1, 4, ConntrackStats::ZERO);
-    sockets(&mut node, 1, 0);
-    node.dump(2, entries(), Outcome::Complete);
-    let report = node.report_by(2, &allocated(Some(ServiceProxy::Cilium)));
-    let live = &report.overlap.live;
-    assert_eq!((live.translated, live.in_node_port_range), (Some(4), Some(3)));
-    assert_eq!((live.colliding, live.unanswered), (Some(2), Some(1)));
-    let [row] = live.flows.as_slice() else { panic!("{live:?}") };
-    assert_eq!(
-        (row.name.as_deref(), row.in_node_port_range, row.colliding, row.unanswered),
-        (Some("checkout"), 3, Some(2), 1)
-    );
-    assert_eq!(
-        (row.ports[0].port, row.ports[0].answered, row.ports[0].unanswered_secs),
-        (30_007, Some(false), Some(5))
-    );
-    assert_eq!((row.ports[1].port, row.ports[1].answered, row.ports[1].unanswered_secs), (30_009, Some(true), None));
-    let found = finding(&report, FindingId::NodeportCollision).unwrap();
-    assert_eq!(found.severity, Severity::Critical);
-    assert_eq!(
-        found.title,
-        "shop/checkout gets no answer on 1 connection whose source port is an allocated NodePort: 30007"
-    );
-    assert!(said(found).contains("unanswered for 5 s"), "{}", said(found));
-
-    // Not known who serves them: worth a warning. kube-proxy's rules let answers pass: no finding.
-    let report = node.report_by(2, &allocated(None));
-    assert_eq!(finding(&report, FindingId::NodeportCollision).map(|found| found.severity), Some(Severity::Warning));
-    let report = node.report_by(2, &allocated(Some(ServiceProxy::Iptables)));
-    assert_eq!(finding(&report, FindingId::NodeportCollision), None);
-    // Nothing is known of NodePorts: that is not zero.
-    let report = node.report(2);
-    assert_eq!((report.overlap.live.colliding, report.overlap.live.unanswered), (None, None));
-}
-
-#[test]
-fn a_connection_that_has_just_begun_is_not_unanswered_and_one_that_stays_so_is() {
-    let mut node = Node::new(LedgerLimits::default());
-    node.used(1, 1, ConntrackStats::ZERO);
-    sockets(&mut node, 1, 0);
-    let policy = allocated(Some(ServiceProxy::Cilium));
-    let young = [translated(40_000, 30_007, ConntrackTcpState::SynSent, 120)];
-    node.dump(2, young, Outcome::Complete);
-    let report = node.report_by(2, &policy);
-    assert_eq!((report.overlap.live.colliding, report.overlap.live.unanswered), (Some(1), Some(0)));
-    let found = finding(&report, FindingId::NodeportCollision).unwrap();
-    assert_eq!(found.severity, Severity::Warning, "{found:?}");
-    // Its SYN was repeated a moment ago, but it has been seen for three seconds.
-    node.dump(5, young, Outcome::Complete);
-    let report = node.report_by(5, &policy);
-    assert_eq!(report.overlap.live.unanswered, Some(1));
-    assert_eq!(report.overlap.live.flows[0].ports[0].unanswered_secs, Some(3));
-    // It is gone with the next dump.
-    node.dump(6, [], Outcome::Complete);
-    assert_eq!(node.report_by(6, &policy).overlap.live.colliding, Some(0));
-}
-
-/// Exercises dumps that leave TCP out. If this fails, a TCP connection on a NodePort vanishes with the next of them, or a
-/// datagram's flow whose end was lost stays until the next dump of everything.
-#[test]
-fn a_dump_of_udp_replaces_flows_of_udp_on_node_ports_and_no_others() {
-    let udp = |port: u16| {
-        let mut entry = entry(POD, port, None, 25);
-        entry.translated.port = port - 10_000;
-        entry
-    };
-    let tcp = || translated(40_000, 30_007, ConntrackTcpState::SynSent, 115);
-    let ports = |node: &Node| {
-        let flows = node.0.conntrack().node_port_flows();
-        let mut ports: Vec<u16> = flows.iter().map(|(_, _, flow)| flow.translated.port).collect();
-        ports.sort_unstable();
-        let by_pair: u32 = node.0.conntrack().in_node_ports_by_pair().map(|(_, count)| count).sum();
-        assert_eq!(usize::try_from(by_pair).unwrap(), ports.len());
-        ports
-    };
-    let why = || headroom_core::known::Why::new("test");
-    let mut node = Node::new(LedgerLimits::default());
-    node.dump(1, [tcp(), udp(40_010), udp(40_011)], Outcome::Complete);
-    assert_eq!(ports(&node), [30_007, 30_010, 30_011]);
-    node.dump_of(Snapshot::ConntrackUdp, 2, [udp(40_012)], Outcome::Failed(why()));
-    assert_eq!(ports(&node), [30_007, 30_010, 30_011]);
-    node.dump_of(Snapshot::ConntrackUdp, 3, [udp(40_011), udp(40_012)], Outcome::Complete);
-    assert_eq!(ports(&node), [30_007, 30_011, 30_012]);
-    // One that was there is the same flow.
-    let since = |port: u16| {
-        let mut flows = node.0.conntrack().node_port_flows().iter();
-        flows.find(|(_, _, flow)| flow.translated.port == port).map(|(_, _, flow)| flow.seen)
-    };
-    let at = NodeTime::from_secs;
-    assert_eq!((since(30_011), since(30_007)), (Some((at(1), at(3))), Some((at(1), at(1)))));
-    node.dump(4, [udp(40_012)], Outcome::Complete);
-    assert_eq!(ports(&node), [30_012]);
-}
-
-/// Exercises the bound of flows told one by one, with dumps of UDP.
-#[test]
-fn node_port_flows_beyond_the_bound_are_counted_once_by_dumps_of_udp() {
-    let udp = |number: u16| {
-        let mut entry = entry(POD, number, None, 25);
-        entry.translated.port = 30_000 + number % 2768;
-        entry
-    };
-    let mut node = Node::new(LedgerLimits::default());
-    let bound = 8192;
-    node.dump(1, [translated(40_000, 30_007, ConntrackTcpState::SynSent, 115)], Outcome::Complete);
-    for second in [2, 3] {
-        node.dump_of(Snapshot::ConntrackUdp, second, (0..bound + 3).map(udp), Outcome::Complete);
-        let flows = node.0.conntrack().node_port_flows();
-        assert_eq!((flows.iter().count(), flows.untold()), (usize::from(bound), 4));
     }
 }

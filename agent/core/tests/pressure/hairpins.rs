@@ -1,0 +1,113 @@
+//! Pods that talk to themselves through a Service, and entries of theirs that do not end.
+
+use super::*;
+
+/// An entry of the pod to itself: it dials a Service, which sends it back to the pod behind the node's address.
+fn hairpin(port: u16, tcp: ConntrackTcpState, remaining: u32) -> ConntrackEntry {
+    let service = Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80);
+    let mut entry = entry(POD, port, Some(tcp), remaining);
+    entry.key.dialled = service;
+    entry.destination = Endpoint::new(POD, 8080);
+    entry
+}
+
+/// Exercises the join of entries and sockets. If this fails, a pod that keeps its connections is accused of leaking.
+#[test]
+fn entries_of_a_pod_to_itself_without_a_socket_are_left_behind_and_those_with_one_are_not() {
+    let hour_silent = 432_000 - 3600;
+    let entries = || {
+        let mut all: Vec<_> =
+            (0..40).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, hour_silent)).collect();
+        // Just opened, and about to end by itself.
+        all.push(hairpin(3000, ConntrackTcpState::Established, 431_999));
+        all.push(hairpin(3001, ConntrackTcpState::TimeWait, 10));
+        all.push(entry(POD, 3002, Some(ConntrackTcpState::Established), hour_silent));
+        all
+    };
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 42, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    sockets(&mut node, 2, 10);
+    node.dump(2, entries(), Outcome::Complete);
+    let report = node.report(2);
+    let [row] = report.conntrack.hairpins.as_slice() else { panic!("{:?}", report.conntrack.hairpins) };
+    assert_eq!((row.entries, row.open, row.silent, row.longest_silence_secs), (42, 41, 40, 3600));
+    assert_eq!((row.sockets, row.left_behind, row.name.as_deref()), (Some(10), Some(31), Some("checkout")));
+    let found = finding(&report, FindingId::ConntrackHairpinLeak).unwrap();
+    assert_eq!(found.title, "shop/checkout talks to itself through 10.96.0.10:80/tcp and left 31 entries behind");
+    assert!(found.remedy.contains("conntrack -D -p tcp -s 10.64.0.5 -d 10.96.0.10 --dport 80"), "{}", found.remedy);
+
+    // As many sockets as entries: nothing is wrong. And where sockets are not seen, nothing is known.
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 42, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    sockets(&mut node, 2, 41);
+    node.dump(2, entries(), Outcome::Complete);
+    assert_eq!(finding(&node.report(2), FindingId::ConntrackHairpinLeak), None);
+    let unread = headroom_core::known::Why::new("test");
+    node.put(3, SourceId::Tcp, Fact::Coverage(Known::Unknown(unread)));
+    let report = node.report(3);
+    assert_eq!((report.conntrack.hairpins[0].sockets, report.conntrack.hairpins[0].left_behind), (None, None));
+    assert_eq!(finding(&report, FindingId::ConntrackHairpinLeak), None);
+}
+
+/// Exercises the moment of that join. If this fails, a pod that closes its connections is accused until the next dump of
+/// everything, which may be half a minute away.
+#[test]
+fn sockets_closed_since_the_dump_are_not_missed_and_a_dump_of_udp_changes_nothing() {
+    let silent = || (0..40).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, 428_400));
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 40, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    sockets(&mut node, 2, 40);
+    node.dump(2, silent(), Outcome::Complete);
+    // All of them close.
+    let mut closed = counter(40);
+    closed.closed = 40;
+    node.put(5, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
+    node.put(5, SourceId::Tcp, Fact::TcpCounter(closed));
+    node.put(5, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+    node.dump_of(Snapshot::ConntrackUdp, 6, [], Outcome::Complete);
+    let table = node.report(12).conntrack;
+    assert_eq!((table.hairpins[0].sockets, table.hairpins[0].left_behind), (Some(40), Some(0)));
+    assert_eq!((table.hairpins[0].entries, table.hairpins_age_secs), (40, Some(10)));
+    // Entries that the next dump of everything still shows are left behind.
+    node.dump(13, silent(), Outcome::Complete);
+    let table = node.report(13).conntrack;
+    assert_eq!((table.hairpins[0].sockets, table.hairpins[0].left_behind), (Some(0), Some(40)));
+    assert_eq!(table.hairpins_age_secs, Some(0));
+}
+
+fn cilium(alone: u64, broken: u64) -> Fact {
+    let of_pod = CiliumHairpin { address: POD, port: 8080, open: 3, closing: 1, half_closed: 0, alone, broken };
+    Fact::CiliumConntrack(CiliumConntrack {
+        entries: 5000,
+        max: 131_072,
+        complete: true,
+        hairpins: vec![of_pod],
+        hairpins_omitted: 0,
+        left_behind_omitted: 0,
+    })
+}
+
+#[test]
+fn ciliums_entries_are_a_leak_when_many_when_they_grow_or_when_connections_break() {
+    for (first, then, severity) in [
+        (cilium(99, 0), cilium(99, 0), None),
+        (cilium(100, 0), cilium(100, 0), Some(Severity::Warning)),
+        (cilium(10, 0), cilium(30, 0), Some(Severity::Warning)),
+        (cilium(10, 0), cilium(10, 1), Some(Severity::Critical)),
+    ] {
+        let mut node = Node::new(LedgerLimits::default());
+        node.used(1, 1, ConntrackStats::ZERO);
+        node.put(1, SourceId::CiliumConntrack, first);
+        node.put(2, SourceId::CiliumConntrack, then);
+        let report = node.report(2);
+        let found = finding(&report, FindingId::ConntrackHairpinLeak);
+        assert_eq!(found.map(|found| found.severity), severity, "{found:?}");
+        if let Some(found) = found {
+            assert!(found.title.starts_with("shop/checkout left "), "{}", found.title);
+            assert!(found.remedy.contains("1.28.3-gke.1090000 and 1.27.11-gke.1097000"), "{}", found.remedy);
+        }
+    }
+}
