@@ -1,4 +1,4 @@
-//! A table of `x_tables`, for IPv4 and IPv6, as the kernel hands it out.
+//! A table of `x_tables`, for IPv4 and IPv6, as the kernel hands it out; in front of it where its hooks begin.
 #![no_main]
 
 use headroom_core::observe::RuleFamily;
@@ -45,12 +45,31 @@ fn seed(head: usize, offsets: usize) -> Vec<u8> {
         verdict(-5),
         entry(head, offsets, "ERROR", b"ERROR\0", None),
     ];
-    rules.concat()
+    [vec![0; HOOKS], rules.concat()].concat()
 }
 
-fuzz_target!(init: sow([&*seed(112, 88), &seed(168, 140)]), |bytes: &[u8]| {
+/// Bytes that say where hooks begin: two each.
+const HOOKS: usize = 10;
+/// PREROUTING, INPUT, OUTPUT and POSTROUTING: the hooks of the table `nat`.
+const VALID: u32 = 0x1b;
+
+/// A seed that is refused would teach the fuzzer little.
+fn begin() {
+    let seeds = [(RuleFamily::Ip, seed(112, 88)), (RuleFamily::Ip6, seed(168, 140))];
+    for (family, seed) in &seeds {
+        let read = table(*family, &seed[HOOKS..], VALID, [0; 5]).expect("the seed is a table");
+        assert!(read.kube_proxy && read.rules == 4, "{read:?}");
+        assert_eq!(read.chains.iter().map(|chain| chain.rules.len()).sum::<usize>(), 2, "{read:?}");
+    }
+    sow(seeds.iter().map(|(_, seed)| &**seed));
+}
+
+fuzz_target!(init: begin(), |bytes: &[u8]| {
+    let Some((hooks, bytes)) = bytes.split_first_chunk::<HOOKS>() else { return };
+    let (hooks, _) = hooks.as_chunks::<2>();
+    let hooks = std::array::from_fn(|hook| u32::from(u16::from_ne_bytes(hooks[hook])));
     for family in [RuleFamily::Ip, RuleFamily::Ip6] {
-        if let Ok(read) = table(family, bytes, 0x1b, [0; 5]) {
+        if let Ok(read) = table(family, bytes, VALID, hooks) {
             assert!(read.rules <= bytes.len() / 100);
         }
     }

@@ -86,21 +86,45 @@ fn others() -> Vec<u8> {
     [head, elements, set].concat()
 }
 
-fuzz_target!(init: sow([&*rules(), &others(), &[rules(), others()].concat()]), |bytes: &[u8]| {
-    let mut found = Vec::new();
+/// A seed that is refused would teach the fuzzer little.
+fn begin() {
+    let (rules, others) = (rules(), others());
+    assert_eq!(feed(&rules), Seen { rules: 3, ..Seen::default() });
+    assert_eq!(feed(&others), Seen { chains: 1, elements: 1, ports: 1, ..Seen::default() });
+    sow([&*rules, &others, &[&*rules, &others].concat()]);
+}
+
+fuzz_target!(init: begin(), |bytes: &[u8]| {
+    feed(bytes);
+});
+
+/// What was understood of an input.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    chains: usize,
+    rules: usize,
+    elements: usize,
+    ports: usize,
+}
+
+fn feed(bytes: &[u8]) -> Seen {
+    let (mut found, mut seen) = (Vec::new(), Seen::default());
     for message in Messages::new(bytes).map_while(Result::ok) {
-        let _head = (chain(&message), is_interrupted(&message));
-        let _elements = elements(&message, |element| drop(element));
-        let _ports = ipset::ports(&message, |port| assert!(u32::from(port) < 1 << 16));
+        let _interrupted = is_interrupted(&message);
+        seen.chains += usize::from(chain(&message).is_ok_and(|chain| chain.is_some()));
+        let _elements = elements(&message, |_element| seen.elements += 1);
+        let _ports = ipset::ports(&message, |_port| seen.ports += 1);
         if let Ok(Some(raw)) = raw_rule(&message) {
             let _glance = glance(&raw);
             let position = u32::try_from(found.len() + 1).expect("few rules fit");
             found.extend(rule(&raw, RuleFamily::Ip, position, &mut |set| Some(set.to_owned())));
         }
     }
+    seen.rules = found.len();
     let table = Table { backend: RuleBackend::Nftables, family: RuleFamily::Ip, name: "nat".to_owned() };
     let chains = [Chain { name: "here".to_owned(), at_hook: true, rules: found }];
     for rule in source_nat(&table, &chains) {
         assert!(rule.probability >= 0.0 && rule.probability <= 1.0, "{rule:?}");
     }
-});
+    seen
+}

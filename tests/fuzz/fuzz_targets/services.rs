@@ -6,13 +6,27 @@ use headroom_host::source::services::cilium::{KEY_V4, KEY_V6, VALUE, node_port};
 use headroom_host::source::services::ipvs::service;
 use libfuzzer_sys::fuzz_target;
 
-const LINES: [&[u8]; 3] = [
+const SEEDS: [&[u8]; 4] = [
     b"TCP  C0000201:7580 rr ",
     b"UDP  [2001:0db8:0000:0000:0000:0000:0000:0001]:7558 rr ",
     &[0, 0, 0, 0, 0x75, 0x80, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7, 0, 2, 0, 0, 0],
+    &[
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x75, 0x80, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7, 0, 2, 0, 0, 0,
+    ],
 ];
 
-fuzz_target!(init: sow(LINES), |bytes: &[u8]| {
+/// A seed that is refused would teach the fuzzer little.
+fn begin() {
+    let [tcp, udp, v4, v6] = SEEDS;
+    assert!([tcp, udp].into_iter().all(|line| service(line).is_some()));
+    for (entry, size) in [(v4, KEY_V4), (v6, KEY_V6)] {
+        let (key, value) = entry.split_at(size);
+        assert!(node_port(key, value.try_into().expect("a value is behind the key")).is_some());
+    }
+    sow(SEEDS);
+}
+
+fuzz_target!(init: begin(), |bytes: &[u8]| {
     let _service = service(bytes);
     for size in [KEY_V4, KEY_V6] {
         let Some((key, rest)) = bytes.split_at_checked(size) else { continue };
