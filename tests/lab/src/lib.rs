@@ -6,7 +6,7 @@
 //! (`hrlab<pid>-…`) and removed by [`Lab::sweep`], which every new lab does first.
 //!
 //! The lab needs root. It never touches the machine's own network: every link, rule and address lives in a namespace
-//! made here. It does not judge: what the agent should have said is the tests' business.
+//! made here. What a bench needs larger that only the whole machine has is put back with the lab. It does not judge: what the agent should have said is the tests' business.
 
 pub mod accuracy;
 pub mod bench;
@@ -16,6 +16,7 @@ pub mod cri;
 pub mod headroom;
 pub mod image;
 pub mod lab;
+mod machine;
 pub mod nat;
 pub mod netns;
 pub mod pods;

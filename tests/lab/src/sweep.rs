@@ -1,4 +1,5 @@
-//! Taking down by name: processes, mounts, namespaces, cgroups, CNI results and directories whose name carries a prefix.
+//! Taking down by name: processes, mounts, namespaces, cgroups, CNI results and directories whose name carries a prefix;
+//! and putting back what those directories note of the machine.
 //!
 //! This is the one way things go: guards call it for their own prefix, the signal handler for the process's, and
 //! [`crate::Lab::sweep`] for those of dead processes. It starts no program, so that it works at any moment.
@@ -17,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::MARKER;
+use crate::machine;
 
 const STEM: &str = "hrlab";
 const NETNS_DIR: &str = "/run/netns";
@@ -65,6 +67,7 @@ pub(crate) fn remove(prefix: &str) -> Result<Vec<String>> {
     let dirs = names_in(&std::env::temp_dir())?;
     for name in dirs.into_iter().filter(|name| name.starts_with(prefix)) {
         let path = std::env::temp_dir().join(&name);
+        removed.extend(machine::put_back(&path)?);
         if names_in(&path)?.iter().any(|node| path.join(node).join("config.toml").exists()) {
             remove_empty_dirs();
         }

@@ -235,3 +235,34 @@ fn a_signal_leaves_nothing_behind_and_what_a_kill_leaves_the_sweep_removes() {
         eventually("nothing left", || leftovers(&prefix).is_empty());
     }
 }
+
+/// Exercises what a bench changes of the machine. If this fails, a node is left with a larger conntrack table than it had.
+#[test]
+fn a_setting_of_the_machine_is_raised_and_put_back_also_after_a_crash() {
+    const KEY: &str = "net.netfilter.nf_conntrack_max";
+    let now = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap().trim().parse::<u64>().unwrap();
+    let before = now();
+    let lab = Lab::new().unwrap();
+    lab.raise_machine_setting(KEY, before - 1).unwrap();
+    assert_eq!(now(), before, "what is large enough stays");
+    lab.raise_machine_setting(KEY, before + 1).unwrap();
+    lab.raise_machine_setting(KEY, before + 2).unwrap();
+    assert_eq!(now(), before + 2);
+    drop(lab);
+    assert_eq!(now(), before, "not what it was raised to first");
+
+    // What a killed lab leaves: its directory, named after a process that is gone.
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let (crashed, lab) = (std::env::temp_dir().join(format!("hrlab{}-0-d", gone.id())), Lab::new().unwrap());
+    lab.raise_machine_setting(KEY, before + 3).unwrap();
+    let (note, copy) = (lab.dir().join("machine-settings"), crashed.join("machine-settings"));
+    fs::create_dir_all(&copy).unwrap();
+    fs::copy(note.join(KEY), copy.join(KEY)).unwrap();
+    fs::remove_dir_all(note).unwrap();
+    drop(lab);
+    assert_eq!(now(), before + 3, "it is not the dropped lab's to put back");
+    let swept = Lab::sweep().unwrap();
+    assert_eq!(now(), before);
+    assert!(swept.contains(&format!("machine's {KEY}")), "{swept:?}");
+}
