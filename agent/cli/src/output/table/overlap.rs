@@ -136,7 +136,8 @@ fn node_ports(out: &mut String, overlap: &OverlapReport, width: Width) {
     let proxies: Vec<&str> = overlap.proxies.iter().map(|row| row.proxy.title()).collect();
     let by = if proxies.is_empty() { "no proxy for Services seen".to_owned() } else { proxies.join(", ") };
     let basis = match overlap.node_port_basis {
-        NodePortBasis::Configured | NodePortBasis::Default => "",
+        NodePortBasis::Configured => "",
+        NodePortBasis::Default => " (Kubernetes' default; --node-port-range if it is another)",
         NodePortBasis::Observed => ", as seen",
     };
     let range = format!("in {}{basis}", overlap.node_port_range);
