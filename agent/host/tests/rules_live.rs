@@ -405,7 +405,8 @@ fn rules_beside_a_translating_one_are_read_up_to_the_bound() {
     );
 }
 
-/// Exercises the bounds of sets. If this fails, a long set fills the screen, or is told in part.
+/// Exercises the bounds of sets, by which elements of kube-proxy's maps are counted, too. If this fails, a long set fills the
+/// screen, or is told in part.
 #[test]
 fn sets_are_told_up_to_the_bound_and_by_their_name_beyond_it() {
     let told = |flags: &str, many: usize, suffix: &str| {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use headroom_core::flow::Protocol;
 use headroom_core::observe::ServiceProxy;
 use headroom_core::ports::PortRange;
+use headroom_host::ebpf::maps::Pinned;
 use headroom_host::root::HostRoot;
 use headroom_host::source::services::{ipvs, read};
 use nix::sched::{CloneFlags, unshare};
@@ -92,4 +93,36 @@ fn node_ports_of_cilium_are_those_of_its_map_and_a_map_of_other_sizes_is_refused
     let reading = read(&bpffs.root(), PortRange::NODE_PORTS);
     assert!(reading.node_ports.is_empty() && reading.proxies.is_empty());
     assert!(reading.missing[0].contains("keys of 16 bytes"), "{:?}", reading.missing);
+}
+
+/// Exercises the bounds of maps that others have made. If this fails, half a map is taken for the whole, or a large one holds
+/// the agent up.
+#[test]
+fn a_pinned_map_is_read_for_as_long_as_the_reader_wants_and_half_of_it_is_not_all() {
+    let bpffs = Bpffs::mount();
+    let map = bpffs.map("many");
+    let entries: String = (0..20_000)
+        .map(|key| format!("map update pinned {map} key hex {} value hex 00 00 00 00\n", hex(key)))
+        .collect();
+    std::fs::write(bpffs.0.path().join("batch"), entries).unwrap();
+    let batch = bpffs.0.path().join("batch").display().to_string();
+    sh(&format!(
+        "bpftool map create {map} type hash key 4 value 4 entries 20000 name many; bpftool batch file {batch}"
+    ));
+    let read = |limit: usize| {
+        let mut count = 0;
+        let mut pinned = Pinned::<4, 4>::open(Path::new(&map)).unwrap();
+        let all = pinned.for_each(|_key, _value| count += 1, |seen| seen < limit).unwrap();
+        (all, count)
+    };
+    assert_eq!(read(usize::MAX), (true, 20_000));
+    // What one call brings is shown whole: 4,096 entries at most.
+    let (all, count) = read(10_000);
+    assert!(!all && (10_000..10_000 + 4096).contains(&count), "{count}");
+    let (all, count) = read(0);
+    assert!(!all && count <= 4096, "{count}");
+}
+
+fn hex(key: u32) -> String {
+    key.to_ne_bytes().map(|byte| format!("{byte:02x}")).join(" ")
 }

@@ -113,11 +113,7 @@ pub fn nat_table(root: &HostRoot, family: RuleFamily) -> Result<Option<Table>, T
         getsockopt(&socket, level, GET_INFO, &mut info).map_err(|source| call("ask for the size", source))?;
         let number = |at| u32_at(&info, at).unwrap_or(0);
         let hooks = [36, 40, 44, 48, 52].map(number);
-        let bytes = usize::try_from(number(80)).unwrap_or(usize::MAX);
-        if bytes > TABLE_LIMIT_BYTES {
-            return Err(TableError::TooLarge { family: name, bytes });
-        }
-        let mut entries = vec![0; ENTRIES_HEADER + bytes];
+        let mut entries = vec![0; room(name, number(80))?];
         put_name(&mut entries);
         if let Some(size) = entries.get_mut(NAME_BYTES..NAME_BYTES + 4) {
             size.copy_from_slice(&number(80).to_ne_bytes());
@@ -136,6 +132,12 @@ pub fn nat_table(root: &HostRoot, family: RuleFamily) -> Result<Option<Table>, T
     Err(TableError::Unsteady(name))
 }
 
+/// Bytes that take a table of this size, unless it is too large.
+fn room(family: &'static str, bytes: u32) -> Result<usize, TableError> {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    if bytes > TABLE_LIMIT_BYTES { Err(TableError::TooLarge { family, bytes }) } else { Ok(ENTRIES_HEADER + bytes) }
+}
+
 fn put_name(bytes: &mut [u8]) {
     for (place, byte) in bytes.iter_mut().zip(b"nat") {
         *place = *byte;
@@ -151,4 +153,19 @@ fn getsockopt(socket: &Socket, level: libc::c_int, option: libc::c_int, bytes: &
         libc::getsockopt(socket.as_raw_fd(), level, option, bytes.as_mut_ptr().cast::<libc::c_void>(), &raw mut length)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises the bound of a table. If this fails, a node with very many rules is not read, or takes the agent's memory.
+    #[test]
+    fn a_table_is_read_up_to_the_bound() {
+        let most = u32::try_from(TABLE_LIMIT_BYTES).unwrap();
+        assert_eq!(room("iptables", most).unwrap(), ENTRIES_HEADER + TABLE_LIMIT_BYTES);
+        let refused = room("iptables", most + 1).unwrap_err().to_string();
+        assert_eq!(refused, "iptables `nat` has 67108865 bytes, at most 67108864 are read");
+        assert!(room("iptables", u32::MAX).is_err());
+    }
 }

@@ -3,13 +3,15 @@
 //! its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use headroom_core::flow::Protocol;
 use headroom_core::observe::{NodePort, RuleBackend, RuleFamily, ServiceProxy};
 
+mod sets;
+
+use self::sets::Sets;
 use super::Reading;
 use crate::netlink::message::Malformed;
 use crate::netlink::nftables::rule::{glance, rule};
@@ -26,9 +28,6 @@ pub const RULES_LIMIT: usize = 1_000_000;
 const FULL_CHAINS_LIMIT: usize = 2048;
 /// Rules of them in full at most.
 const FULL_RULES_LIMIT: usize = 16_384;
-/// Sets whose elements are told at most, and elements of each.
-const SETS_LIMIT: usize = 64;
-const SET_ELEMENTS_SHOWN: usize = 16;
 /// Elements of kube-proxy's maps at most.
 const ELEMENTS_LIMIT: usize = 262_144;
 /// How often a table is read that changes meanwhile.
@@ -267,7 +266,7 @@ fn full(
     if wanted.len() > FULL_CHAINS_LIMIT {
         return Err(QueryError::TooMany { what: "chains that lead to a translating rule", limit: FULL_CHAINS_LIMIT });
     }
-    let mut sets = Sets { family, table, deadline, known: BTreeMap::new() };
+    let mut sets = Sets::new(family, table, deadline);
     let mut bound = Bound::new("rules in chains that lead to a translating one", FULL_RULES_LIMIT);
     let (mut chains, mut interrupted) = (Vec::new(), false);
     for name in wanted {
@@ -292,105 +291,6 @@ fn full(
 }
 
 /// What is in the sets that rules name.
-struct Sets<'a> {
-    family: RuleFamily,
-    table: &'a str,
-    deadline: Instant,
-    known: BTreeMap<String, Option<String>>,
-}
-
-impl Sets<'_> {
-    /// `{10.0.0.0/8, 172.16.0.0/12}` for a short set of addresses or ports; `None` for one that is told by its name.
-    fn shown(&mut self, set: &str) -> Option<String> {
-        if let Some(known) = self.known.get(set) {
-            return known.clone();
-        }
-        let shown = if self.known.len() < SETS_LIMIT { self.read(set) } else { None };
-        self.known.insert(set.to_owned(), shown.clone());
-        shown
-    }
-
-    fn read(&self, set: &str) -> Option<String> {
-        let mut keys: Vec<(Vec<u8>, bool)> = Vec::new();
-        let place = Place { family: self.family, table: self.table, within: Some(set) };
-        let more = elements(&place, SET_ELEMENTS_SHOWN * 2 + 1, self.deadline, |element| {
-            keys.push((element.key.to_vec(), element.is_end));
-        })
-        .ok()?;
-        (!more).then(|| intervals(keys)).flatten()
-    }
-}
-
-/// Keys of a set in words, if they are addresses or ports, and not too many. Intervals come as their beginning, and as what follows their end.
-fn intervals(mut keys: Vec<(Vec<u8>, bool)>) -> Option<String> {
-    // Where one interval follows another at once, the end of the first comes before the beginning of the second.
-    keys.sort_by(|(key, is_end), (other, other_is_end)| key.cmp(other).then(other_is_end.cmp(is_end)));
-    let shown = |key: &[u8]| match key.len() {
-        2 => Some(u16::from_be_bytes(key.try_into().ok()?).to_string()),
-        4 => Some(Ipv4Addr::from(*key.first_chunk::<4>()?).to_string()),
-        16 => Some(Ipv6Addr::from(*key.first_chunk::<16>()?).to_string()),
-        _ => None,
-    };
-    let has_intervals = keys.iter().any(|(_, is_end)| *is_end);
-    let mut words = Vec::new();
-    let mut keys = keys.into_iter().peekable();
-    while let Some((key, is_end)) = keys.next() {
-        // What is below the first interval.
-        if is_end {
-            continue;
-        }
-        let first = shown(&key)?;
-        let next = keys.peek().filter(|_| has_intervals).map(|(key, _)| before(key));
-        let _end = keys.next_if(|(_, is_end)| *is_end);
-        words.push(match next {
-            None if has_intervals => format!("{first}-"),
-            None => first,
-            Some(last) if last == key => first,
-            Some(last) => {
-                prefix(&key, &last).map_or(format!("{first}-{}", shown(&last)?), |bits| format!("{first}/{bits}"))
-            }
-        });
-    }
-    (words.len() <= SET_ELEMENTS_SHOWN).then(|| format!("{{{}}}", words.join(", ")))
-}
-
-/// The number before, of as many bytes.
-fn before(key: &[u8]) -> Vec<u8> {
-    let mut bytes = key.to_vec();
-    for byte in bytes.iter_mut().rev() {
-        let (less, borrowed) = byte.overflowing_sub(1);
-        *byte = less;
-        if !borrowed {
-            break;
-        }
-    }
-    bytes
-}
-
-/// The length of the prefix that covers exactly `first` to `last`.
-fn prefix(first: &[u8], last: &[u8]) -> Option<u32> {
-    if first.len() < 4 {
-        return None;
-    }
-    let mut bits = 0;
-    let mut differs = false;
-    for (first, last) in first.iter().zip(last) {
-        let differing = first ^ last;
-        if differs && (*first != 0 || *last != u8::MAX) {
-            return None;
-        }
-        if !differs {
-            bits += differing.leading_zeros();
-            let rest = u8::MAX.checked_shr(differing.leading_zeros()).unwrap_or(0);
-            if differing != rest || first & rest != 0 {
-                return None;
-            }
-            differs = differing != 0;
-        }
-    }
-    Some(bits)
-}
-
 /// Shows the elements of a set or map, at most so many; whether there are more.
 fn elements(
     place: &Place<'_>,
@@ -400,17 +300,16 @@ fn elements(
 ) -> Result<bool, QueryError> {
     let mut query = Query::open()?;
     let request = nft::request(&Request::Elements(*place), query.next_sequence());
-    let mut count = 0;
+    let mut bound = Bound::new("elements", limit);
     query.list("elements", &request, deadline, |message| {
         nft::elements(message, |element| {
-            count += 1;
-            if count <= limit {
+            if bound.one_more().is_continue() {
                 each(element);
             }
         })?;
-        Ok(if count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        Ok(if bound.count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    Ok(count > limit)
+    Ok(bound.end().is_err())
 }
 
 /// A NodePort as a rule of `iptables-nft`: `-p tcp -m comment --comment "ns/name:port" --dport 30080 -j KUBE-EXT-…`.
@@ -480,25 +379,5 @@ mod tests {
         assert_eq!(service("external-ULMVA6XW-ns1/svc1/tcp/p80").as_deref(), Some("ns1/svc1:p80"));
         assert_eq!(service("external-ULMVA6XW-ns1/svc1/udp/").as_deref(), Some("ns1/svc1"));
         assert_eq!(service("reject-chain"), None);
-    }
-
-    #[test]
-    fn sets_are_told_as_prefixes_where_they_are_some() {
-        let key = |address: [u8; 4], is_end| (address.to_vec(), is_end);
-        let private = vec![
-            key([0, 0, 0, 0], true),
-            key([10, 0, 0, 0], false),
-            key([11, 0, 0, 0], true),
-            key([172, 16, 0, 0], false),
-            key([172, 32, 0, 0], true),
-            key([192, 0, 2, 5], false),
-            key([192, 0, 2, 8], true),
-        ];
-        assert_eq!(intervals(private).as_deref(), Some("{10.0.0.0/8, 172.16.0.0/12, 192.0.2.5-192.0.2.7}"));
-        assert_eq!(
-            intervals(vec![key([1, 2, 3, 4], false), key([1, 2, 3, 9], false)]).as_deref(),
-            Some("{1.2.3.4, 1.2.3.9}")
-        );
-        assert_eq!(intervals(vec![(vec![0; 7], false)]), None);
     }
 }
