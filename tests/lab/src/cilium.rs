@@ -49,7 +49,7 @@ impl CiliumMaps {
             .with_context(|| format!("mount a bpffs at `{}`", bpffs.display()))?;
         let maps = Self { lab: lab.clone(), bpffs };
         std::fs::create_dir_all(maps.globals()).context("make Cilium's directory on the bpffs")?;
-        maps.make("cilium_ct4_global", key_bytes, value_bytes, 131_072)?;
+        maps.make("cilium_ct4_global", "lru_hash", (key_bytes, value_bytes), 131_072)?;
         Ok(maps)
     }
 
@@ -57,14 +57,28 @@ impl CiliumMaps {
         self.bpffs.join("tc/globals")
     }
 
-    fn make(&self, name: &str, key_bytes: u32, value_bytes: u32, entries: u32) -> Result<()> {
+    fn make(&self, name: &str, kind: &str, (key_bytes, value_bytes): (u32, u32), entries: u32) -> Result<()> {
         let path = self.globals().join(name);
         let [key, value, entries] = [key_bytes, value_bytes, entries].map(|number| number.to_string());
         // The kernel's names have 15 letters.
         let short: String = name.chars().take(15).collect();
         let path = path.to_string_lossy();
-        let args = ["map", "create", &*path, "type", "lru_hash", "key", &key, "value", &value, "entries", &entries];
+        let args = ["map", "create", &*path, "type", kind, "key", &key, "value", &value, "entries", &entries];
         process::run(&self.lab, "bpftool", &[&args[..], &["name", &short]].concat()).map(drop)
+    }
+
+    /// Makes the map of Services as Cilium 1.8 to 1.18 lays it out, with NodePorts of TCP in it.
+    pub fn allocate(&self, node_ports: impl IntoIterator<Item = u16>) -> Result<()> {
+        const NAME: &str = "cilium_lb4_services_v2";
+        self.make(NAME, "hash", (12, 12), 65_536)?;
+        let mut batch = String::new();
+        for (number, port) in (1_u16..).zip(node_ports) {
+            // `struct lb4_key`: any address, the port, slot 0, TCP; `struct lb4_service`: one backend, SVC_FLAG_NODEPORT.
+            let key = [&[0; 4][..], &port.to_be_bytes(), &[0, 0, 6, 0, 0, 0]].concat();
+            let value = [&[0, 0, 0, 0, 1, 0][..], &number.to_ne_bytes(), &[2, 0, 0, 0]].concat();
+            self.update(&mut batch, NAME, &key, &value)?;
+        }
+        self.enter(&batch)
     }
 
     /// Enters connections of a pod to itself, from as many source ports as there are.
@@ -82,9 +96,19 @@ impl CiliumMaps {
                 self.write(&mut batch, pod, port, 1, flags)?;
             }
         }
-        let file = self.lab.dir().join("ct.batch");
+        self.enter(&batch)
+    }
+
+    fn enter(&self, batch: &str) -> Result<()> {
+        let file = self.lab.dir().join("entries.batch");
         std::fs::write(&file, batch).context("write entries for bpftool")?;
         process::run(&self.lab, "bpftool", &["batch", "file", &file.to_string_lossy()]).map(drop)
+    }
+
+    fn update(&self, batch: &mut String, map: &str, key: &[u8], value: &[u8]) -> Result<()> {
+        let path = self.globals().join(map);
+        writeln!(batch, "map update pinned {} key hex {} value hex {}", path.display(), hex(key), hex(value))
+            .context("write an entry")
     }
 
     /// One entry: `struct ipv4_ct_tuple` (addresses the wrong way round) and `struct ct_entry`.
@@ -102,9 +126,7 @@ impl CiliumMaps {
         value.extend(21_600_u32.to_ne_bytes());
         value.extend([flags, rev_nat].map(u16::to_ne_bytes).concat());
         value.resize(56, 0);
-        let path = self.globals().join("cilium_ct4_global");
-        writeln!(batch, "map update pinned {} key hex {} value hex {}", path.display(), hex(&key), hex(&value))
-            .context("write an entry")
+        self.update(batch, "cilium_ct4_global", &key, &value)
     }
 
     /// A command in a namespace, to be started with [`Netns::spawn`], that finds the maps where Cilium pins them.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{describe, print, step};
+use crate::cilium::CiliumMaps;
 use crate::conntrack::{self, Flow, Protocol};
 use crate::lab::Lab;
 use crate::nat::{NatLab, NatOptions, OUTSIDE_ADDRESSES};
@@ -38,6 +39,8 @@ pub struct NodeportCollision {
 /// Everything that runs. Dropped in this order.
 struct Scene {
     _servers: Server,
+    /// The map in which headroom reads what is allocated.
+    maps: CiliumMaps,
     pod: Pod,
     node: Node,
     nat: NatLab,
@@ -50,8 +53,8 @@ impl NodeportCollision {
         let scene = build(&lab)?;
         let who = describe(&scene.pod);
         step(&format!(
-            "a node with {} NodePorts ({}-{}); a program at tc ingress takes what comes for them, before conntrack, as Cilium's \
-             does; MASQUERADE --random-fully, as ip-masq-agent 2.10 writes it",
+            "a node with {} NodePorts ({}-{}) in a map laid out as Cilium's; a program at tc ingress takes what comes for them, \
+             before conntrack, as Cilium's does; MASQUERADE --random-fully, as ip-masq-agent 2.10 writes it",
             ALLOCATED.count(),
             ALLOCATED.start(),
             ALLOCATED.end()
@@ -118,10 +121,8 @@ impl NodeportCollision {
             .map(|path| path.to_string_lossy().into_owned());
         let watch = format!("{}s", self.watch.as_secs_f64());
         let mut args = vec!["check", "--watch", &watch, "--cri-socket", &socket, "--cni-dir", &cni];
-        args.extend(["--cni-conf-dir", &conf, "--service-proxy", "cilium"]);
-        let ports: Vec<String> = ALLOCATED.map(|port| format!("--node-ports={port}")).collect();
-        args.extend(ports.iter().map(String::as_str));
-        scene.node.netns().command(&self.headroom, &args)
+        args.extend(["--cni-conf-dir", &conf]);
+        scene.maps.command(scene.node.netns(), &self.headroom.to_string_lossy(), &args)
     }
 }
 
@@ -160,9 +161,11 @@ fn build(lab: &Lab) -> Result<Scene> {
     let nat = NatLab::build(lab, &options)?;
     let servers = Server::start(&nat.outside, &Serve::tcp(OUTSIDE_ADDRESSES.map(|it: Ipv4Addr| (it, 443).into())))?;
     steal_replies(&nat.node, "eth0", &ALLOCATED)?;
+    let maps = CiliumMaps::new(lab)?;
+    maps.allocate(ALLOCATED)?;
     let node = Node::start(&nat.node, NodeOptions::default())?;
     let pod = node.run_pod("shop", "checkout-7d9f6c5b8-x2x9k")?;
-    Ok(Scene { _servers: servers, pod, node, nat })
+    Ok(Scene { _servers: servers, maps, pod, node, nat })
 }
 
 /// Drops TCP packets to these ports as they come in, before netfilter sees them: a BPF program at tc ingress. Cilium's sends them
