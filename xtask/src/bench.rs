@@ -146,6 +146,10 @@ mod tests {
     #[test]
     fn the_page_has_a_part_for_every_measurement() {
         let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
-        assert!([OVERHEAD, RULES, EVALUATE, IPAM].into_iter().all(|part| with_results(&page, part, "").is_some()));
+        assert!(
+            [OVERHEAD, CONNTRACK, RULES, EVALUATE, IPAM]
+                .into_iter()
+                .all(|part| with_results(&page, part, "").is_some())
+        );
     }
 }

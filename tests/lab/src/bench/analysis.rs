@@ -116,7 +116,8 @@ impl Analysis {
         let said = network.node.spawn(command)?.wait(Duration::from_secs(60))?;
         let report: serde_json::Value = serde_json::from_str(&said.stdout).context("read headroom's JSON")?;
         let number = |path: &str| report.pointer(path).and_then(serde_json::Value::as_u64);
-        let shown = |path: &str| number(path).map_or("an unknown number of".to_owned(), |count| count.to_string());
+        // What it does not count exactly is too much to be counted.
+        let shown = |path: &str| number(path).map_or("very many".to_owned(), |count| count.to_string());
         let entries = number("/conntrack/census/entries").context("headroom's JSON has no census")?;
         Ok(format!(
             "{entries} entries, {} destinations, {} entries of the largest source",
