@@ -10,8 +10,8 @@ use headroom::output::table::{self, CleanAnswer, Width};
 use headroom_core::model::leak::Verdict;
 use headroom_core::plan::clean::{Plan, Refused, Release};
 use headroom_core::report::{
-    CleanerMode, CleanerReport, NetworkReport, PoolReport, ProgramReport, RangeSetReport, Report, StrandedReport,
-    VerdictCounts,
+    CleanerMode, CleanerReport, NetworkReport, PodDemand, PoolReport, ProgramReport, RangeSetReport, Report,
+    SourcesReport, StrandedReport, VerdictCounts,
 };
 use headroom_core::time::WallTime;
 use headroom_host::act::{Cleaned, Prospect, Taken};
@@ -146,6 +146,47 @@ fn metrics_carry_the_numbers_of_the_report() {
         let series = text.lines().filter(|line| line.starts_with(&format!("headroom_{}", row.name))).count();
         assert!(series <= 64, "{} has {series} series, its bound is {}", row.name, row.labels);
     }
+}
+
+/// Exercises many pods behind a NAT that maps endpoint-independently. If this fails, nobody sees who holds its ports, or a node
+/// with many pods makes as many series.
+#[test]
+fn pods_and_sources_are_shown_as_far_as_they_are_bounded() {
+    let mut report = report();
+    let pod = |number: u64| PodDemand {
+        namespace: Some("shop".to_owned()),
+        name: (number != 3).then(|| format!("checkout-{number}")),
+        address: "10.64.0.5".parse().unwrap(),
+        host: false,
+        held: 100 - number,
+        wanting: 0,
+        forgotten: 0,
+        destinations: 2,
+    };
+    report.nat.pods = (0..50).map(pod).collect();
+    let sources = SourcesReport { ports: Some(140), at_least: 64, at_most: 150, basis: String::new() };
+    report.nat.demand.tcp.endpoint_independent = Some(sources.clone());
+    assert!(
+        !table::report(&report, None, Width::plain(80)).contains("source address and port"),
+        "not behind such a NAT"
+    );
+    report.nat.endpoint_independent = Some(true);
+    let text = metrics::render(&report);
+    assert!(text.contains("headroom_nat_source_ports{protocol=\"tcp\"} 140.0\n"), "{text}");
+    assert!(text.contains("headroom_nat_pod_held_ports{namespace=\"shop\",pod=\"checkout-0\"} 100.0\n"), "{text}");
+    let pods: Vec<&str> = text.lines().filter(|line| line.starts_with("headroom_nat_pod_held_ports{")).collect();
+    assert_eq!(pods.len(), metrics::MAX_PODS);
+    assert!(pods.iter().any(|line| line.contains("checkout-20")), "one has no name");
+    let shown = |report: &Report| table::report(report, None, Width::plain(200));
+    let table = shown(&report);
+    assert!(
+        table.contains("needs 140, one for each source address and port; most of them to 203.0.113.7:443"),
+        "{table}"
+    );
+    assert!(table.contains("per protocol (configured"), "{table}");
+    assert!(table.contains("shop/checkout-0 (100 to 2 destinations)"), "{table}");
+    report.nat.demand.tcp.endpoint_independent = Some(SourcesReport { ports: None, ..sources });
+    assert!(shown(&report).contains("needs 64 to 150, one for each"), "{}", shown(&report));
 }
 
 /// Exercises hostile names. If this fails, a pod's name can move the cursor of whoever looks at the report.

@@ -1,7 +1,7 @@
 //! The report as Prometheus metrics (OpenMetrics text).
 //!
 //! [`FAMILIES`] is the one table of what there is; every label that is not fixed has its bound beside it. Pod names and
-//! addresses are no labels, except destinations, of which the largest [`MAX_DESTINATIONS`] are listed.
+//! addresses are no labels, except those of the largest [`MAX_DESTINATIONS`] destinations and [`MAX_PODS`] pods.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -21,6 +21,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// Destinations that become series at most.
 pub const MAX_DESTINATIONS: usize = 20;
+/// Pods that become series at most.
+pub const MAX_PODS: usize = 20;
 /// Networks that become series at most.
 const MAX_NETWORKS: usize = 16;
 /// Range sets of one network that become series at most: dual-stack networks have two.
@@ -53,6 +55,8 @@ families! {
     DEMAND_PEAK = "nat_demand_peak_ports", "protocol: 3 series", "Largest demand of the last ten minutes";
     RATE = "nat_demand_connections_per_second", "protocol: 3 series", "New connections per second to the worst destination, over the last minute";
     RATE_ALLOWED = "nat_sustainable_connections_per_second", "protocol: 3 series", "New connections per second to the worst destination that the allocation can sustain";
+    SOURCES = "nat_source_ports", "protocol: 3 series", "Source addresses and ports that hold something beyond the NAT, each of which needs a port of one that maps endpoint-independently; absent unless the NAT is said to";
+    POD_HELD = "nat_pod_held_ports", "namespace, pod: the 20 largest", "NAT ports that a pod holds over all destinations in scope";
     EXHAUSTED_IN = "nat_exhausted_in_seconds", "protocol: 3 series", "Time until the allocation is reached at the present trend; absent without one";
     HELD = "nat_destination_held_ports", "protocol, address, port: the 20 largest in scope", "NAT ports held towards a destination";
     WANTING = "nat_destination_wanting_ports", "protocol, address, port: the 20 largest in scope", "Unanswered connects towards a destination";
@@ -120,6 +124,12 @@ struct DestinationLabel {
     protocol: String,
     address: String,
     port: u32,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PodLabel {
+    namespace: String,
+    pod: String,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -304,6 +314,14 @@ fn nat(writer: &mut Writer, report: &Report) {
         &EXHAUSTED_IN,
         demands.iter().filter_map(|(name, demand)| Some((label(name), float(demand.exhausted_in_secs?)))),
     );
+    let sources =
+        demands.iter().filter_map(|(name, demand)| Some((label(name), demand.endpoint_independent.as_ref()?.ports?)));
+    writer.family(&SOURCES, sources.map(|(label, ports)| (label, f64::from(ports))));
+    let pods = report.nat.pods.iter().filter_map(|pod| {
+        let label = PodLabel { namespace: pod.namespace.clone()?, pod: pod.name.clone()? };
+        Some((label, float(pod.held)))
+    });
+    writer.family(&POD_HELD, pods.take(MAX_PODS));
     let local = report.nat.local.iter().filter(|row| row.usable > 0);
     writer.number(&LOCAL, local.map(|row| f64::from(row.used) / f64::from(row.usable)).reduce(f64::max));
     let listed = || {

@@ -60,6 +60,7 @@ pub(super) fn report(
     let listed = demand.accounts.iter().take(policy.max_destinations);
     NatReport {
         profile: nat.profile.name().to_owned(),
+        endpoint_independent: nat.endpoint_independent,
         allocation: allocation(nat, given, memory.shrunk(now), now),
         demand: demands,
         destinations: listed.map(|account| destination(account, holders, seen, memory, now)).collect(),

@@ -14,6 +14,10 @@ use crate::ports::PortRange;
 pub struct NatReport {
     /// Which NAT stands in front of the node.
     pub profile: String,
+    /// Whether the NAT maps endpoint-independently, so that each source address and port needs one of its ports whatever the
+    /// destination; absent if nobody has said.
+    #[serde(default)]
+    pub endpoint_independent: Option<bool>,
     /// What the node was given.
     pub allocation: AllocationReport,
     /// What it needs, per protocol.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use headroom_core::model::leak::whole;
-use headroom_core::report::{DemandReport, DestinationReport, PodShare, Report};
+use headroom_core::report::{DemandReport, DestinationReport, PodShare, Report, SourcesReport};
 
 use super::{Width, heading};
 
@@ -15,20 +15,22 @@ const MAX_DESTINATIONS: usize = 12;
 pub(super) fn nat(out: &mut String, report: &Report, width: Width) {
     heading(out, "NAT ports", width);
     let allocation = &report.nat.allocation;
+    let independent = report.nat.endpoint_independent == Some(true);
     let given = allocation.ports.map_or_else(
         || allocation.why.clone(),
         |ports| {
             let basis = serde_json::to_value(allocation.basis).ok();
             let basis = basis.as_ref().and_then(serde_json::Value::as_str).unwrap_or("given");
-            format!("{}: {ports} per protocol and destination ({basis}: {})", report.nat.profile, allocation.why)
+            let each = if independent { "protocol" } else { "protocol and destination" };
+            format!("{}: {ports} per {each} ({basis}: {})", report.nat.profile, allocation.why)
         },
     );
     width.wrap(out, "  given   ", "          ", &given);
     allocation.notes.iter().for_each(|note| width.wrap(out, "          · ", "            ", note));
-    demand(out, "tcp", &report.nat.demand.tcp, width);
-    demand(out, "udp", &report.nat.demand.udp, width);
+    demand(out, "tcp", &report.nat.demand.tcp, independent, width);
+    demand(out, "udp", &report.nat.demand.udp, independent, width);
     if report.nat.demand.icmp.ports.is_some_and(|ports| ports > 0) {
-        demand(out, "icmp", &report.nat.demand.icmp, width);
+        demand(out, "icmp", &report.nat.demand.icmp, independent, width);
     }
     let in_scope: Vec<&DestinationReport> =
         report.nat.destinations.iter().filter(|destination| destination.in_scope).collect();
@@ -108,15 +110,25 @@ fn pods(out: &mut String, report: &Report, width: Width) {
     width.wrap(out, "  by pod  ", "          ", &text);
 }
 
-fn demand(out: &mut String, protocol: &str, demand: &DemandReport, width: Width) {
+/// `independent`: the NAT gives a port to each source, and not to each destination's connections.
+fn demand(out: &mut String, protocol: &str, demand: &DemandReport, independent: bool, width: Width) {
     let Some(ports) = demand.ports else {
         width.wrap(out, &format!("  {protocol}     "), "          ", "unknown: no source tells of connections");
         return;
     };
-    let mut text = format!("needs {ports}");
+    let sources = demand.endpoint_independent.as_ref().filter(|_| independent);
+    let mut text = match sources {
+        None => format!("needs {ports}"),
+        Some(SourcesReport { ports: Some(ports), .. }) => {
+            format!("needs {ports}, one for each source address and port")
+        }
+        Some(SourcesReport { at_least, at_most, .. }) => {
+            format!("needs {at_least} to {at_most}, one for each source address and port")
+        }
+    };
     if let Some(worst) = &demand.worst {
         let worst = headroom_core::flow::Endpoint::new(worst.address, worst.port);
-        let _written = write!(text, " for {worst}");
+        let _written = write!(text, "{} {worst}", if sources.is_some() { "; most of them to" } else { " for" });
     }
     if let Some(peak) = demand.peak_1h.filter(|peak| *peak > ports) {
         let _written = write!(text, ", peak {peak}");
