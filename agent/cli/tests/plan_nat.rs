@@ -268,6 +268,56 @@ fn bad_settings_are_explained() {
     }
 }
 
+/// Exercises settings of files that no NAT would have. If this fails, people look for the mistake in their flags.
+#[test]
+fn what_a_file_has_wrong_is_named_by_its_place_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat =
+        r#"{"name":"nat","natIpAllocateOption":"AUTO_ONLY","enableDynamicPortAllocation":true,"minPortsPerVm":100}"#;
+    let gcloud = file(&folder, "nat.json", nat);
+    let routers =
+        file(&folder, "routers.json", &format!(r#"[{{"name":"r","nats":[]}},{{"name":"s","nats":[{nat}]}}]"#));
+    let independent = r#"{"name":"nat","natIpAllocateOption":"AUTO_ONLY","enableEndpointIndependentMapping":true}"#;
+    let independent = file(&folder, "independent.json", independent);
+    let terraform = |kind: &str, values: &str| {
+        let resource = format!(r#"{{"type":"{kind}","name":"n","address":"{kind}.n","values":{values}}}"#);
+        let text = format!(r#"{{"format_version":"1.0","values":{{"root_module":{{"resources":[{resource}]}}}}}}"#);
+        file(&folder, &format!("{kind}.json"), &text)
+    };
+    let state = terraform(
+        "google_compute_router_nat",
+        r#"{"name":"n","enable_dynamic_port_allocation":true,"min_ports_per_vm":128,"max_ports_per_vm":64}"#,
+    );
+    let aks = terraform(
+        "azurerm_kubernetes_cluster",
+        r#"{"name":"c","network_profile":[{"load_balancer_profile":[{"outbound_ports_allocated":1001}]}]}"#,
+    );
+    for (args, words) in [
+        (format!("--from {gcloud}"), "`min-ports` is 100"),
+        (format!("--from {gcloud}"), "(`min-ports` is `minPortsPerVm` of `"),
+        (format!("--from {routers}"), "(`min-ports` is `[1].nats[0].minPortsPerVm` of `"),
+        (format!("--from {gcloud} --min-ports 48"), "`min-ports` is 48: Cloud NAT takes a power of two"),
+        (
+            format!("--from {independent} --mode dynamic"),
+            "(`endpoint-independent` is `enableEndpointIndependentMapping` of",
+        ),
+        (format!("--from {state}"), "`max-ports` is `values.root_module.resources[0].values.max_ports_per_vm` of"),
+        (format!("--from {state}"), "`min-ports` is `values.root_module.resources[0].values.min_ports_per_vm` of"),
+        (format!("--from {aks}"), "network_profile[0].load_balancer_profile[0].outbound_ports_allocated` of"),
+    ] {
+        let output = run(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{args}: {said}");
+        assert!(said.split_whitespace().collect::<Vec<_>>().join(" ").contains(words), "{args}: {said}");
+    }
+    let said = String::from_utf8_lossy(&run(&format!("--from {gcloud} --min-ports 48")).stderr).into_owned();
+    assert!(!said.contains("nat.json"), "the flag is wrong, not the file: {said}");
+    // A value that is new to headroom is an assumption, and said to be one.
+    let unknown = file(&folder, "new.json", r#"{"name":"nat","natIpAllocateOption":"MIXED","natIps":["a"]}"#);
+    let (answer, _) = plan(&format!("--from {unknown}"));
+    assert!(notes(&answer).contains("`MIXED` of NAT IPs is not known: taken as MANUAL_ONLY"), "{answer:#}");
+}
+
 #[test]
 fn settings_of_other_nats_are_left_out_and_said_so() {
     let (answer, code) = plan("--profile aws --mode dynamic --min-ports 64 --max-ports 1024 --nodes 3");

@@ -35,6 +35,8 @@ pub struct Said {
     pub instances: BTreeMap<String, Instance>,
     /// NAT IPs that the gateway itself says it lacks.
     pub missing_ips: Option<u32>,
+    /// Where in the document the settings are that a NAT may refuse, by their names (`min-ports`).
+    pub places: BTreeMap<&'static str, String>,
     /// What to know besides.
     pub notes: Vec<String>,
 }

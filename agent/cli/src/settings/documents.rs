@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use headroom_core::model::nat::{Described, ObservedPorts};
+use headroom_core::model::nat::{BadNatSettings, Described, ObservedPorts};
 use headroom_host::bounded;
 use headroom_host::nat_documents::{self, Instance, MAX_BYTES, Said};
 
@@ -19,6 +19,24 @@ pub(crate) struct Documents {
     pub(crate) instances: BTreeMap<String, Instance>,
     /// Which files named machines, and of which tools.
     pub(crate) machines_from: Vec<String>,
+    /// Where settings are that a NAT may refuse.
+    pub(crate) places: Places,
+}
+
+/// Where files say something, by the name of the setting: `minPortsPerVm` in `nat.json`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Places(BTreeMap<&'static str, String>);
+
+impl Places {
+    /// What the NAT refuses, with the places in files of what neither flags nor the configuration file set.
+    pub(crate) fn blame(&self, bad: BadNatSettings, set: &Described) -> anyhow::Error {
+        let fields = bad.fields();
+        let there =
+            fields.iter().filter(|field| !set.says(field)).filter_map(|field| Some((field, self.0.get(field)?)));
+        let told: Vec<String> = there.map(|(field, place)| format!("`{field}` is {place}")).collect();
+        let told = if told.is_empty() { String::new() } else { format!(" ({})", told.join(", ")) };
+        anyhow::anyhow!("check the NAT settings: {bad}{told}")
+    }
 }
 
 /// Reads them.
@@ -56,6 +74,11 @@ impl Documents {
             && first != profile
         {
             bail!("{name} ({}) is about {}, the files before it about {}", said.tool, profile.title(), first.title());
+        }
+        for (setting, place) in said.places {
+            if said.described.says(setting) && !self.described.says(setting) {
+                self.places.0.insert(setting, format!("`{place}` of {name}"));
+            }
         }
         let notes = said.notes.into_iter().map(|note| format!("{name}: {note}")).collect();
         let described = Described { notes, missing_ips: said.missing_ips, ..said.described };

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use headroom_core::model::nat::{Basis, Described, NatSettings, Profile, SetTimes};
 use headroom_core::ports::PortRange;
 use ipnet::IpNet;
@@ -107,6 +107,7 @@ pub(super) fn settings(
 ) -> anyhow::Result<Option<NatSettings>> {
     let from = if args.nat_from.is_empty() { &file.from } else { &args.nat_from };
     let documents = documents::read(from, args.nat_gateway.as_deref().or(file.gateway.as_deref()))?;
+    let places = documents.places.clone();
     let documents = if documents.instances.is_empty() {
         documents.described
     } else {
@@ -115,6 +116,7 @@ pub(super) fn settings(
     };
     let described = args.described().or(file.described());
     same_nat(described.profile, documents.profile)?;
+    let set = described.clone();
     let described = described.or(documents);
     if described.is_empty() {
         return Ok(None);
@@ -122,7 +124,7 @@ pub(super) fn settings(
     let Some(profile) = described.profile else {
         bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)");
     };
-    let settings = described.settings(profile, Basis::Configured).context("check the NAT settings")?;
+    let settings = described.settings(profile, Basis::Configured).map_err(|bad| places.blame(bad, &set))?;
     if settings.hold.longest_after_end() > MAX_HOLD {
         bail!("a NAT hold time of more than an hour is not possible");
     }

@@ -2,16 +2,21 @@
 //!
 //! Fields are those of the Compute API's `RouterNat` and `RouterStatusNatStatus`; gcloud leaves out those at their default.
 
+use std::collections::BTreeMap;
+
 use headroom_core::model::nat::remedy::Names;
 use headroom_core::model::nat::{Described, Mode, Profile, SetTimes};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::count::{Count, number, time};
-use super::{BadDocument, Said, choose, distinct, field, last_part};
+use super::{BadDocument, Said, choose, distinct, field, last_part, shortened};
 
 const NATS: &str = "gcloud compute routers nats describe";
 const STATUS: &str = "gcloud compute routers get-status";
+
+/// `natIpAllocateOption`.
+const IP_OPTIONS: [&str; 2] = ["AUTO_ONLY", "MANUAL_ONLY"];
 
 /// A gateway, as the API names its fields and as Terraform does.
 #[derive(Debug, Default, Deserialize)]
@@ -66,11 +71,29 @@ struct NatStatus {
     num_vm_endpoints_with_nat_mappings: Option<Count>,
 }
 
+/// What the API calls settings that Cloud NAT may refuse, and what Terraform calls them.
+const SETTINGS: [(&str, &str, &str); 5] = [
+    ("min-ports", "minPortsPerVm", "min_ports_per_vm"),
+    ("max-ports", "maxPortsPerVm", "max_ports_per_vm"),
+    ("mode", "enableDynamicPortAllocation", "enable_dynamic_port_allocation"),
+    ("endpoint-independent", "enableEndpointIndependentMapping", "enable_endpoint_independent_mapping"),
+    ("nat-ips", "natIps", "nat_ips"),
+];
+
+/// Where the settings of a gateway are.
+pub(super) fn places(path: &str, terraform: bool) -> BTreeMap<&'static str, String> {
+    let place = |(setting, api, attribute): (&'static str, &str, &str)| {
+        let name = if terraform { attribute } else { api };
+        (setting, if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") })
+    };
+    SETTINGS.into_iter().map(place).collect()
+}
+
 /// Gateways by themselves. `path` is where they are: `.` for a single one, else the list's.
 pub(super) fn nats(items: &[Value], path: &str, gateway: Option<&str>) -> Result<Said, BadDocument> {
     let found = items.iter().enumerate().map(|(index, item)| {
         let path = if path == "." { String::new() } else { format!("{path}[{index}]") };
-        Ok(said(field(item, NATS, &path)?, Names::default()))
+        Ok(Said { places: places(&path, false), ..said(field(item, NATS, &path)?, Names::default()) })
     });
     choose(found.collect::<Result<_, BadDocument>>()?, gateway, NATS)
 }
@@ -90,7 +113,8 @@ pub(super) fn routers(items: &[Value], gateway: Option<&str>) -> Result<Said, Ba
         let Some(nats) = router.get("nats").filter(|nats| !nats.is_null()) else { continue };
         let nats: Vec<Value> = field(nats, TOOL, &path)?;
         for (index, nat) in nats.iter().enumerate() {
-            found.push(said(field(nat, TOOL, &format!("{path}[{index}]"))?, names.clone()));
+            let path = format!("{path}[{index}]");
+            found.push(Said { places: places(&path, false), ..said(field(nat, TOOL, &path)?, names.clone()) });
         }
     }
     choose(found, gateway, TOOL)
@@ -100,6 +124,9 @@ pub(super) fn routers(items: &[Value], gateway: Option<&str>) -> Result<Said, Ba
 pub(super) fn said(nat: RouterNat, names: Names) -> Said {
     let mut notes = Vec::new();
     let auto_ips = nat.nat_ip_allocate_option.as_deref() == Some("AUTO_ONLY");
+    if let Some(option) = nat.nat_ip_allocate_option.as_deref().filter(|option| !IP_OPTIONS.contains(option)) {
+        notes.push(format!("`{}` of NAT IPs is not known: taken as MANUAL_ONLY", shortened(option)));
+    }
     let primary_only = primary_only(&nat);
     if primary_only {
         notes.push(

@@ -3,6 +3,8 @@
 //! Resources lie in modules that lie in modules: `values.root_module` of a state, `planned_values.root_module` of a plan
 //! (<https://developer.hashicorp.com/terraform/internals/json-format>). What a plan does not know yet is absent there.
 
+use std::collections::BTreeMap;
+
 use headroom_core::model::nat::remedy::Names;
 use headroom_core::model::nat::{Described, Profile, SetTimes};
 use serde::Deserialize;
@@ -111,9 +113,13 @@ fn module(module: &Value, place: &str, unknown: &[&str], found: &mut Vec<Said>) 
         match text("type") {
             "google_compute_router_nat" => {
                 let (nat, where_it_is) = (field(values, TOOL, &path)?, field(values, TOOL, &path)?);
-                found.push(google(nat, where_it_is, unknown.contains(&text("address"))));
+                let said = google(nat, where_it_is, unknown.contains(&text("address")));
+                found.push(Said { places: gcloud::places(&path, true), ..said });
             }
-            "azurerm_kubernetes_cluster" => found.extend(aks(field(values, TOOL, &path)?)),
+            "azurerm_kubernetes_cluster" => {
+                let said = aks(field(values, TOOL, &path)?);
+                found.extend(said.map(|said| Said { places: aks_places(&path, &said), ..said }));
+            }
             "azurerm_nat_gateway" => found.push(azure_gateway(field(values, TOOL, &path)?)),
             "aws_nat_gateway" => found.push(aws(field(values, TOOL, &path)?)),
             _ => {}
@@ -169,6 +175,15 @@ fn aks(cluster: Aks) -> Option<Said> {
         ..Described::default()
     };
     Some(Said { tool: TOOL, described, ..Said::default() })
+}
+
+/// Where the settings of a cluster's load balancer are.
+fn aks_places(path: &str, said: &Said) -> BTreeMap<&'static str, String> {
+    if said.described.profile != Some(Profile::AzureLb) {
+        return BTreeMap::new();
+    }
+    let place = |attribute: &str| format!("{path}.network_profile[0].load_balancer_profile[0].{attribute}");
+    BTreeMap::from([("min-ports", place("outbound_ports_allocated")), ("nat-ips", place("managed_outbound_ip_count"))])
 }
 
 fn azure_gateway(nat: AzureNat) -> Said {

@@ -33,11 +33,11 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
         || flags.mode.is_some()
         || flags.alias_ranges.is_some();
     let demand = machines(&mut documents, what_if);
-    let described = flags.or(documents.described);
+    let described = flags.clone().or(documents.described);
     let profile = described
         .profile
         .context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux), or `--from FILE`")?;
-    let nat = described.settings(profile, Basis::Configured).context("check the NAT settings")?;
+    let nat = described.settings(profile, Basis::Configured).map_err(|bad| documents.places.blame(bad, &flags))?;
     Ok(Question {
         nat,
         demand: args.demand.clone().or(demand).unwrap_or_default(),
@@ -48,7 +48,7 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
 /// What files tell of single machines: how many there are, what they have (unless something else is being tried), what they
 /// need.
 fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
-    let Documents { described, instances, machines_from } = documents;
+    let Documents { described, instances, machines_from, .. } = documents;
     if what_if {
         described.missing_ips = None;
     }

@@ -14,7 +14,7 @@ pub use pods::pods;
 /// The answer of `headroom plan nat`.
 pub fn nat(plan: &NatPlan, width: Width) -> String {
     let mut out = String::new();
-    let nodes = plan.nodes.map_or_else(String::new, |nodes| format!(" · {nodes} nodes"));
+    let nodes = plan.nodes.map_or_else(String::new, |nodes| format!(" · {}", count(nodes, "node")));
     let ips = plan.nat_ips.map_or_else(|| "as many NAT IPs as needed".to_owned(), |ips| count(ips, "NAT IP"));
     width.wrap(&mut out, "headroom plan nat · ", "  ", &format!("{} · {ips}{nodes}", plan.profile));
 
@@ -42,7 +42,8 @@ pub fn nat(plan: &NatPlan, width: Width) -> String {
         heading(&mut out, "What to set", width);
     }
     for option in &plan.options {
-        let fit = option.capacity_nodes.map_or_else(String::new, |nodes| format!(": {nodes} nodes fit"));
+        let fit = |nodes| format!(": {} fit{}", count(nodes, "node"), if nodes == 1 { "s" } else { "" });
+        let fit = option.capacity_nodes.map_or_else(String::new, fit);
         width.wrap(&mut out, "  → ", "    ", &format!("{}{fit}", option.says));
         if let Some(caution) = &option.caution {
             width.wrap(&mut out, "    mind: ", "          ", caution);

@@ -223,6 +223,19 @@ pub enum BadNatSettings {
     NoneWithSettings,
 }
 
+impl BadNatSettings {
+    /// The settings that it is about.
+    pub fn fields(&self) -> Vec<&'static str> {
+        match self {
+            Self::OutOfRange { field, .. } => vec![field],
+            Self::MaxNotAboveMin { .. } => vec!["max-ports", "min-ports"],
+            Self::MaxWithStatic => vec!["max-ports", "mode"],
+            Self::IndependentWithDynamic => vec!["endpoint-independent", "mode"],
+            Self::NoneWithSettings => Vec::new(),
+        }
+    }
+}
+
 /// A NAT as far as somebody has described it: flags, the configuration file, what a cloud's tool printed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Described {
@@ -280,6 +293,19 @@ impl Described {
             missing_ips: self.missing_ips.or(other.missing_ips),
             names: self.names.or(other.names),
             notes: [self.notes, other.notes].concat(),
+        }
+    }
+
+    /// Whether something is said about one of the settings that [`BadNatSettings`] names.
+    pub fn says(&self, field: &str) -> bool {
+        match field {
+            "min-ports" => self.min_ports.is_some(),
+            "max-ports" => self.max_ports.is_some(),
+            "mode" => self.mode.is_some(),
+            "endpoint-independent" => self.endpoint_independent.is_some(),
+            "nat-ips" => self.nat_ips.is_some(),
+            "nodes" => self.nodes.is_some(),
+            _ => false,
         }
     }
 
