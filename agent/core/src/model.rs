@@ -1,16 +1,19 @@
 //! From what is known to what it means. Pure: `evaluate(view, policy, now)`.
 
+use std::collections::BTreeMap;
+
 use crate::known::Known;
 use crate::ledger::Ledger;
 use crate::model::demand::{Account, Demand};
 use crate::model::holders::Holders;
 use crate::model::nat::{NatSettings, NodePorts};
 use crate::model::policy::Policy;
-use crate::observe::{Program, SourceId};
-use crate::report::{CoverageReport, CoverageState, IpamReport, ProgramReport, Report, SCHEMA};
-use crate::time::Now;
+use crate::observe::{CoverageDetail, Program, SourceId};
+use crate::report::{CoverageReport, IpamReport, ProgramReport, Report, SCHEMA};
+use crate::time::{NodeTime, Now};
 
 pub mod demand;
+mod freshness;
 mod hairpin;
 mod holders;
 pub mod ipam;
@@ -28,6 +31,8 @@ pub use memory::Memory;
 /// Everything a rule may look at.
 struct View<'a> {
     ledger: &'a Ledger,
+    /// What each source can do, with the age of its numbers.
+    coverage: &'a BTreeMap<SourceId, Known<CoverageDetail>>,
     policy: &'a Policy,
     nat: &'a NatSettings,
     node_ports: Option<&'a NodePorts>,
@@ -44,11 +49,12 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
     memory.note(ledger, &demand.accounts, node_ports.as_ref(), now.node);
 
     let holders = Holders::of(ledger);
+    let coverage = freshness::coverage(ledger, now.node);
     let mut report = Report {
         schema: SCHEMA.to_owned(),
         node: ledger.platform().map_or_else(|| "unknown".to_owned(), |platform| platform.node.clone()),
         time: now.wall.to_string(),
-        coverage: coverage(ledger),
+        coverage: freshness::report(ledger, &coverage, now.node),
         programs: ledger.programs().values().map(program).collect(),
         lost: ledger.lost().into_iter().map(|(what, total)| (what.name().to_owned(), total)).collect(),
         nat: needs::report(ledger, memory, policy, &holders, (&nat, node_ports.as_ref()), &demand, now.node),
@@ -60,6 +66,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
     memory.reserved.note(&mut report.ipam.networks, now.node);
     let view = View {
         ledger,
+        coverage: &coverage,
         policy,
         nat: &nat,
         node_ports: node_ports.as_ref(),
@@ -92,19 +99,6 @@ fn program(program: &Program) -> ProgramReport {
 }
 
 /// What every source can do here.
-pub fn coverage(ledger: &Ledger) -> Vec<CoverageReport> {
-    let states = SourceId::ALL.iter().filter_map(|source| Some((*source, ledger.coverage().get(source)?)));
-    states
-        .map(|(source, coverage)| {
-            let (state, how, why) = match coverage {
-                Known::Present(detail) => {
-                    let state = if detail.degraded.is_some() { CoverageState::Degraded } else { CoverageState::Ok };
-                    (state, Some(detail.how.clone()), detail.degraded.as_ref().map(ToString::to_string))
-                }
-                Known::Absent => (CoverageState::Absent, None, None),
-                Known::Unknown(why) => (CoverageState::Unknown, None, Some(why.to_string())),
-            };
-            CoverageReport { source, state, how, why }
-        })
-        .collect()
+pub fn coverage(ledger: &Ledger, now: NodeTime) -> Vec<CoverageReport> {
+    freshness::report(ledger, &freshness::coverage(ledger, now), now)
 }

@@ -71,6 +71,9 @@ pub struct CoverageReport {
     pub how: Option<String>,
     /// Why it does not, or what is missing.
     pub why: Option<String>,
+    /// Milliseconds since it began to read the counters that its numbers rest on; absent where it counts nothing.
+    #[serde(default)]
+    pub age_millis: Option<u64>,
 }
 
 /// One eBPF program.

@@ -25,7 +25,7 @@ pub(super) fn run(args: &ScanArgs) -> anyhow::Result<u8> {
     // Not a whole report: that would judge everything twice, and much that nobody asked for.
     let (ledger, now) = (engine.ledger(), clock::now());
     let networks = ipam::networks(ledger, &settings.policy, now);
-    let coverage = model::coverage(ledger);
+    let coverage = model::coverage(ledger, now.node);
     let node = ledger.platform().map_or("unknown", |platform| platform.node.as_str());
     let scan = output::table::Scan { node, time: &now.wall.to_string(), coverage: &coverage, networks: &networks };
     match args.output {

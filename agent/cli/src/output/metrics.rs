@@ -102,6 +102,7 @@ families! {
     CT_DRIFT = "conntrack_drift_entries", "none: 1 series", "Entries by which the kernel's counters had to be corrected, since start";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
     SOURCE_UP = "source_up", "source: one series per source", "1 if the source works, 0 if it could not be read; absent where there is nothing of the kind";
+    SOURCE_AGE = "source_age_seconds", "source: 2 series, tcp and conntrack", "Since the source began to read the counters that its numbers rest on; absent where it counts nothing";
     LOST = "lost_events", "what: one series per kind of loss", "Events lost since start";
     PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 6 at most", "1 if the eBPF program is attached";
     PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
@@ -454,6 +455,9 @@ fn about_ourselves(writer: &mut Writer, report: &Report) {
         Some((SourceLabel { source: row.source.name() }, up))
     });
     writer.family(&SOURCE_UP, sources);
+    let age = |age_millis| float(age_millis) / 1e3;
+    let ages = report.coverage.iter().filter_map(|row| Some((row.source.name(), row.age_millis.map(age)?)));
+    writer.family(&SOURCE_AGE, ages.map(|(source, age)| (SourceLabel { source }, age)));
     let programs = || report.programs.iter().map(|program| (ProgramLabel { program: program.name.clone() }, program));
     writer.family(&PROGRAM_UP, programs().map(|(label, program)| (label, f64::from(u8::from(program.attached)))));
     // Where the kernel does not count, zero would be a lie.

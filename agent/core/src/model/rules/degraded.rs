@@ -11,7 +11,7 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let works = |source| view.ledger.works(source);
     let has_flows = report.nat.demand.tcp.ports.is_some();
     let mut findings: Vec<Finding> = Vec::new();
-    for (source, coverage) in view.ledger.coverage() {
+    for (source, coverage) in view.coverage {
         let (why, works_partly) = match coverage {
             Known::Unknown(why) => (why.to_string(), false),
             Known::Present(detail) => match &detail.degraded {
