@@ -78,6 +78,8 @@ pub struct Conntrack {
     anew: bool,
     /// The number of the counters' reading that is under way, or was last; from 1 on.
     reading: u32,
+    /// When the last reading ended: what a counter has grown by began since.
+    counted_at: Option<NodeTime>,
     dumped_at: Option<NodeTime>,
     /// UDP may have been dumped alone since.
     udp_dumped_at: Option<NodeTime>,
@@ -106,6 +108,7 @@ impl Conntrack {
             compare: false,
             anew: true,
             reading: 0,
+            counted_at: None,
             dumped_at: None,
             udp_dumped_at: None,
             refused: 0,
@@ -305,7 +308,8 @@ impl Conntrack {
 
     /// Counters only grow, so each is taken in at once, also one of a reading that will fail.
     pub(super) fn counter(&mut self, counter: &ConntrackCounter, at: NodeTime, timeouts: ConntrackTimeouts) {
-        self.rows.of(&counter.pair()).count(counter, self.reading, at, timeouts);
+        let from = self.counted_at.unwrap_or(at);
+        self.rows.of(&counter.pair()).count(counter, self.reading, (from, at), timeouts);
     }
 
     pub(super) fn end_counters(&mut self, at: NodeTime, outcome: &Outcome) {
@@ -313,12 +317,14 @@ impl Conntrack {
         if let Outcome::Failed(_) = outcome {
             // From here on events tell what happens, or nothing does: only the next dump makes the rows true again.
             self.counting = false;
+            self.counted_at = None;
             self.anew = true;
             self.drop_incoming();
             self.rows.values_mut().for_each(|row| row.counted = None);
             return;
         }
         self.counting = true;
+        self.counted_at = Some(at);
         if *outcome == Outcome::Complete {
             // Retired in the kernel: should it come back, it begins from zero.
             for row in self.rows.values_mut() {

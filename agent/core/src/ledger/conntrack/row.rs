@@ -57,13 +57,30 @@ impl Counted {
     }
 }
 
+/// Flows of one reading are spread over so many moments at most.
+const MOMENTS: u32 = 60;
+
+/// Flows that began between two readings of the counters: when is not known, so evenly, as many moments as seconds. If all were
+/// taken for as young as the last reading, an agent that reads late would believe a NAT to hold them longer than it does.
+fn spread(count: u32, from: NodeTime, to: NodeTime) -> impl Iterator<Item = (NodeTime, u32)> {
+    let between = to.since(from);
+    let moments = u32::try_from(between.as_millis().div_ceil(1000)).unwrap_or(MOMENTS).clamp(1, MOMENTS);
+    // Most pairs stand still.
+    let moments = if count == 0 { 0 } else { moments };
+    let part = move |number: u32| small(u64::from(count) * u64::from(number) / u64::from(moments));
+    (0..moments).map(move |number| {
+        let middle = between.saturating_mul(2 * number + 1) / (2 * moments);
+        (from.after(middle), part(number + 1) - part(number))
+    })
+}
+
 impl Row {
-    /// Moves the cohorts by what the counters say happened since they were read last.
+    /// Moves the cohorts by what the counters say happened since they were read last, at `from`.
     pub(super) fn count(
         &mut self,
         counter: &ConntrackCounter,
         reading: u32,
-        at: NodeTime,
+        (from, at): (NodeTime, NodeTime),
         timeouts: ConntrackTimeouts,
     ) {
         let protocol = counter.protocol;
@@ -75,7 +92,9 @@ impl Row {
         let last = if counted.counts.born == now.born { counted.counts } else { Counts::default() };
         let grown = |now: u64, last: u64| small(now.saturating_sub(last));
         let came = grown(now.inserted, last.inserted);
-        self.cohorts.add(Cohort::begun(protocol, at), came);
+        for (moment, count) in spread(came, from, at) {
+            self.cohorts.add(Cohort::begun(protocol, moment), count);
+        }
         counted.came = counted.came.saturating_add(came);
         for ((end, now), last) in End::ALL.into_iter().zip(now.ended).zip(last.ended) {
             let went = grown(now, last);
@@ -160,5 +179,30 @@ impl ConntrackCounter {
             source: self.source,
             translated: self.translated,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(moments: impl Iterator<Item = (NodeTime, u32)>) -> Vec<(u64, u32)> {
+        moments.map(|(at, count)| (at.as_nanos() / 1_000_000, count)).collect()
+    }
+
+    /// Exercises a reading in time, a late one and one that has no time between. If this fails, flows are lost or made up, or
+    /// all of them are taken for as young as the reading.
+    #[test]
+    fn flows_between_two_readings_began_evenly() {
+        let at = NodeTime::from_secs;
+        assert_eq!(millis(spread(5, at(10), at(11))), [(10_500, 5)]);
+        assert_eq!(millis(spread(8, at(10), at(13))), [(10_500, 2), (11_500, 3), (12_500, 3)]);
+        assert_eq!(millis(spread(5, at(10), at(10))), [(10_000, 5)]);
+        assert_eq!(millis(spread(5, at(10), at(9))), [(10_000, 5)], "a clock cannot go back");
+        assert_eq!(millis(spread(0, at(10), at(12))), []);
+        // At the bound, and where everything is as large as it can be.
+        let most: Vec<_> = spread(u32::MAX, at(0), at(u64::MAX)).collect();
+        assert_eq!((most.len(), most.iter().map(|(_, count)| count).sum::<u32>()), (60, u32::MAX));
+        assert_eq!(spread(9, at(0), at(60)).count(), spread(9, at(0), at(61)).count());
     }
 }
