@@ -9,7 +9,7 @@ use headroom_host::source::azure_cni::AzureCniSource;
 use headroom_host::source::cilium::CiliumSource;
 use headroom_host::source::cilium_conntrack::CiliumConntrackSource;
 use headroom_host::source::cni_cache::CniCacheSource;
-use headroom_host::source::connections::ConnectionsSource;
+use headroom_host::source::connections::{self, ConnectionsSource};
 use headroom_host::source::conntrack::{self, ConntrackSource};
 use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_host::source::cri::CriSource;
@@ -40,7 +40,8 @@ const RULES_EVERY: Duration = Duration::from_secs(30);
 /// All lanes.
 pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
     let root = &settings.root;
-    let connections = ConnectionsSource::start(root, settings.max_destinations);
+    let reading = connections::Options { max_destinations: settings.max_destinations, reading: connections::READING };
+    let connections = ConnectionsSource::start(root, reading);
     let tcp_is_counted = connections.is_counting();
     let conntrack = conntrack::Options {
         // What comes and goes is heard, but not what falls silent: a NAT forgets datagrams within seconds.

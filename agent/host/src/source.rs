@@ -24,6 +24,7 @@ pub mod platform;
 pub mod pod_store;
 pub mod rules;
 pub mod services;
+pub mod share;
 pub mod sockets;
 pub mod tcp;
 

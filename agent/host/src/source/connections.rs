@@ -17,6 +17,7 @@ use headroom_core::time::NodeTime;
 
 use crate::clock;
 use crate::root::HostRoot;
+use crate::source::share::Share;
 use crate::source::sockets::SocketsSource;
 use crate::source::tcp::{Pairs, TcpSource};
 use crate::source::{Sink, Source};
@@ -37,14 +38,24 @@ const IDLE_PER_FIRST_TABLES: u32 = 5;
 
 /// All pairs are told again this often: what is not among them is counted no longer.
 const ALL_EVERY: Duration = Duration::from_secs(10);
-/// Reading the counters may take this part of the time: one in two hundred.
-const IDLE_PER_READING: u32 = 200;
+/// The part of the time that reading the counters may take on a node.
+pub const READING: Share = Share::one_in(200);
+
+/// How to look.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Pairs of destination and source counted in the kernel at the same time.
+    pub max_destinations: u32,
+    /// The part of the time that reading the counters may take ([`READING`]): what it costs decides how old they get.
+    pub reading: Share,
+}
 
 /// Counters and socket tables.
 #[derive(Debug)]
 pub struct ConnectionsSource {
     tcp: TcpSource,
     sockets: SocketsSource,
+    reading: Share,
     rounds: u32,
     /// No reading of the tables before.
     tables_next: NodeTime,
@@ -56,10 +67,11 @@ pub struct ConnectionsSource {
 
 impl ConnectionsSource {
     /// Attaches the programs, if that is possible here.
-    pub fn start(root: &HostRoot, max_destinations: u32) -> Self {
+    pub fn start(root: &HostRoot, options: Options) -> Self {
         Self {
-            tcp: TcpSource::start(root, max_destinations),
+            tcp: TcpSource::start(root, options.max_destinations),
             sockets: SocketsSource::new(root),
+            reading: options.reading,
             rounds: 0,
             tables_next: NodeTime::default(),
             all_told: None,
@@ -89,7 +101,7 @@ impl Source for ConnectionsSource {
         let all = self.all_told.is_none_or(|told| now.since(told) >= ALL_EVERY);
         self.tcp.observe_after(None, all, sink);
         self.all_told = if all { Some(now) } else { self.all_told };
-        self.next = now.after(clock::thread_cpu().saturating_sub(began).saturating_mul(IDLE_PER_READING));
+        self.next = now.after(self.reading.pause_after(clock::thread_cpu().saturating_sub(began)));
         let counting = self.is_counting();
         if now < self.tables_next {
             return;
