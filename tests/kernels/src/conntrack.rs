@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use headroom_core::flow::{Destination, Endpoint, Protocol};
+use headroom_core::known::Known;
 use headroom_core::ledger::{Ledger, LedgerLimits};
+use headroom_core::observe::SourceId;
 use headroom_core::ports::PortRange;
 use headroom_host::clock;
 use headroom_host::ebpf::{CT_DELETE, CT_INSERT, CT_NO_PORT};
@@ -14,6 +16,7 @@ use headroom_host::netlink::socket::EVENT_BUFFER_BYTES;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
+use headroom_lab::Netns;
 
 use crate::check::{Cannot, Check};
 use crate::load;
@@ -31,15 +34,19 @@ pub(crate) const CHECKS: [Check; 4] = [
 /// later on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(75);
 
-/// The source in the node's namespace, and what it told.
-struct Watch<'a> {
-    scene: &'a Scene,
+/// The source in a namespace, and what it told.
+pub(crate) struct Watch<'a> {
+    node: &'a Netns,
     source: ConntrackSource,
     ledger: Ledger,
 }
 
 impl<'a> Watch<'a> {
     fn start(scene: &'a Scene) -> Result<Self> {
+        Self::start_in(scene.node())
+    }
+
+    pub(crate) fn start_in(node: &'a Netns) -> Result<Self> {
         let options = Options {
             // Nothing but counters or events tells what comes later.
             dump_interval: Duration::from_secs(3600),
@@ -48,34 +55,41 @@ impl<'a> Watch<'a> {
             max_keys: 65_536,
             event_buffer_bytes: EVENT_BUFFER_BYTES,
         };
-        let source = scene.node().run(|| Ok(ConntrackSource::start(&HostRoot::live(), options)))?;
-        let mut watch = Self { scene, source, ledger: Ledger::new(LedgerLimits::default()) };
+        let source = node.run(|| Ok(ConntrackSource::start(&HostRoot::live(), options)))?;
+        let mut watch = Self { node, source, ledger: Ledger::new(LedgerLimits::default()) };
         watch.look()?;
         Ok(watch)
     }
 
-    /// Who tells what comes and goes.
+    /// Whether the kernel's counters tell what comes and goes.
+    pub(crate) fn counts(&self) -> bool {
+        counts(&self.source)
+    }
+
     fn how(&self) -> &'static str {
-        let programs = self.source.programs();
-        let attached = |name| programs.iter().any(|program| program.row.name == name && program.attached.is_ok());
-        if attached(CT_INSERT.name) && attached(CT_DELETE.name) { "by the kernel's counters" } else { "by events" }
+        how(&self.source)
+    }
+
+    /// Why the source could not read anything in the last round.
+    pub(crate) fn unreadable(&self) -> Option<String> {
+        self.ledger.coverage().get(&SourceId::Conntrack).and_then(Known::unknown).map(ToString::to_string)
     }
 
     fn look(&mut self) -> Result<()> {
         let (source, ledger) = (&mut self.source, &mut self.ledger);
-        self.scene.node().run(|| {
+        self.node.run(|| {
             source.observe(&mut |observation| ledger.apply(observation));
             Ok(())
         })
     }
 
-    fn live(&self, to: &[Destination]) -> u64 {
+    pub(crate) fn live(&self, to: &[Destination]) -> u64 {
         let rows = self.ledger.conntrack().iter().filter(|(pair, _)| to.contains(&pair.destination));
         rows.map(|(_, cohorts)| cohorts.live()).sum()
     }
 
     /// Waits for a number.
-    fn expect(&mut self, expected: u64, number: impl Fn(&Self) -> u64) -> Result<()> {
+    pub(crate) fn expect(&mut self, expected: u64, number: impl Fn(&Self) -> u64) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
             let counted = number(self);
@@ -87,6 +101,28 @@ impl<'a> Watch<'a> {
             self.look()?;
         }
     }
+
+    /// Looks until something holds.
+    pub(crate) fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !holds(self) {
+            ensure!(Instant::now() < until, "no {what}: {:?}", self.ledger.coverage());
+            std::thread::sleep(Duration::from_millis(100));
+            self.look()?;
+        }
+        Ok(())
+    }
+}
+
+fn counts(source: &ConntrackSource) -> bool {
+    let programs = source.programs();
+    let attached = |name| programs.iter().any(|program| program.row.name == name && program.attached.is_ok());
+    attached(CT_INSERT.name) && attached(CT_DELETE.name)
+}
+
+/// Who tells what comes and goes.
+pub(crate) fn how(source: &ConntrackSource) -> &'static str {
+    if counts(source) { "by the kernel's counters" } else { "by events" }
 }
 
 /// Destinations at the outside, and how many source ports make up the check's flows.

@@ -17,7 +17,7 @@ pub(crate) struct Inability {
     why: &'static str,
 }
 
-const INABILITIES: [Inability; 5] = [
+const INABILITIES: [Inability; 6] = [
     Inability {
         check: "program: ct_insert attaches",
         applies: |kernel| !kernel.kprobes,
@@ -50,6 +50,12 @@ const INABILITIES: [Inability; 5] = [
         why: "tcp_retransmit_skb is silent where the own namespace's netfilter refuses the segment; the connect is counted \
               when it times out",
     },
+    Inability {
+        check: crate::modules::NAME,
+        applies: |kernel| !kernel.unloads,
+        kernels: "outside of the VMs",
+        why: "a machine's modules are not ours to unload, and where conntrack is built in (CONFIG_NF_CONNTRACK=y) there are none",
+    },
 ];
 
 impl Inability {
@@ -71,6 +77,7 @@ mod tests {
     fn every_row_names_a_check() {
         let mut checks: BTreeSet<String> =
             crate::SUBJECTS.into_iter().flatten().map(|check| check.name.to_owned()).collect();
+        checks.insert(crate::modules::NAME.to_owned());
         checks.extend(headroom_host::ebpf::TCP.iter().map(crate::programs::name));
         checks.extend(headroom_host::ebpf::CONNTRACK.iter().map(crate::programs::name));
         for row in &INABILITIES {

@@ -16,16 +16,18 @@ pub(crate) struct Kernel {
     pub(crate) kprobes: bool,
     /// Whether modules show their types (since 5.11).
     module_types: bool,
+    /// Whether its modules may be unloaded: only a guest's, where conntrack is a module.
+    pub(crate) unloads: bool,
 }
 
 /// Asks the running kernel.
-pub(crate) fn running() -> Result<Kernel> {
+pub(crate) fn running(may_unload: bool) -> Result<Kernel> {
     let path = "/proc/sys/kernel/osrelease";
     let release = std::fs::read_to_string(path).with_context(|| format!("read `{path}`"))?.trim().to_owned();
     let version = version(&release).with_context(|| format!("find the version in `{release}`"))?;
     let kprobes = Path::new("/sys/bus/event_source/devices/kprobe/type").exists();
     let module_types = std::fs::read_dir("/sys/kernel/btf").is_ok_and(|files| files.count() > 1);
-    Ok(Kernel { release, version, kprobes, module_types })
+    Ok(Kernel { release, version, kprobes, module_types, unloads: may_unload })
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

@@ -5,7 +5,7 @@
 //! writes one JSON line to a file, because a guest's console can get lost; the last line says that it came to the end.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
@@ -16,6 +16,7 @@ mod flows;
 mod inability;
 mod kernel;
 mod load;
+mod modules;
 mod network;
 mod programs;
 mod results;
@@ -37,6 +38,9 @@ struct Arguments {
     /// When to give up, in seconds
     #[arg(long, default_value_t = 240)]
     limit_secs: u64,
+    /// The machine is thrown away: modules of its kernel may be unloaded
+    #[arg(long)]
+    may_unload: bool,
 }
 
 /// All checks, by subject. A subject that has programs of its own adds its table here.
@@ -46,7 +50,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut results = Results::create(&arguments.results)?;
     give_up_after(Duration::from_secs(arguments.limit_secs));
-    let ran = run(&mut results, arguments.connections);
+    let ran = run(&mut results, arguments.connections, arguments.may_unload);
     if let Err(error) = &ran {
         results.broken(error)?;
     }
@@ -54,8 +58,8 @@ fn main() -> Result<()> {
 }
 
 /// Runs every check. An error is not a check's but the scene's, and ends it.
-fn run(results: &mut Results, connections: u64) -> Result<()> {
-    let kernel = kernel::running()?;
+fn run(results: &mut Results, connections: u64, may_unload: bool) -> Result<()> {
+    let kernel = kernel::running(may_unload)?;
     results.kernel(&kernel)?;
     let scene = Scene::build(connections)?;
     for (name, outcome) in programs::all(&scene)? {
@@ -66,6 +70,9 @@ fn run(results: &mut Results, connections: u64) -> Result<()> {
         results.check(&kernel, check.name, outcome, &scene.take_notes(), took)?;
     }
     drop(scene);
+    let start = Instant::now();
+    let outcome = modules::run(may_unload);
+    results.check(&kernel, modules::NAME, outcome, &[], start.elapsed())?;
     results.end()
 }
 

@@ -97,7 +97,7 @@ for at in proc:proc sysfs:sys devtmpfs:dev tmpfs:run tmpfs:tmp; do $b mount -t $
 {mount} {OUT_TAG} /host{out}
 echo {LOADER} > /host/proc/sys/kernel/modprobe
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-$b chroot /host {program} --limit-secs {limit} {results}
+$b chroot /host {program} --may-unload --limit-secs {limit} {results}
 $b poweroff -f
 "
     )
