@@ -46,6 +46,7 @@ pub fn all(settings: &Settings, pace: Pace) -> Vec<Lane> {
     let conntrack = conntrack::Options {
         // What comes and goes is heard, but not what falls silent: a NAT forgets datagrams within seconds.
         dump_interval: if tcp_is_counted { Duration::from_secs(1) } else { Duration::from_millis(250) },
+        dumping: conntrack::DUMPING,
         tcp_is_counted,
         node_ports: settings.policy.node_ports,
         max_keys: settings.max_destinations,

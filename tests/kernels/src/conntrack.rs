@@ -15,7 +15,7 @@ use headroom_host::ebpf::{CT_DELETE, CT_INSERT, CT_NO_PORT};
 use headroom_host::netlink::socket::EVENT_BUFFER_BYTES;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
-use headroom_host::source::conntrack::{ConntrackSource, Options};
+use headroom_host::source::conntrack::{ConntrackSource, DUMPING, Options};
 use headroom_lab::Netns;
 
 use crate::check::{Cannot, Check};
@@ -50,6 +50,7 @@ impl<'a> Watch<'a> {
         let options = Options {
             // Nothing but counters or events tells what comes later.
             dump_interval: Duration::from_secs(3600),
+            dumping: DUMPING,
             tcp_is_counted: false,
             node_ports: PortRange::NODE_PORTS,
             max_keys: 65_536,

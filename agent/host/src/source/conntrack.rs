@@ -32,6 +32,7 @@ use crate::clock;
 use crate::ebpf::ProgramStatus;
 use crate::netlink::socket::{EVENT_BUFFER_BYTES, Events};
 use crate::root::HostRoot;
+use crate::source::share::Share;
 use crate::source::{Sink, Source, degraded, observation, unreadable, works};
 
 mod counters;
@@ -71,14 +72,19 @@ const HOW_DUMPS: &str = "dumps";
 const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often the counters are read, and those of what found no port.
 const COUNTERS_EVERY: Duration = Duration::from_secs(1);
-/// How often dumps are compared with the counters, which need none to stay true.
+/// Dumps are compared with the counters this often at least. The counters need none to stay true, but do not tell what falls silent.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
+/// The part of the time that dumps may take on a node. (Even one of an empty table of 262,144 buckets takes 12 ms.)
+pub const DUMPING: Share = Share::one_in(160);
 
 /// How to look.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// From one dump to the next, where events tell what happens in between.
+    /// From one dump to the next, where events or counters tell what happens in between.
     pub dump_interval: Duration,
+    /// The part of the time that dumps may take ([`DUMPING`]): what they cost decides how rare they get.
+    pub dumping: Share,
     /// TCP connections are counted elsewhere: their events are not needed.
     pub tcp_is_counted: bool,
     /// The NodePort range.
@@ -94,6 +100,7 @@ impl Options {
     pub fn events(dump_interval: Duration) -> Self {
         Self {
             dump_interval,
+            dumping: DUMPING,
             tcp_is_counted: false,
             node_ports: PortRange::NODE_PORTS,
             max_keys: 0,
@@ -155,9 +162,9 @@ impl ConntrackSource {
             counted: false,
             modules: Modules::new(root),
             access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
-            schedule: Schedule::new(options.dump_interval),
+            schedule: Schedule::new(options.dump_interval, options.dumping),
             entries: 0,
-            udp_schedule: Schedule::seldom(UDP_ALONE_EVERY),
+            udp_schedule: Schedule::seldom(UDP_ALONE_EVERY, options.dumping),
             reader: Reader::new(root),
             buffer: Buffer::default(),
             losses: Losses::default(),
@@ -207,10 +214,15 @@ impl ConntrackSource {
 
     /// What is read from has changed: whatever was known of it before says nothing.
     fn start_over(&mut self) {
-        let interval = if self.counters.count_entries().is_ok() { COMPARE_EVERY } else { self.options.dump_interval };
-        self.schedule =
-            if self.options.tcp_is_counted { Schedule::sooner_at_first(interval) } else { Schedule::new(interval) };
-        self.udp_schedule = Schedule::seldom(UDP_ALONE_EVERY);
+        let Options { dump_interval, dumping: share, .. } = self.options;
+        let counted = self.counters.count_entries().is_ok();
+        let interval = if counted { dump_interval.min(COMPARE_EVERY) } else { dump_interval };
+        self.schedule = if self.options.tcp_is_counted {
+            Schedule::sooner_at_first(interval, share)
+        } else {
+            Schedule::new(interval, share)
+        };
+        self.udp_schedule = Schedule::seldom(UDP_ALONE_EVERY, share);
         self.dump_failed = None;
     }
 

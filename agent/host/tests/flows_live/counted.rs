@@ -18,7 +18,7 @@ use headroom_host::ebpf::{CT_DELETE, CT_INSERT};
 use headroom_host::netlink::socket::EVENT_BUFFER_BYTES;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
-use headroom_host::source::conntrack::{ConntrackSource, Options};
+use headroom_host::source::conntrack::{ConntrackSource, DUMPING, Options};
 
 use crate::network::{Node, on_a_node, send, sh};
 
@@ -103,6 +103,7 @@ impl Agent {
 /// Everything, with a dump only at the start: what is seen later was told by whoever tells what comes and goes.
 const OPTIONS: Options = Options {
     dump_interval: Duration::from_secs(3600),
+    dumping: DUMPING,
     tcp_is_counted: false,
     node_ports: PortRange::NODE_PORTS,
     max_keys: 8192,

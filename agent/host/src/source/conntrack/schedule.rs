@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use headroom_core::time::NodeTime;
 
-/// A regular dump may take this part of the time: one in a hundred and sixty. (Even an empty table of 262,144 buckets takes 12 ms.)
-const IDLE_PER_DUMP: u32 = 160;
-/// One that comes beside regular dumps may take half as much.
-const IDLE_PER_SELDOM_DUMP: u32 = 320;
+use crate::source::share::Share;
+
 /// The first dumps may take more, ever less: a fifth, a tenth and so on. What moved during the first is mended by the next.
 const IDLE_PER_FIRST_DUMP: u32 = 5;
 /// Where they are to come sooner at first: after so long, twice as long and so on.
@@ -22,8 +20,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct Schedule {
     interval: Duration,
-    /// The time from one dump to the next, in times of what it took.
-    idle: u32,
+    /// The part of the time that a regular dump may take.
+    share: Share,
     /// The regular one.
     next: Option<NodeTime>,
     /// No repair before.
@@ -38,19 +36,19 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// The first dump is due at once, the next ones after the interval, or later if they take long.
-    pub(super) fn new(interval: Duration) -> Self {
+    pub(super) fn new(interval: Duration, share: Share) -> Self {
         let repair_from = NodeTime::default();
-        Self { interval, idle: IDLE_PER_DUMP, next: None, repair_from, repair: false, dumps: 0, sooner: false }
+        Self { interval, share, next: None, repair_from, repair: false, dumps: 0, sooner: false }
     }
 
     /// Beside another one: dumps take half of the part of the time that they may take else.
-    pub(super) fn seldom(interval: Duration) -> Self {
-        Self { idle: IDLE_PER_SELDOM_DUMP, ..Self::new(interval) }
+    pub(super) fn seldom(interval: Duration, share: Share) -> Self {
+        Self::new(interval, Share::one_in(share.parts().saturating_mul(2)))
     }
 
     /// The first ones come sooner: they show what kind of node this is.
-    pub(super) fn sooner_at_first(interval: Duration) -> Self {
-        Self { sooner: true, ..Self::new(interval) }
+    pub(super) fn sooner_at_first(interval: Duration, share: Share) -> Self {
+        Self { sooner: true, ..Self::new(interval, share) }
     }
 
     /// Whether to dump now.
@@ -85,10 +83,10 @@ impl Schedule {
 
     /// A dump has ended, well or not, and took so much of a CPU.
     pub(super) fn ended(&mut self, took: Duration, now: NodeTime, well: bool) {
-        let idle = self.idle.min(IDLE_PER_FIRST_DUMP << self.dumps.min(8));
+        let share = Share::one_in(self.share.parts().min(IDLE_PER_FIRST_DUMP << self.dumps.min(8)));
         let first = FIRST_INTERVAL.saturating_mul(1 << self.dumps.min(16));
         let interval = if self.sooner { self.interval.min(first) } else { self.interval };
-        let pause = if well { interval.max(took.saturating_mul(idle)) } else { AFTER_FAILURE };
+        let pause = if well { interval.max(share.pause_after(took)) } else { AFTER_FAILURE };
         self.dumps = self.dumps.saturating_add(u32::from(well));
         self.next = Some(now.after(pause));
         self.repair_from = now.after(if well { took.saturating_mul(IDLE_PER_REPAIR) } else { AFTER_FAILURE });
@@ -100,6 +98,7 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(60);
+    const SHARE: Share = Share::one_in(160);
 
     fn at(secs: u64) -> NodeTime {
         NodeTime::from_secs(secs)
@@ -107,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_first_dump_is_due_at_once_and_the_next_after_the_interval() {
-        let mut schedule = Schedule::new(INTERVAL);
+        let mut schedule = Schedule::new(INTERVAL, SHARE);
         assert!(schedule.due(at(100)));
         schedule.begins();
         schedule.ended(Duration::ZERO, at(100), true);
@@ -117,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_slow_dump_is_repeated_soon_at_first_and_then_a_hundred_and_sixty_times_its_duration_later() {
-        let mut schedule = Schedule::new(INTERVAL);
+        let mut schedule = Schedule::new(INTERVAL, SHARE);
         for pause in [60, 100, 200, 400, 800, 1600, 1600, 1600] {
             schedule.ended(Duration::from_secs(10), at(110), true);
             assert!(!schedule.due(at(110 + pause - 1)));
@@ -127,7 +126,7 @@ mod tests {
 
     #[test]
     fn dumps_beside_others_take_half_as_much_of_the_time() {
-        let mut schedule = Schedule::seldom(Duration::from_secs(1));
+        let mut schedule = Schedule::seldom(Duration::from_secs(1), SHARE);
         for _ in 0..10 {
             schedule.ended(Duration::from_millis(100), at(100), true);
         }
@@ -137,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_first_dumps_come_sooner_where_they_are_to() {
-        let mut schedule = Schedule::sooner_at_first(Duration::from_secs(5));
+        let mut schedule = Schedule::sooner_at_first(Duration::from_secs(5), SHARE);
         for (millis, hurried) in [(500, false), (1000, false), (2000, false), (4000, false), (5000, false), (1, true)] {
             schedule.ended(Duration::ZERO, at(100), true);
             if hurried {
@@ -150,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_loss_is_repaired_at_once_but_not_without_end() {
-        let mut schedule = Schedule::new(INTERVAL);
+        let mut schedule = Schedule::new(INTERVAL, SHARE);
         schedule.ended(Duration::from_secs(1), at(101), true);
         assert!(!schedule.due(at(120)));
         schedule.lost();
@@ -164,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_dump_that_failed_is_tried_again_soon_but_not_at_once() {
-        let mut schedule = Schedule::new(INTERVAL);
+        let mut schedule = Schedule::new(INTERVAL, SHARE);
         schedule.ended(Duration::ZERO, at(100), false);
         schedule.lost();
         assert!(!schedule.due(at(109)));
