@@ -12,6 +12,7 @@ use clap::Parser;
 
 mod check;
 mod conntrack;
+mod demand;
 mod flows;
 mod inability;
 mod kernel;
@@ -44,7 +45,8 @@ struct Arguments {
 }
 
 /// All checks, by subject. A subject that has programs of its own adds its table here.
-const SUBJECTS: [&[Check]; 4] = [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS, &conntrack::CHECKS];
+const SUBJECTS: [&[Check]; 5] =
+    [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS, &conntrack::CHECKS, &demand::CHECKS];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();

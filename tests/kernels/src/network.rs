@@ -38,7 +38,7 @@ pub(crate) struct Scene {
     tcp: RefCell<TcpSource>,
     /// The source ports of the connections that were made, for who looks at their flows later.
     made: RefCell<BTreeMap<SocketAddr, BTreeSet<u16>>>,
-    /// What a check compared less than exactly, and why.
+    /// What is to be read besides the verdicts, such as what a check compared less than exactly.
     notes: RefCell<Vec<String>>,
     /// Runs of the programs that the kernel had skipped when the check began.
     skipped_before: Cell<u64>,
@@ -125,6 +125,11 @@ impl Scene {
         Ok(())
     }
 
+    /// Lets something be read besides the verdict.
+    pub(crate) fn note(&self, note: String) {
+        self.notes.borrow_mut().push(note);
+    }
+
     /// What the check had to note; each is told once.
     pub(crate) fn take_notes(&self) -> Vec<String> {
         self.notes.take()
@@ -187,7 +192,7 @@ impl Scene {
                 if lacking <= skipped && began.elapsed() > PATIENCE {
                     let note =
                         format!("{lacking} events are not counted; the kernel skipped {skipped} runs of the programs");
-                    self.notes.borrow_mut().push(note);
+                    self.note(note);
                     return Ok(0);
                 }
                 load::reuse_sockets(self.pod())?;
