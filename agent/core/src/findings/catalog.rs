@@ -172,7 +172,7 @@ catalog! {
 
     /// A source does not work.
     SourceDegraded = "source-degraded", "Something could not be observed", since "0.1.0";
-    means "One of headroom's sources does not work here, or only partly. The finding says which question stays open because of it, or what stands in.";
+    means "One of headroom's sources does not work here, or only partly. The finding says which question stays open because of it, or what stands in. Or it works, but its counters were read more than two seconds ago: reading them may take only a small part of the time, which is more seldom on a node that is slow or has very many destinations.";
     matters "What was not observed is not shown as zero, but it is not known either.";
     remedy "`headroom doctor` says for every source what it needs: a capability, a mount, a kernel feature, a running service.";
 }
