@@ -318,6 +318,25 @@ fn what_a_file_has_wrong_is_named_by_its_place_there() {
     assert!(notes(&answer).contains("`MIXED` of NAT IPs is not known: taken as MANUAL_ONLY"), "{answer:#}");
 }
 
+/// Exercises the same words where a node is diagnosed. If this fails, a typing error there reads like a fault of the node.
+#[test]
+fn bad_settings_of_a_diagnosis_are_explained() {
+    for (args, words) in [
+        ("--nat-min-ports 64", "NAT settings need a profile"),
+        ("--nat-profile gcp --nat-tcp-time-wait -5s", "invalid value '-5s' for '--nat-tcp-time-wait <DURATION>'"),
+        ("--nat-profile gcp --nat-tcp-time-wait 2h", "more than an hour"),
+        ("--nat-profile gcp --nat-bypass 203.0.113.0/33", "it is no prefix like 203.0.113.0/24"),
+        ("--nat-profile gcp --nat-bypass 0.0.0.0/0", "leaves nothing for the NAT"),
+        ("--nat-profile gcp --nat-mode dynamic --nat-max-ports 32", "`max-ports` is 32"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
+        let output = command.arg("check").args(args.split_whitespace()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{args}: {said}");
+        assert!(said.contains(words), "{args}: {said}");
+    }
+}
+
 #[test]
 fn settings_of_other_nats_are_left_out_and_said_so() {
     let (answer, code) = plan("--profile aws --mode dynamic --min-ports 64 --max-ports 1024 --nodes 3");

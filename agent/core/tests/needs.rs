@@ -5,6 +5,7 @@ use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::flow::{Endpoint, Protocol};
 use headroom_core::ids::NetnsInode;
 use headroom_core::known::Known;
+use headroom_core::model::evaluate;
 use headroom_core::model::nat::{Basis, NatSettings, Profile};
 use headroom_core::observe::{
     ConntrackEntry, ConntrackTcpState, Fact, Namespace, Outcome, PortChoice, RuleBackend, RuleFamily, RulePlace,
@@ -12,6 +13,7 @@ use headroom_core::observe::{
 };
 use headroom_core::ports::{PortSettings, parse_port_range, parse_reserved_ports};
 use headroom_core::report::Report;
+use headroom_core::time::{NodeTime, Now, WallTime};
 
 #[path = "node/pods.rs"]
 mod node;
@@ -283,4 +285,25 @@ fn a_node_that_is_its_own_nat_is_given_what_its_rules_say() {
     assert_eq!(allocation(&mut node).ports, Some(64_512));
     node.policy.nat = Some(NatSettings { port_range: Some("1024-2047".parse().unwrap()), ..linux });
     assert_eq!(allocation(&mut node).ports, Some(1024));
+}
+
+/// Exercises a wall clock that somebody sets. If this fails, a node that gets its time late reports peaks and trends of nonsense.
+#[test]
+fn a_clock_that_jumps_changes_nothing_but_the_time_of_the_report() {
+    let mut steady = Node::new();
+    let mut jumping = Node::new();
+    for second in 0..40_u64 {
+        let walls =
+            [1_800_000_000_i64, if second % 3 == 0 { 0 } else { 4_000_000_000 - i64::try_from(second).unwrap() }];
+        let reports = [&mut steady, &mut jumping].into_iter().zip(walls).map(|(node, wall)| {
+            node.count(1000 + second, [counter(second, 0, 0, 0)]);
+            let now = Now { node: NodeTime::from_secs(1000 + second), wall: WallTime::from_secs(wall) };
+            let report = evaluate(&node.ledger, &mut node.memory, &node.policy, now);
+            (report.nat, report.findings)
+        });
+        let reports: Vec<_> = reports.collect();
+        assert_eq!(reports[0], reports[1], "second {second}");
+        let demand = &reports[0].0.demand.tcp;
+        assert_eq!((demand.ports, demand.peak_1h), (Some(u32::try_from(second).unwrap()), demand.ports), "{demand:?}");
+    }
 }

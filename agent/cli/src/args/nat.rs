@@ -52,29 +52,33 @@ pub struct NatArgs {
     #[arg(long, value_name = "RANGE")]
     pub nat_port_range: Option<PortRange>,
     /// How long the NAT holds a port after a TCP connection closed [default: the profile's, 2m on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub nat_tcp_time_wait: Option<Duration>,
     /// How long the NAT holds a port after a TCP connection was reset [default: the profile's, 30s on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub nat_tcp_reset: Option<Duration>,
     /// After how much silence the NAT forgets a half-open TCP connection [default: the profile's, 30s on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub nat_tcp_transitory: Option<Duration>,
     /// After how much silence the NAT forgets an established TCP connection [default: the profile's, 20m on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub nat_tcp_established_idle: Option<Duration>,
     /// After how much silence the NAT forgets a UDP flow [default: the profile's, 30s on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub nat_udp_idle: Option<Duration>,
     /// How long after that a UDP port does not serve the same destination [default: the profile's, 0s on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub nat_udp_hold_down: Option<Duration>,
     /// After how much silence the NAT forgets an ICMP flow [default: the profile's, 30s on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub nat_icmp_idle: Option<Duration>,
     /// A prefix that is reached without the NAT; may be given more than once.
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = prefix)]
     pub nat_bypass: Vec<IpNet>,
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_no_prefix| "it is no prefix like 203.0.113.0/24 or 2001:db8::/32".to_owned())
 }
 
 /// NAT profiles on the command line and in the file.

@@ -20,7 +20,7 @@ const MAX_HOLD: Duration = Duration::from_secs(3600);
 
 /// The `[nat]` table of the configuration file.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the table `[nat]`")]
 pub(super) struct NatFile {
     profile: Option<ProfileArg>,
     from: Vec<PathBuf>,
