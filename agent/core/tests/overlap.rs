@@ -274,6 +274,27 @@ fn the_fix_keeps_what_is_reserved_and_harmless_proxies_make_it_a_note() {
     assert_eq!(finding.severity, Severity::Info);
 }
 
+/// Exercises the fix of rules that are nobody's we know. If this fails, it is not ready to use.
+#[test]
+fn a_rule_is_mended_in_the_words_of_the_program_that_made_it() {
+    let mended = |backend| {
+        let mut own = rule(1, None, None, RANDOM, 1.0);
+        own.place = RulePlace { backend, chain: "out".to_owned(), table: "mine".to_owned(), ..own.place };
+        Node::with(vec![own], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade().remedy
+    };
+    assert_eq!(
+        mended(RuleBackend::Nftables),
+        "limit the rule to other ports: `meta l4proto tcp numgen random mod 10000 < 4692 masquerade to :1024-29999 \
+         fully-random`, followed by `meta l4proto tcp masquerade to :32768-65535 fully-random`, and the same for udp"
+    );
+    assert_eq!(
+        mended(RuleBackend::IptablesLegacy),
+        "limit the rule to other ports: for each of tcp and udp `-m statistic --mode random --probability 0.4693 -j \
+         MASQUERADE --to-ports 1024-29999 --random-fully`, followed by `-j MASQUERADE --to-ports 32768-65535 \
+         --random-fully`"
+    );
+}
+
 /// Exercises rules that are not understood. If this fails, they are dropped without a word, or guessed at.
 #[test]
 fn what_is_not_understood_is_listed_with_an_unknown_share() {

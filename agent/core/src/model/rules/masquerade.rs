@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::overlap::harm;
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
-use crate::observe::{PortChoice, ServiceProxy, SourceId};
+use crate::observe::{PortChoice, RuleBackend, ServiceProxy, SourceId};
 use crate::ports::PortRange;
 use crate::report::{MasqueradeReport, OverlapReport, Report, RuleOwner, ShareReport};
 
@@ -114,12 +114,13 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
     let list = beside.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let drawn = rules.iter().any(|row| row.choice != PortChoice::Keep);
     let limited = rules.iter().any(|row| row.ports.is_some());
+    let native = !rules.is_empty() && rules.iter().all(|row| row.place.backend == RuleBackend::Nftables);
     if !drawn && !limited {
         return format!(
             "keep the pods' net.ipv4.ip_local_port_range apart from {} (see ephemeral-overlaps-nodeport), or limit the \
              rule: {}",
             overlap.node_port_range,
-            own_rules(&beside)
+            own_rules(&beside, native)
         );
     }
     match owner {
@@ -147,7 +148,7 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
              `--to-ports={list}`"
         ),
         RuleOwner::Calico | RuleOwner::Flannel | RuleOwner::Docker | RuleOwner::Libvirt | RuleOwner::Other => {
-            format!("limit the rule to other ports: {}", own_rules(&beside))
+            format!("limit the rule to other ports: {}", own_rules(&beside, native))
         }
     }
 }
@@ -159,9 +160,18 @@ fn beside(node_ports: PortRange) -> Vec<PortRange> {
     below.into_iter().chain(above).collect()
 }
 
-/// Rules to write instead of one without ports: both ranges in the right proportion, or the only one there is.
-fn own_rules(beside: &[PortRange]) -> String {
+/// Rules to write instead of one without ports: both ranges in the right proportion, or the only one there is. In the words of
+/// `nft` where the rule is one of its own.
+fn own_rules(beside: &[PortRange], native: bool) -> String {
     match beside {
+        [below, above] if native => {
+            let chance = u64::from(below.count()) * 10_000 / u64::from(below.count() + above.count());
+            format!(
+                "`meta l4proto tcp numgen random mod 10000 < {chance} masquerade to :{below} fully-random`, followed by `meta \
+                 l4proto tcp masquerade to :{above} fully-random`, and the same for udp"
+            )
+        }
+        [only] if native => format!("`meta l4proto tcp masquerade to :{only} fully-random`, and the same for udp"),
         [below, above] => {
             let chance = f64::from(below.count()) / f64::from(below.count() + above.count());
             format!(
