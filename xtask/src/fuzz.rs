@@ -126,6 +126,30 @@ fn edges<'a>(said: &'a str, moment: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
+    /// Exercises the lock file of the fuzz workspace. If this fails, somebody gave a crate a dependency without it, and nothing
+    /// is fuzzed until `cargo metadata --manifest-path tests/fuzz/Cargo.toml` has been run.
+    #[test]
+    fn the_fuzz_workspace_has_locked_what_the_crates_depend_on() {
+        let read = |file: &str| std::fs::read_to_string(workspace().join(file)).unwrap();
+        let locked = read("tests/fuzz/Cargo.lock");
+        for (name, folder) in
+            [("headroom-core", "agent/core"), ("headroom-host", "agent/host"), ("headroom-ebpf-common", "ebpf/common")]
+        {
+            let manifest = read(&format!("{folder}/Cargo.toml"));
+            let wanted = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);
+            let wanted = wanted.take_while(|line| !line.starts_with('[')).filter(|line| !line.contains("optional"));
+            let (_, package) = locked.split_once(&format!("name = \"{name}\"\n")).unwrap();
+            let package = package.split("[[package]]").next().unwrap();
+            for dependency in wanted.filter_map(|line| line.split(['.', ' ', '=']).next()) {
+                let there = dependency.is_empty()
+                    || dependency.starts_with('#')
+                    || package.contains(&format!("\"{dependency}\""))
+                    || package.contains(&format!("\"{dependency} "));
+                assert!(there, "{name} depends on {dependency}");
+            }
+        }
+    }
+
     /// Exercises what is told of a run. If this fails, nobody sees that a target never gets into its parser.
     #[test]
     fn edges_reached_are_read_from_what_libfuzzer_says() {
