@@ -59,7 +59,7 @@ fn begin() {
     for (family, seed) in &seeds {
         let read = table(*family, &seed[HOOKS..], VALID, [0; 5]).expect("the seed is a table");
         assert!(read.kube_proxy && read.rules == 4, "{read:?}");
-        assert_eq!(read.chains.iter().map(|chain| chain.rules.len()).sum::<usize>(), 2, "{read:?}");
+        assert_eq!(read.chains.iter().map(|chain| chain.rules.len()).sum::<usize>(), 4, "{read:?}");
     }
     sow(seeds.iter().map(|(_, seed)| &**seed));
 }
