@@ -410,6 +410,27 @@ fn the_gateways_own_word_on_what_it_lacks_counts() {
     assert_eq!(plan(&format!("--from {nat} --from {status} --nodes 10 --nat-ips 2")).1, 0, "trying something else");
 }
 
+/// Exercises a gateway that adds NAT IPs by itself, and says how many it has now. If this fails, the present number is taken for
+/// the most it can have.
+#[test]
+fn ips_that_a_gateway_has_added_by_itself_limit_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", &MANUAL.replace("MANUAL_ONLY", "AUTO_ONLY"));
+    let status = |missing: &str| {
+        let text = format!(
+            r#"{{"result":{{"natStatus":[{{"name":"nat-gke","autoAllocatedNatIps":["1.2.3.4"]{missing}}}]}}}}"#
+        );
+        file(&folder, "status.json", &text)
+    };
+    let (answer, code) = plan(&format!("--from {nat} --from {} --nodes 2000", status("")));
+    assert_eq!((number(&answer, "nat_ips"), code), (None, 0), "{answer:#}");
+    assert!(notes(&answer).contains("1 NAT IP is in use now"), "{answer:#}");
+    let (answer, code) = plan(&format!("--from {nat} --from {} --nodes 20", status(r#","minExtraNatIpsNeeded":2"#)));
+    assert_eq!(code, 1);
+    let options = answer["options"].as_array().unwrap();
+    assert!(options.iter().all(|option| option["says"] != "" && !option.to_string().contains("ip-pool")), "{answer:#}");
+}
+
 #[test]
 fn files_that_say_nothing_are_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();

@@ -184,3 +184,46 @@ fn the_lines_to_type_are_those_of_the_nat_at_hand() {
     let linux = of(Profile::Linux, Described { nat_ips: Some(1), ..Described::default() });
     assert!(remedy(linux, 64_512).contains("iptables: iptables -t nat -I POSTROUTING"));
 }
+
+/// Exercises remedies where the number of NAT IPs is not known. If this fails, somebody who pastes them loses NAT IPs.
+#[test]
+fn a_number_of_ips_is_set_only_where_it_is_known_that_there_are_fewer() {
+    let described = |min_ports, nat_ips| Described {
+        min_ports: Some(min_ports),
+        alias_ranges: Some(false),
+        nodes: Some(100),
+        nat_ips,
+        ..Described::default()
+    };
+    let remedy = |nat| finding(&report(nat, 4000), FindingId::NatPortsExhausted).unwrap().remedy.clone();
+    let gcp = |nat_ips| remedy(of(Profile::Gcp, described(64, nat_ips)));
+    let unknown = gcp(None);
+    assert!(unknown.contains("at least 13 NAT IPs in all") && unknown.contains("--min-ports-per-vm=8192"), "{unknown}");
+    assert!(!unknown.contains("ip-pool") && !unknown.contains("count ="), "{unknown}");
+    assert!(gcp(Some(1)).contains("--nat-external-ip-pool=ADDRESS-1,…,ADDRESS-13"));
+    let azure = |nat_ips| remedy(of(Profile::AzureLb, described(96, nat_ips)));
+    assert!(!azure(None).contains("outbound-ip-count"), "{}", azure(None));
+    assert!(azure(Some(1)).contains("--load-balancer-managed-outbound-ip-count 8"), "{}", azure(Some(1)));
+    let aws = report(of(Profile::Aws, Described::default()), 60_000);
+    let aws = &finding(&aws, FindingId::NatPortsExhausted).unwrap().remedy;
+    assert!(aws.contains("at least 2 NAT IPs in all") && !aws.contains("EIPALLOC"), "{aws}");
+}
+
+/// Exercises a gateway that adds NAT IPs by itself. If this fails, it is told to take a fixed list of them.
+#[test]
+fn a_gateway_that_adds_ips_is_not_told_how_many_to_take() {
+    let auto = Described { auto_ips: Some(true), nodes: Some(2000), missing_ips: Some(2), ..Described::default() };
+    let report = report(of(Profile::Gcp, auto), 1);
+    let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+    assert!(small.title.contains("lacks 2 NAT IPs"), "{}", small.title);
+    assert!(!small.remedy.contains("ip-pool") && small.remedy.contains("quota"), "{}", small.remedy);
+}
+
+/// Exercises a node that was left out. If this fails, one fault is told twice, once with a demand that means nothing.
+#[test]
+fn a_node_without_ports_is_told_once() {
+    let observed = Some(ObservedPorts { ports: 0, why: "as the mapping has it".to_owned() });
+    let report = report(NatSettings { observed, ..of(Profile::Gcp, Described::default()) }, 100);
+    assert!(finding(&report, FindingId::NatGatewayTooSmall).unwrap().title.contains("no NAT ports at all"));
+    assert!(finding(&report, FindingId::NatPortsExhausted).is_none());
+}

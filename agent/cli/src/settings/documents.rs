@@ -51,6 +51,13 @@ pub(crate) fn read(paths: &[PathBuf], gateway: Option<&str>) -> anyhow::Result<D
         let said = nat_documents::read(&bytes, gateway).map_err(|bad| anyhow::anyhow!("{name} {bad}"))?;
         all.take(said, &name)?;
     }
+    // As many as it has now, of those that it adds as it needs them.
+    if all.described.auto_ips == Some(true)
+        && let Some(ips) = all.described.nat_ips.take()
+    {
+        let verb = if ips == 1 { "NAT IP is" } else { "NAT IPs are" };
+        all.described.notes.push(format!("{ips} {verb} in use now; the gateway adds more by itself"));
+    }
     Ok(all)
 }
 

@@ -179,6 +179,8 @@ struct Sums {
     capacity_nodes: Option<u32>,
     required_nat_ips: Option<u32>,
     largest: u32,
+    /// The gateway adds NAT IPs by itself, and says that it could not.
+    stuck: bool,
 }
 
 impl Sums {
@@ -219,7 +221,7 @@ impl Sums {
             u32::try_from(fit).unwrap_or(u32::MAX).saturating_add(others_fit).saturating_sub(surge)
         });
         let mut required = total.map(|total| total.div_ceil(per_ip.max(1)).max(1));
-        if let Some(missing) = nat.missing_ips {
+        if let Some(missing) = nat.missing_ips.filter(|_| !nat.auto_ips) {
             required = required.max(Some(u64::from(ips).saturating_add(u64::from(missing))));
         }
         if automatic_azure_lb(nat) {
@@ -238,6 +240,7 @@ impl Sums {
             capacity_nodes,
             required_nat_ips: required.map(|ips| u32::try_from(ips).unwrap_or(u32::MAX)),
             largest: question.demand.largest(),
+            stuck: nat.auto_ips && nat.missing_ips.is_some_and(|missing| missing > 0),
         })
     }
 
@@ -247,7 +250,7 @@ impl Sums {
 
     fn fits(&self) -> bool {
         let room = self.required_nat_ips.is_none_or(|required| required <= self.ips);
-        room && self.without_ports().is_none_or(|nodes| nodes == 0) && self.largest <= self.ports.ports
+        room && !self.stuck && self.without_ports().is_none_or(|nodes| nodes == 0) && self.largest <= self.ports.ports
     }
 }
 

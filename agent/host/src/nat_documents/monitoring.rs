@@ -1,18 +1,24 @@
 //! What Cloud Monitoring measured: `projects.timeSeries.list` of the `compute.googleapis.com/nat/…` metrics.
 //!
-//! `allocated_ports` has a series for each NAT IP of a machine, which are added; `port_usage` is the largest number of
+//! `allocated_ports` has a series for each NAT IP of a machine, of which those are added that go on; `port_usage` is the largest number of
 //! connections to one destination, of which the maximum is taken.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use headroom_core::model::nat::{Described, Profile};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, Unexpected};
 use serde_json::Value;
 
 use super::count::{Count, number};
-use super::{BadDocument, Instance, Said, field, last_part};
+use super::{BadDocument, Said, field, last_part};
 
 const TOOL: &str = "Cloud Monitoring time series";
+
+/// Series whose last points are no further apart go on: the metrics are sampled every minute. What ended before the newest of a
+/// machine's series by more is an IP that it has no more.
+const TOGETHER: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -57,10 +63,47 @@ struct Interval {
 struct Measured {
     #[serde(alias = "int64_value")]
     int64_value: Option<Count>,
-    #[serde(alias = "double_value")]
+    #[serde(alias = "double_value", deserialize_with = "not_negative")]
     double_value: Option<f64>,
     #[serde(alias = "bool_value")]
     bool_value: Option<bool>,
+}
+
+fn not_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    match Option::<f64>::deserialize(deserializer)? {
+        Some(value) if value < 0.0 => Err(D::Error::invalid_value(Unexpected::Float(value), &"a number from 0 on")),
+        value => Ok(value),
+    }
+}
+
+/// The last value of a series, and when that was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Last {
+    ports: u32,
+    at: Option<String>,
+}
+
+impl Last {
+    /// Points without a number are passed over.
+    fn of(points: &[Point]) -> Option<Self> {
+        let numbered = points.iter().filter_map(|point| Some((point.interval.end_time.clone(), point.number()?)));
+        numbered.max_by(|a, b| a.0.cmp(&b.0)).map(|(at, ports)| Self { ports, at })
+    }
+
+    fn moment(&self) -> Option<SystemTime> {
+        humantime::parse_rfc3339_weak(self.at.as_deref()?).ok()
+    }
+}
+
+/// Ports of a machine now, and of when that is.
+fn present(series: &[Last]) -> (u32, Option<String>) {
+    let newest = series.iter().filter_map(Last::moment).max();
+    let goes_on = |last: &&Last| match (newest, last.moment()) {
+        (Some(newest), Some(moment)) => newest.duration_since(moment).is_ok_and(|ago| ago <= TOGETHER),
+        _ => true,
+    };
+    let ports = series.iter().filter(goes_on).map(|last| last.ports).fold(0, u32::saturating_add);
+    (ports, series.iter().filter_map(|last| last.at.clone()).max())
 }
 
 impl Point {
@@ -90,24 +133,27 @@ pub(super) fn read(list: &Value, path: &str) -> Result<Said, BadDocument> {
         ..Said::default()
     };
     let (mut known, mut dropped) = (false, BTreeMap::<String, u64>::new());
+    let (mut allocated, mut sums) = (BTreeMap::<String, Vec<Last>>::new(), false);
     for series in &list {
         let points = series.points.as_deref().unwrap_or_default();
         match last_part(&series.metric.kind).as_str() {
             "allocated_ports" => {
                 known = true;
-                let Some(latest) = points.iter().max_by_key(|point| point.interval.end_time.as_deref()) else {
-                    continue;
-                };
-                let instance = instance(&mut said, series);
-                let more = latest.number().unwrap_or(0);
-                instance.ports = Some(instance.ports.unwrap_or(0).saturating_add(more));
-                instance.at = instance.at.take().max(latest.interval.end_time.clone());
+                let name = instance(series);
+                sums |= name.is_none();
+                if let (Some(name), Some(last)) = (name, Last::of(points)) {
+                    allocated.entry(name).or_default().push(last);
+                }
             }
             "port_usage" => {
                 known = true;
                 let most = points.iter().filter_map(Point::number).max();
-                let instance = instance(&mut said, series);
-                instance.used = instance.used.max(most);
+                let name = instance(series);
+                sums |= name.is_none();
+                if let (Some(name), Some(most)) = (name, most) {
+                    let instance = said.instances.entry(name).or_default();
+                    instance.used = instance.used.max(Some(most));
+                }
             }
             "dropped_sent_packets_count" => {
                 known = true;
@@ -134,16 +180,24 @@ pub(super) fn read(list: &Value, path: &str) -> Result<Said, BadDocument> {
         let hint = ": wanted are compute.googleapis.com/nat/allocated_ports and port_usage".to_owned();
         return Err(BadDocument::Nothing { tool: TOOL, hint });
     }
+    for (name, series) in allocated {
+        let (ports, at) = present(&series);
+        let instance = said.instances.entry(name).or_default();
+        instance.ports = Some(ports);
+        instance.at = at;
+    }
+    if sums {
+        said.notes.push("series without an instance are sums over machines: not counted as one machine".to_owned());
+    }
     let dropped = dropped.into_iter().filter(|(_, packets)| *packets > 0);
     said.notes.extend(dropped.map(|(reason, packets)| format!("the gateway dropped {packets} packets: {reason}")));
     Ok(said)
 }
 
-/// The machine of a series: by its name where the answer has it, else by its number.
-fn instance<'a>(said: &'a mut Said, series: &Series) -> &'a mut Instance {
+/// The machine of a series: by its name where the answer has it, else by its number. A sum over machines has neither.
+fn instance(series: &Series) -> Option<String> {
     let system = series.metadata.as_ref().and_then(|metadata| metadata.system_labels.as_ref());
     let name = system.and_then(|labels| labels.get("name")).and_then(Value::as_str);
     let name = name.or_else(|| series.metric.label("instance_name")).or_else(|| series.resource.label("instance_name"));
-    let name = name.or_else(|| series.resource.label("instance_id")).unwrap_or("all machines together");
-    said.instances.entry(name.to_owned()).or_default()
+    name.or_else(|| series.resource.label("instance_id")).map(str::to_owned)
 }

@@ -131,6 +131,52 @@ fn monitoring_series_are_added_over_nat_ips_and_the_latest_point_counts() {
     assert!(refused(r#"{"timeSeries":[]}"#).contains("allocated_ports"));
 }
 
+/// One series of ports given to machine 7 on that NAT IP.
+fn allocated(ip: &str, labels: &str, end: &str, value: &str) -> String {
+    format!(
+        r#"{{"metric":{{"type":"compute.googleapis.com/nat/allocated_ports","labels":{{"nat_ip":"{ip}"}}}},
+            "resource":{{"type":"gce_instance","labels":{{{labels}}}}},
+            "points":[{{"interval":{{"endTime":"{end}"}},"value":{{{value}}}}}]}}"#
+    )
+}
+
+/// Exercises a NAT IP that a machine has left. If this fails, a node is told to have ports that it has no more.
+#[test]
+fn series_that_ended_are_no_part_of_the_present_allocation() {
+    let seven = r#""instance_id":"7""#;
+    let old = |end: &str| allocated("1.1.1.1", seven, end, r#""int64Value":"1024""#);
+    let new = allocated("1.1.1.2", seven, "2026-11-22T10:00:00Z", r#""int64Value":"64""#);
+    for (end, ports) in [("2026-11-22T09:57:59Z", 64), ("2026-11-22T09:58:00Z", 1088), ("2026-11-22T10:00:00.5Z", 1088)]
+    {
+        let said = said(&format!(r#"{{"timeSeries":[{},{new}]}}"#, old(end)));
+        assert_eq!(said.instances["7"].ports, Some(ports), "{end}");
+    }
+}
+
+/// Exercises values that are none. If this fails, a node is told to have no ports although nobody has said so.
+#[test]
+fn what_is_not_known_is_not_zero_ports() {
+    let end = "2026-11-22T10:00:00Z";
+    let one = |labels: &str, value: &str| format!(r#"{{"timeSeries":[{}]}}"#, allocated("1.1.1.1", labels, end, value));
+    let seven = r#""instance_id":"7""#;
+    assert!(said(&one(seven, "")).instances.is_empty());
+    let negative = refused(&one(seven, r#""doubleValue":-5"#));
+    assert!(negative.contains("`timeSeries[0].points[0].value.doubleValue`"), "{negative}");
+    let sum = said(&one("", r#""int64Value":"6400""#));
+    assert!(sum.instances.is_empty() && sum.notes[0].contains("sums over machines"), "{sum:?}");
+    let rules = r#""ruleMappings":[{"ruleNumber":1,"natIpPortRanges":["35.0.0.1:1024-1087"]}]"#;
+    for (row, ports, notes) in [
+        (format!(r#""numTotalNatPorts":1024,{rules}"#), None, 1),
+        (rules.to_owned(), None, 1),
+        (format!(r#""natIpPortRanges":["35.0.0.1:64-127"],{rules}"#), Some(64), 1),
+        (r#""numTotalNatPorts":64"#.to_owned(), None, 0),
+        (r#""numTotalNatPorts":0"#.to_owned(), Some(0), 0),
+    ] {
+        let said = said(&format!(r#"[{{"instanceName":"n","interfaceNatMappings":[{{{row}}}]}}]"#));
+        assert_eq!((said.instances["n"].ports, said.notes.len()), (ports, notes), "{row}");
+    }
+}
+
 /// A gateway in a state, as Terraform prints it: a default is a zero or a null.
 const STATE: &str = r#"{"format_version":"1.0","terraform_version":"1.5.7","values":{"root_module":{"resources":[],
   "child_modules":[{"address":"module.a","child_modules":[{"address":"module.a.module.nat","resources":[

@@ -149,16 +149,22 @@ fn in_words(nat: &NatSettings, target: Target) -> String {
     parts.extend(target.min_ports.map(|ports| format!("{min} = {ports}")));
     parts.extend(target.max_ports.map(|ports| format!("max_ports_per_vm = {ports}")));
     if let Some(ips) = target.nat_ips {
-        let there = nat.nat_ips.map_or_else(String::new, |ips| format!(" (there are {ips})"));
+        let there = nat.nat_ips.map_or_else(|| " in all".to_owned(), |ips| format!(" (there are {ips})"));
+        let least = if nat.nat_ips.is_none() { "at least " } else { "" };
         let nodes =
             nat.nodes.filter(|nodes| *nodes > 1).map_or_else(String::new, |nodes| format!(" for {nodes} nodes"));
-        parts.push(format!("{ips} NAT IPs{there}{nodes}"));
+        parts.push(format!("{least}{ips} NAT IPs{there}{nodes}"));
     }
     parts.join(" and ")
 }
 
-/// The lines to type.
+/// The lines to type. Where nobody knows how many NAT IPs there are, or the gateway adds them by itself, none sets their number:
+/// it could be smaller than what is there.
 pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
+    let target = Target { nat_ips: target.nat_ips.filter(|_| nat.nat_ips.is_some() && !nat.auto_ips), ..target };
+    if target == Target::default() {
+        return Vec::new();
+    }
     let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
     match nat.profile {
         Profile::Gcp => vec![change("terraform", gcp_terraform(target)), change("gcloud", gcloud(nat, target))],
@@ -298,9 +304,16 @@ fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
 
 /// What to do where the gateway says itself how many NAT IPs it lacks.
 pub fn missing_ips(nat: &NatSettings, missing: u32) -> Remedy {
-    let ips = nat.nat_ips.unwrap_or(1).saturating_add(missing);
-    let target = Target { nat_ips: Some(ips), ..Target::default() };
-    Remedy { says: format!("use {ips} NAT IPs or lower min_ports_per_vm"), changes: changes(nat, target) }
+    let with_ips = nat.nat_ips.filter(|_| !nat.auto_ips).map(|ips| ips.saturating_add(missing));
+    let says = match with_ips {
+        Some(ips) => format!("use {ips} NAT IPs or lower min_ports_per_vm"),
+        None if nat.auto_ips => {
+            "lower min_ports_per_vm, or raise the quota of external IP addresses: the gateway adds NAT IPs by itself"
+                .to_owned()
+        }
+        None => format!("add {missing} NAT IPs or lower min_ports_per_vm"),
+    };
+    Remedy { says, changes: changes(nat, Target { nat_ips: with_ips, ..Target::default() }) }
 }
 
 /// What to do where nodes get no ports because the gateway is too small for them.
@@ -312,7 +325,7 @@ pub fn bigger_gateway(nat: &NatSettings, ports: &NodePorts) -> Remedy {
         says,
         changes: ips.map_or_else(Vec::new, |ips| changes(nat, Target { nat_ips: Some(ips), ..Target::default() })),
     };
-    let needed = ips.unwrap_or(1);
+    let of_ips = |what: &str| ips.map_or_else(String::new, |ips| format!("use {ips} {what}, or "));
     match (nat.profile, nat.mode) {
         (Profile::Gcp, Mode::Static) => {
             let target = Target {
@@ -323,16 +336,17 @@ pub fn bigger_gateway(nat: &NatSettings, ports: &NodePorts) -> Remedy {
             };
             let fit = nat.pool().unwrap_or(0) / u64::from(super::STATIC_DEFAULT);
             let says = format!(
-                "use {needed} NAT IPs, or switch to dynamic allocation with min_ports_per_vm = {} and max_ports_per_vm = {} \
+                "{}switch to dynamic allocation with min_ports_per_vm = {} and max_ports_per_vm = {} \
                  (endpoint-independent mapping off): {fit} nodes fit",
+                of_ips("NAT IPs"),
                 super::STATIC_DEFAULT,
                 target.max_ports.unwrap_or_default()
             );
             Remedy { says, changes: changes(nat, target) }
         }
-        (Profile::Gcp, Mode::Dynamic) => with_ips(format!("use {needed} NAT IPs or lower min_ports_per_vm")),
+        (Profile::Gcp, Mode::Dynamic) => with_ips(format!("{}lower min_ports_per_vm", of_ips("NAT IPs"))),
         (Profile::AzureLb, _) if nat.min_ports.is_some_and(|ports| ports != 0) => {
-            with_ips(format!("use {needed} frontend IPs or allocate fewer ports to each node"))
+            with_ips(format!("{}allocate fewer ports to each node", of_ips("frontend IPs")))
         }
         _ => Remedy {
             says: "split the nodes over several gateways (one for each subnet)".to_owned(),

@@ -63,7 +63,7 @@ pub struct NatSettings {
     pub max_ports: Option<u32>,
     /// NAT IPs of the gateway.
     pub nat_ips: Option<u32>,
-    /// The gateway adds NAT IPs by itself.
+    /// The gateway adds NAT IPs by itself; how many there are at the moment then limits nothing.
     pub auto_ips: bool,
     /// Nodes behind the gateway.
     pub nodes: Option<u32>,
@@ -328,7 +328,8 @@ impl Described {
             min_ports: self.min_ports,
             max_ports: self.max_ports,
             nat_ips: self.nat_ips,
-            auto_ips: self.auto_ips.unwrap_or(own.auto_ips),
+            // Somebody who says how many there are means a gateway with these.
+            auto_ips: self.auto_ips.unwrap_or(own.auto_ips) && self.nat_ips.is_none(),
             nodes: self.nodes,
             surge: self.surge,
             alias_ranges: self.alias_ranges.unwrap_or(own.alias_ranges),

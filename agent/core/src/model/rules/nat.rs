@@ -12,7 +12,9 @@ use crate::observe::SourceId;
 use crate::report::{DemandReport, Report};
 
 pub(super) fn nat_ports(view: &View<'_>, report: &Report) -> Vec<Finding> {
-    let Some(ports) = view.node_ports else { return Vec::new() };
+    // Where the NAT gave none at all, that alone is to be told: `no_ports_here`.
+    let left_out = view.nat.observed.as_ref().is_some_and(|observed| observed.ports == 0);
+    let Some(ports) = view.node_ports.filter(|_| !left_out) else { return Vec::new() };
     let in_scope = view.accounts.iter().filter(|account| account.in_scope);
     let worth = in_scope.filter(|account| percent(account.demand(), ports.ports) >= u64::from(view.policy.low_percent));
     let mut findings: Vec<Finding> = worth.take(10).map(|account| nat_ports_of(account, ports, view, report)).collect();

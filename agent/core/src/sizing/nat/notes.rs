@@ -23,7 +23,7 @@ pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
 
 /// What was assumed, and limits on the number of IPs.
 fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
-    if nat.auto_ips && nat.nat_ips.is_none() {
+    if nat.auto_ips {
         notes.push(format!("the gateway adds NAT IPs by itself, up to {} of them", sums.ips));
     } else if nat.nat_ips.is_none() {
         notes.push("1 NAT IP is assumed: say how many there are with --nat-ips".to_owned());

@@ -46,12 +46,19 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     let target = Target { nat_ips: (needed > sums.ips && !nat.auto_ips).then_some(needed), ..target };
     let mut says = vec![setting(nat, target)];
     says.extend(target.nat_ips.map(|ips| format!("{ips} NAT IPs")));
+    says.retain(|part| !part.is_empty());
+    // Nothing to change helps nobody.
+    if says.is_empty() {
+        return None;
+    }
+    // One was assumed and said to be.
+    let counted = NatSettings { nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(1)), ..nat.clone() };
     Some(PlanOption {
-        says: says.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" and "),
+        says: says.join(" and "),
         capacity_nodes: then.capacity_nodes,
         nat_ips: needed,
         caution: caution(nat, target, sums.ports.ports),
-        changes: remedy::changes(nat, target),
+        changes: remedy::changes(&counted, target),
     })
 }
 
