@@ -148,6 +148,33 @@ fn metrics_carry_the_numbers_of_the_report() {
     }
 }
 
+/// Exercises a store that could be read only in part. If this fails, what was not read is told as free.
+#[test]
+fn a_network_that_was_read_in_part_has_at_least_what_was_seen() {
+    let mut report = report();
+    let mut partly = network(report.ipam.networks.first().unwrap(), 7);
+    partly.range_sets.truncate(1);
+    partly.complete = false;
+    partly.counts = VerdictCounts { leaked: 9, ..VerdictCounts::default() };
+    report.ipam.networks = vec![partly];
+    let words = |report: &Report| {
+        let text = table::report(report, None, Width::plain(80));
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let text = words(&report);
+    assert!(text.contains("n07: at least 9 of 13 in 10.64.0.2-10.64.0.14 reserved n07: 42 attached"), "{text}");
+    let series = metrics::render(&report);
+    assert!(!series.contains("reserved_addresses{network=\"n07\""), "{series}");
+    assert!(series.contains("ipam_addresses{network=\"n07\",verdict=\"leaked\"} 9.0"), "{series}");
+    assert!(!series.contains("ipam_addresses{network=\"n07\",verdict=\"in_use\"}"), "{series}");
+    let Some(network) = report.ipam.networks.first_mut() else { return };
+    network.complete = true;
+    let set = network.range_sets.first_mut().unwrap();
+    (set.used, set.exhausted) = (13, true);
+    let text = words(&report);
+    assert!(text.contains("n07: 13 of 13 in 10.64.0.2-10.64.0.14 reserved, none is left"), "{text}");
+}
+
 /// Exercises many pods behind a NAT that maps endpoint-independently. If this fails, nobody sees who holds its ports, or a node
 /// with many pods makes as many series.
 #[test]

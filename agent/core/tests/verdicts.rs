@@ -12,7 +12,8 @@ use headroom_core::model::leak::Verdict;
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
-    CoverageDetail, Fact, Holder, Ipam, Namespace, Network, Observation, Outcome, Reservation, Snapshot, SourceId,
+    AddressRange, CoverageDetail, Fact, Holder, Ipam, Namespace, Network, Observation, Outcome, Reservation, Snapshot,
+    SourceId,
 };
 use headroom_core::time::{NodeTime, Now, WallTime};
 
@@ -70,7 +71,12 @@ fn observe(ledger: &mut Ledger, second: u64, round: &Round) {
             store: STORE.to_owned(),
             ipam: Ipam::HostLocal,
             name: "gke-pod-network".to_owned(),
-            range_sets: Known::Absent,
+            range_sets: Known::Present(vec![vec![AddressRange {
+                subnet: "10.48.131.0/24".parse().unwrap(),
+                first: None,
+                last: None,
+                gateway: None,
+            }]]),
             complete: !round.cut,
             ignored: vec![],
             last_reserved: BTreeMap::new(),
@@ -178,6 +184,23 @@ fn what_an_incomplete_reading_no_longer_shows_is_not_leaked() {
     let cut = Round { cut: true, ..Round::default() };
     let (got, evidence) = verdict(&[Round::default(), cut.clone(), cut]);
     assert_eq!(got, Verdict::Undetermined, "{evidence}");
+}
+
+/// Exercises a store that could not be read. If this fails, what was not seen is told as free, and a full range as stranded.
+#[test]
+fn what_an_incomplete_reading_does_not_show_is_not_free() {
+    let of = |round: &Round| {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        observe(&mut ledger, 100, round);
+        let now = Now { node: NodeTime::from_secs(110), wall: WallTime::from_secs(NOW) };
+        let report = evaluate(&ledger, &mut Memory::default(), &Policy::default(), now);
+        let network = report.ipam.networks.first().unwrap();
+        let next = network.range_sets.first().unwrap().next;
+        let stranded = report.findings.iter().any(|finding| finding.id == FindingId::IpamRangeStranded);
+        (next, network.stranded.is_some(), stranded)
+    };
+    assert_eq!(of(&Round::default()), (Some(IpAddr::from([10, 48, 131, 2])), true, true));
+    assert_eq!(of(&Round { cut: true, ..Round::default() }), (None, false, false));
 }
 
 #[test]

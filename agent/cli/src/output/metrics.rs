@@ -63,10 +63,10 @@ families! {
     FORGOTTEN = "nat_destination_forgotten_flows", "protocol, address, port: the 20 largest in scope", "Flows open on this node that the NAT has dropped since they were silent";
     FAILED = "nat_destination_failed_connects", "protocol, address, port, cause: 5 series for each of the 20 largest in scope", "Connects to a destination that failed since start";
     DESTINATIONS = "nat_destinations", "none: 1 series", "Destinations known now";
-    ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict";
+    ADDRESSES = "ipam_addresses", "network, verdict: 4 series a network, 16 networks", "Reserved pod addresses by verdict; at least so many, and never zero, while a network is read only in part";
     USABLE = "ipam_usable_addresses", "network: 16 series", "Pod addresses a network can hand out";
     SET_USABLE = "ipam_range_set_usable_addresses", "network, ranges: 4 series a network, 16 networks", "Pod addresses that host-local can hand out of a range set";
-    SET_USED = "ipam_range_set_reserved_addresses", "network, ranges: 4 series a network, 16 networks", "Of these, reserved; at the same number the next pod finds no IP address";
+    SET_USED = "ipam_range_set_reserved_addresses", "network, ranges: 4 series a network, 16 networks", "Of these, reserved; at the same number the next pod finds no IP address; absent while a network is read only in part";
     SET_FULL_IN = "ipam_range_set_exhausted_in_seconds", "network, ranges: 4 series a network, 16 networks", "Time until a range set is used up at the present trend; absent without one";
     POOL = "ipam_pool_addresses", "network, state: 3 series a network, 16 networks", "Addresses attached to the node ahead of need: assigned to pods, cooling, warm";
     POOL_BEYOND = "ipam_pool_beyond_target_addresses", "network: 16 series", "Of the cooling and warm ones, more than the IPAM's own settings ask for; absent if those are not known";
@@ -389,7 +389,8 @@ fn ipam(writer: &mut Writer, report: &Report) {
             (Verdict::Leaked, network.counts.leaked),
             (Verdict::Undetermined, network.counts.undetermined),
         ];
-        count.map(|(verdict, count)| {
+        // A network that was read in part has at least that many, and no zero.
+        count.into_iter().filter(|(_, count)| network.complete || *count > 0).map(|(verdict, count)| {
             (VerdictLabel { network: network.network.clone(), verdict: verdict.name() }, float(count))
         })
     });
@@ -399,12 +400,13 @@ fn ipam(writer: &mut Writer, report: &Report) {
     let sets = || {
         networks().flat_map(|network| {
             let sets = network.range_sets.iter().take(MAX_RANGE_SETS);
-            sets.map(|set| (RangeSetLabel { network: network.network.clone(), ranges: set.name() }, set))
+            sets.map(move |set| (RangeSetLabel { network: network.network.clone(), ranges: set.name() }, network, set))
         })
     };
-    writer.family(&SET_USABLE, sets().map(|(label, set)| (label, float(set.usable))));
-    writer.family(&SET_USED, sets().map(|(label, set)| (label, float(set.used))));
-    writer.family(&SET_FULL_IN, sets().filter_map(|(label, set)| Some((label, float(set.exhausted_in_secs?)))));
+    writer.family(&SET_USABLE, sets().map(|(label, _, set)| (label, float(set.usable))));
+    let used = sets().filter(|(_, network, _)| network.complete).map(|(label, _, set)| (label, float(set.used)));
+    writer.family(&SET_USED, used);
+    writer.family(&SET_FULL_IN, sets().filter_map(|(label, _, set)| Some((label, float(set.exhausted_in_secs?)))));
     let pools = || networks().filter_map(|network| Some((network, network.pool.as_ref()?)));
     let states = pools().flat_map(|(network, pool)| {
         let warm = pool.idle.saturating_sub(pool.cooling);

@@ -45,7 +45,9 @@ fn report(
         .enumerate()
         .map(|(index, set)| {
             let last = u32::try_from(index).ok().and_then(|index| network.last_reserved.get(&index));
-            range_sets::report(set, &taken, last.copied())
+            let report = range_sets::report(set, &taken, last.copied());
+            // Which address is free is not known where some reservations were not seen.
+            RangeSetReport { next: report.next.filter(|_| network.complete), ..report }
         })
         .collect();
     let pool = network.pool.present().map(pool::report);
@@ -63,7 +65,7 @@ fn report(
         usable,
         usable_why,
         outside_ranges: network.range_sets.present().map(|sets| outside(sets, &taken)),
-        stranded: stranded::report(sets, &entries),
+        stranded: network.complete.then(|| stranded::report(sets, &entries)).flatten(),
         range_sets,
         pool,
         pool_why: network.pool.unknown().map(ToString::to_string),

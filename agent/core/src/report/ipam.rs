@@ -109,9 +109,9 @@ pub struct RangeSetReport {
     pub ranges: Vec<String>,
     /// Addresses it can hand out, all together.
     pub usable: u64,
-    /// Of these, reserved.
+    /// Of these, reserved; at least so many if the network was read in part.
     pub used: u64,
-    /// The address that comes next; absent if there is none.
+    /// The address that comes next; absent if there is none, or if the network was read in part.
     pub next: Option<IpAddr>,
     /// All are reserved: the next pod fails with "no IP addresses available in range set".
     pub exhausted: bool,

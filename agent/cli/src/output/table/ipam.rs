@@ -28,14 +28,17 @@ pub(super) fn ipam(out: &mut String, report: &Report, width: Width) {
 fn capacity(out: &mut String, network: &NetworkReport, width: Width) {
     for set in &network.range_sets {
         let next = match set.next {
-            Some(next) => format!("next {next}"),
-            None => "none is left".to_owned(),
+            Some(next) => format!(", next {next}"),
+            None if set.exhausted => ", none is left".to_owned(),
+            None => String::new(),
         };
+        // An incomplete reading shows at least, not at most.
+        let least = if network.complete { "" } else { "at least " };
         let soon = match (set.exhausted_in_secs, &set.exhausted_basis) {
             (Some(secs), Some(basis)) => format!("; none left in about {} ({basis})", whole(Duration::from_secs(secs))),
             _ => String::new(),
         };
-        let text = format!("{} of {} in {} reserved, {next}{soon}", set.used, set.usable, set.ranges.join(", "));
+        let text = format!("{least}{} of {} in {} reserved{next}{soon}", set.used, set.usable, set.ranges.join(", "));
         width.wrap(out, "  ", "    ", &format!("{}: {text}", network.network));
     }
     if let Some(outside) = network.outside_ranges.filter(|outside| *outside > 0) {
@@ -82,7 +85,6 @@ fn nothing_listed(coverage: &[CoverageReport], none: &str) -> String {
 fn networks(networks: &[NetworkReport], width: Width) -> String {
     let rows = networks.iter().map(|network| {
         let counts = network.counts;
-        // An incomplete reading shows at least, not at most.
         let name =
             if network.complete { network.network.clone() } else { format!("{} (read in part)", network.network) };
         let mut row = vec![name, network.usable.map_or_else(|| "?".to_owned(), |usable| usable.to_string())];

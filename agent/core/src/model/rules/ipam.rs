@@ -84,13 +84,16 @@ fn low(network: &NetworkReport, set: &RangeSetReport) -> Option<Finding> {
         return None;
     }
     let (left, ranges) = (set.usable.saturating_sub(set.used), set.name());
+    let (most, least) = if network.complete || left == 0 { ("", "") } else { ("at most ", "at least ") };
     // Every pod takes an address of each set: one that is full is not helped by the others.
     let which = if network.range_sets.len() > 1 { format!(" in {ranges}") } else { String::new() };
     let when =
         set.exhausted_in_secs.map(|secs| format!("; none will be left in about {}", whole(Duration::from_secs(secs))));
     let mut evidence = vec![counted(network)];
-    evidence
-        .push(Evidence::seen(network.ipam.source(), format!("{} of {} in {ranges} reserved", set.used, set.usable)));
+    evidence.push(Evidence::seen(
+        network.ipam.source(),
+        format!("{least}{} of {} in {ranges} reserved", set.used, set.usable),
+    ));
     let said = "the next pod fails with \"no IP addresses available in range set\"";
     evidence.extend(set.exhausted.then(|| Evidence::seen(network.ipam.source(), said)));
     evidence.extend(set.exhausted_basis.as_ref().map(|basis| Evidence::seen(network.ipam.source(), basis.as_str())));
@@ -98,7 +101,7 @@ fn low(network: &NetworkReport, set: &RangeSetReport) -> Option<Finding> {
         id: FindingId::IpamLow,
         severity: if set.exhausted { Severity::Critical } else { Severity::Warning },
         title: format!(
-            "{} has {left} of {} pod addresses left{which}{}",
+            "{} has {most}{left} of {} pod addresses left{which}{}",
             network.network,
             set.usable,
             when.unwrap_or_default()
