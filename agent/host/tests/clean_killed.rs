@@ -129,6 +129,24 @@ fn a_cleaner_killed_at_any_step_leaves_what_a_rerun_finishes() {
     assert_eq!(killed, 11);
 }
 
+/// Exercises the undo after a run that was killed before it took anything. If this fails, "the last run" undoes nothing.
+#[test]
+fn a_cleaner_killed_before_it_took_anything_is_not_the_last_run() {
+    if_child();
+    let test = "a_cleaner_killed_before_it_took_anything_is_not_the_last_run";
+    // Made, intended, locked, reread, looked: the first move comes after these.
+    for when in 0..5 {
+        let node = Node::new();
+        let cleaned = node.clean(&mut |_| {});
+        assert_eq!(cleaned.applied.len(), 3);
+        node.reserve("10.0.0.5", "gone5");
+        assert!(!child(test, "clean", &node.data_dir, when).wait().unwrap().success());
+        let kept = act::list(std::slice::from_ref(&node.data_dir)).unwrap();
+        assert_eq!(kept.iter().map(|kept| kept.taken).collect::<Vec<_>>(), [0, 3], "killed at step {when}");
+        assert_eq!(act::newest(&kept), cleaned.journals, "killed at step {when}");
+    }
+}
+
 /// Exercises SIGKILL at every step of an undo. If this fails, a crash loses a reservation for good.
 #[test]
 fn a_restore_killed_at_any_step_leaves_what_a_rerun_finishes() {

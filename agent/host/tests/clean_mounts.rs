@@ -97,6 +97,7 @@ fn a_full_disk_keeps_reservations_where_they_are_or_moves_them_whole() {
         assert_eq!(node.leaked_anywhere().len(), 3, "{what}");
         if when.is_none() {
             assert!(cleaned.refused[0].why.contains("free some space first"), "{what}");
+            assert_eq!(act::list(std::slice::from_ref(&node.data_dir)).unwrap(), [], "{what}: a run that took nothing");
         }
         std::fs::remove_file(mounted.0.join("ballast")).unwrap();
         node.clean(&mut |_| {});

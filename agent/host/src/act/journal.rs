@@ -199,10 +199,18 @@ impl Journal {
         make_room(&top, &top_path, run, clock::now().wall)?;
         let run_dir = make(&top, run, &run_path)?;
         let path = run_path.join(&place.name);
-        let made = |errno| JournalError::Make { path: path.display().to_string(), errno };
         // Another run's directory would mix two undos.
-        mkdirat(&run_dir, place.name.as_str(), Mode::S_IRWXU).map_err(made)?;
-        let dir = open(&run_dir, &place.name, &path)?;
+        if let Err(errno) = mkdirat(&run_dir, place.name.as_str(), Mode::S_IRWXU) {
+            noted(unlinkat(&top, run, UnlinkatFlags::RemoveDir));
+            return Err(JournalError::Make { path: path.display().to_string(), errno });
+        }
+        // A run that takes nothing leaves nothing, on a full disk too.
+        Self::begin(place, store, path, [&run_dir, &top]).inspect_err(|_why| noted(remove(place, run)))
+    }
+
+    /// Opens a journal's new directory and writes the first record; all of it is on disk when this returns.
+    fn begin(place: &Place, store: &Path, path: PathBuf, [run_dir, top]: [&Dir; 2]) -> Result<Self, JournalError> {
+        let dir = open(run_dir, &place.name, &path)?;
         let journal = Self::open_records(dir, path)?;
         journal.write(&[Record::Run {
             schema: SCHEMA.to_owned(),
@@ -210,7 +218,7 @@ impl Journal {
             started: clock::now().wall.to_string(),
             by: concat!("headroom ", env!("CARGO_PKG_VERSION")).to_owned(),
         }])?;
-        for made_in in [&journal.dir, &run_dir, &top, &place.data_dir] {
+        for made_in in [&journal.dir, run_dir, top, &place.data_dir] {
             fsync(made_in).map_err(|errno| JournalError::Write {
                 path: journal.path.display().to_string(),
                 error: errno.into(),
@@ -271,19 +279,30 @@ impl Journal {
             .map_err(drop)
             .and_then(|mut dir| entries(&mut dir).map_err(drop))
             .is_ok_and(|entries| entries.is_empty());
-        if !nothing_in_it {
-            return;
+        if nothing_in_it {
+            noted(remove(place, run));
         }
-        let removed: nix::Result<()> = unlinkat(&self.dir, RECORDS, UnlinkatFlags::NoRemoveDir).and_then(|()| {
-            let top = Dir::openat(&place.data_dir, FOLDER, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
-            let run_dir = Dir::openat(&top, run, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
-            unlinkat(&run_dir, place.name.as_str(), UnlinkatFlags::RemoveDir)?;
-            unlinkat(&top, run, UnlinkatFlags::RemoveDir)
-        });
-        // Another network's journal is beside it, or the disk is full: an empty directory does no harm.
-        if let Err(errno) = removed {
-            tracing::debug!(%errno, "an empty journal stays");
-        }
+    }
+}
+
+/// Removes the journal of a network that nothing was moved into, and the run's directory if it was the only one.
+fn remove(place: &Place, run: &str) -> nix::Result<()> {
+    let directory = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let top = Dir::openat(&place.data_dir, FOLDER, directory, Mode::empty())?;
+    let run_dir = Dir::openat(&top, run, directory, Mode::empty())?;
+    let dir = Dir::openat(&run_dir, place.name.as_str(), directory, Mode::empty())?;
+    match unlinkat(&dir, RECORDS, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(errno),
+    }
+    unlinkat(&run_dir, place.name.as_str(), UnlinkatFlags::RemoveDir)?;
+    unlinkat(&top, run, UnlinkatFlags::RemoveDir)
+}
+
+/// Another network's journal is beside it, or the file system became read-only: an empty directory does no harm.
+fn noted(removed: nix::Result<()>) {
+    if let Err(errno) = removed {
+        tracing::debug!(%errno, "an empty journal stays");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Putting back what a run took, unless the address has been reserved anew.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -128,14 +129,13 @@ pub fn list(data_dirs: &[PathBuf]) -> Result<Vec<Kept>, NoJournal> {
     Ok(all)
 }
 
-/// The runs' directories with the newest name: one run may have worked in several `dataDir`s.
+/// The directories of the newest run that took something: it may have worked in several `dataDir`s. One that was killed
+/// before it took anything is not what anybody wants to undo.
 pub fn newest(kept: &[Kept]) -> Vec<PathBuf> {
-    let newest = kept.iter().map(|kept| run_of(&kept.journal)).max();
-    let mut paths: Vec<PathBuf> = kept
-        .iter()
-        .filter(|kept| Some(run_of(&kept.journal)) == newest)
-        .map(|kept| PathBuf::from(&kept.journal))
-        .collect();
+    let took = || kept.iter().filter(|kept| kept.taken > 0);
+    let newest = took().map(|kept| run_of(&kept.journal)).max();
+    let mut paths: Vec<PathBuf> =
+        took().filter(|kept| Some(run_of(&kept.journal)) == newest).map(|kept| PathBuf::from(&kept.journal)).collect();
     paths.dedup();
     paths
 }
@@ -160,7 +160,12 @@ fn kept(run_dir: &Dir, name: &[u8], path: &Path) -> Kept {
     });
     match read {
         Ok((records, bad)) => {
-            kept.taken = records.iter().filter(|record| matches!(record, Record::Taken { .. })).count();
+            // What was put back had been taken, even where the run was killed before it could say so.
+            let taken = records.iter().filter_map(|record| match record {
+                Record::Taken { address } | Record::Restored { address, .. } => Some(*address),
+                _other => None,
+            });
+            kept.taken = taken.collect::<BTreeSet<IpAddr>>().len();
             kept.started = records.into_iter().find_map(|record| match record {
                 Record::Run { started, .. } => Some(started),
                 _other => None,
