@@ -75,6 +75,35 @@ fn an_unanswered_connect_wants_a_port_and_holds_none() {
     assert_eq!(node.report(1000).nat.demand.tcp.ports, Some(1));
 }
 
+/// Exercises SYNs that stay unanswered: the kernel keeps the last one for two minutes, the NAT for half a minute. If this fails,
+/// a destination that was down a minute ago is said to need ports.
+#[test]
+fn an_unanswered_connect_wants_a_port_until_the_nat_forgets_its_last_syn() {
+    let mut node = Node::new();
+    let left = [(1, 119), (2, 92), (3, 89), (4, 5)];
+    node.dump(1000, left.map(|(port, left)| entry(port, outside(443), ConntrackTcpState::SynSent, left)));
+    let now = node.destination(1000, 443);
+    assert_eq!((now.held, now.wanting), (0, 2));
+}
+
+/// Exercises connections that one end has closed and the other has not. If this fails, ports that the NAT has long given to others
+/// are counted for as long as the kernel remembers.
+#[test]
+fn a_half_closed_connection_holds_its_port_for_the_nats_transitory_time() {
+    use ConntrackTcpState::{CloseWait, FinWait, LastAck};
+    let mut node = Node::new();
+    // Silent for 5 and 40 s, 20 and 100 s, 1 s.
+    let flows = [(1, CloseWait, 55), (2, CloseWait, 20), (3, FinWait, 100), (4, FinWait, 20), (5, LastAck, 29)];
+    let flows = flows.map(|(port, state, left)| entry(port, outside(443), state, left));
+    node.dump(1000, flows);
+    let now = node.destination(1000, 443);
+    assert_eq!((now.held, now.active, now.forgotten, now.wanting), (3, 3, Some(2), 0));
+    // Of one pair that the TCP counters account for, they know who has closed: the table takes nothing away.
+    node.count(1000, [counter(5, 0, 0, 0)]);
+    node.dump(1000, flows);
+    assert_eq!(node.destination(1000, 443).held, 5);
+}
+
 #[test]
 fn a_silent_udp_flow_is_forgotten_by_the_nat_before_the_node_forgets_it() {
     let mut node = Node::new();

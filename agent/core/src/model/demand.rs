@@ -244,16 +244,17 @@ impl Account {
     }
 
     fn add(&mut self, source: IpAddr, weight: Weight) {
+        let forgotten = weight.forgotten.saturating_add(weight.half_forgotten);
         self.held = self.held.saturating_add(weight.held);
         self.wanting = self.wanting.saturating_add(weight.wanting);
         self.active = self.active.saturating_add(weight.active);
-        self.forgotten = self.forgotten.saturating_add(weight.forgotten);
+        self.forgotten = self.forgotten.saturating_add(forgotten);
         self.ended_lately = self.ended_lately.saturating_add(weight.ended_lately);
-        if weight.held > 0 || weight.wanting > 0 || weight.forgotten > 0 || weight.ended_before_in_tables > 0 {
+        if weight.held > 0 || weight.wanting > 0 || forgotten > 0 || weight.ended_before_in_tables > 0 {
             let share = self.by_source.of(source);
             share.held = share.held.saturating_add(weight.held);
             share.wanting = share.wanting.saturating_add(weight.wanting);
-            share.forgotten = share.forgotten.saturating_add(weight.forgotten);
+            share.forgotten = share.forgotten.saturating_add(forgotten);
             share.ended_before = share.ended_before.saturating_add(weight.ended_before_in_tables);
         }
     }

@@ -12,7 +12,7 @@ use crate::time::NodeTime;
 /// What flows are doing, as far as the kernel's table tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CohortState {
-    /// TCP connects that nobody had answered when the table was read.
+    /// TCP connects that nobody had answered when the table was read; the last SYN passed at that moment.
     Wanting,
     /// Open, and packets pass.
     Busy,
@@ -26,11 +26,22 @@ pub enum CohortState {
     GoneClosed,
     /// Like `Reset`, and forgotten by the node since.
     GoneReset,
+    /// TCP connections that are half open: answered and not confirmed yet, or closed by one end only. The last packet passed at
+    /// that moment.
+    Transitory,
 }
 
 impl CohortState {
-    const ALL: [Self; 7] =
-        [Self::Wanting, Self::Busy, Self::Open, Self::Closed, Self::Reset, Self::GoneClosed, Self::GoneReset];
+    const ALL: [Self; 8] = [
+        Self::Wanting,
+        Self::Busy,
+        Self::Open,
+        Self::Closed,
+        Self::Reset,
+        Self::GoneClosed,
+        Self::GoneReset,
+        Self::Transitory,
+    ];
 
     /// Whether the flows are in the node's table.
     pub fn is_live(self) -> bool {
@@ -57,7 +68,8 @@ impl Cohort {
 
     /// As fine as it is kept at that age. Later rather than earlier: a flow is not taken for silent before it is.
     pub(super) fn as_kept(self, now: NodeTime) -> Self {
-        if self.state == CohortState::Open && self.since < tenths(now).saturating_sub(FINE_TENTHS) {
+        let silent = matches!(self.state, CohortState::Open | CohortState::Transitory | CohortState::Wanting);
+        if silent && self.since < tenths(now).saturating_sub(FINE_TENTHS) {
             Self { since: self.since.next_multiple_of(MINUTE_TENTHS), ..self }
         } else {
             self
@@ -79,13 +91,14 @@ impl Cohort {
         // What is left is told in whole seconds, rounded down: the middle is the likeliest.
         let set = timer_set(entry, at, timeouts).map(|set| set.after(Duration::from_millis(500)).min(at));
         let (state, since) = match entry.tcp {
-            Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) => (CohortState::Wanting, None),
-            Some(Tcp::Established | Tcp::SynRecv | Tcp::FinWait | Tcp::CloseWait | Tcp::LastAck) => {
-                set.map_or((CohortState::Busy, None), |set| (CohortState::Open, Some(set)))
+            Some(Tcp::None | Tcp::SynSent | Tcp::SynSent2) => (CohortState::Wanting, Some(set.unwrap_or(at))),
+            Some(Tcp::SynRecv | Tcp::FinWait | Tcp::CloseWait | Tcp::LastAck) => {
+                (CohortState::Transitory, Some(set.unwrap_or(at)))
             }
+            Some(Tcp::Established) => set.map_or((CohortState::Busy, None), |set| (CohortState::Open, Some(set))),
             Some(Tcp::TimeWait) => (CohortState::Closed, Some(set.unwrap_or(at))),
             Some(Tcp::Close) => (CohortState::Reset, Some(set.unwrap_or(at))),
-            None if entry.key.protocol == Protocol::TCP && !entry.replied => (CohortState::Wanting, None),
+            None if entry.key.protocol == Protocol::TCP && !entry.replied => (CohortState::Wanting, Some(at)),
             None => set.map_or((CohortState::Busy, None), |set| (CohortState::Open, Some(set))),
         };
         Self { state, since: since.map_or(0, tenths), count: 0 }
@@ -100,11 +113,23 @@ fn timer_set(entry: &ConntrackEntry, at: NodeTime, timeouts: ConntrackTimeouts) 
     if entry.tcp == Some(ConntrackTcpState::Established) && remaining <= shorter {
         return None;
     }
+    // Half-open connections likewise, where theirs are set to more than that: they were silent for the rest of the shorter one at
+    // least.
+    let transitory = |timeout: u32| {
+        let least = timeouts.tcp_unacknowledged.min(timeouts.tcp_max_retrans);
+        if remaining <= shorter { timeout.min(least) } else { timeout }
+    };
     let timeout = match (entry.tcp, entry.key.protocol) {
         (Some(ConntrackTcpState::Established), _) => timeouts.tcp_established,
         (Some(ConntrackTcpState::TimeWait), _) => timeouts.tcp_time_wait,
         (Some(ConntrackTcpState::Close), _) => timeouts.tcp_close,
-        (Some(_), _) => return None,
+        (Some(ConntrackTcpState::None | ConntrackTcpState::SynSent | ConntrackTcpState::SynSent2), _) => {
+            transitory(timeouts.tcp_syn_sent)
+        }
+        (Some(ConntrackTcpState::SynRecv), _) => transitory(timeouts.tcp_syn_recv),
+        (Some(ConntrackTcpState::FinWait), _) => transitory(timeouts.tcp_fin_wait),
+        (Some(ConntrackTcpState::CloseWait), _) => transitory(timeouts.tcp_close_wait),
+        (Some(ConntrackTcpState::LastAck), _) => transitory(timeouts.tcp_last_ack),
         (None, Protocol::UDP) if entry.assured => timeouts.udp_stream,
         (None, Protocol::UDP) => timeouts.udp,
         (None, Protocol::ICMP | Protocol::ICMPV6) => timeouts.icmp,
@@ -216,13 +241,17 @@ impl Cohorts {
         // From where they are taken, in this order: a flow may have moved on since the last dump.
         let (from, gone, earliest) = match end {
             End::TimeWait => {
-                ([State::Closed, State::Busy, State::Open], Some(State::GoneClosed), ago(timeouts.tcp_time_wait))
+                let from = [State::Closed, State::Transitory, State::Busy, State::Open];
+                (from, Some(State::GoneClosed), ago(timeouts.tcp_time_wait))
             }
-            End::Reset => ([State::Reset, State::Busy, State::Open], Some(State::GoneReset), ago(timeouts.tcp_close)),
-            End::Unanswered => ([State::Wanting, State::Busy, State::Open], None, 0),
+            End::Reset => {
+                let from = [State::Reset, State::Busy, State::Open, State::Transitory];
+                (from, Some(State::GoneReset), ago(timeouts.tcp_close))
+            }
+            End::Unanswered => ([State::Wanting, State::Busy, State::Open, State::Transitory], None, 0),
             // A TCP connection that vanished while open: nobody told the NAT, so count it as held from now on, rather too long.
             End::Other { .. } if protocol == Protocol::TCP => {
-                ([State::Busy, State::Open, State::Wanting], Some(State::GoneClosed), tenths(at))
+                ([State::Busy, State::Open, State::Transitory, State::Wanting], Some(State::GoneClosed), tenths(at))
             }
             // A timer ran out: the last packet passed a whole time-out ago.
             End::Other { assured } => {
@@ -231,7 +260,7 @@ impl Cohorts {
                     Protocol::UDP => timeouts.udp,
                     _ => timeouts.icmp,
                 };
-                ([State::Open, State::Busy, State::Wanting], Some(State::GoneClosed), ago(timeout))
+                ([State::Open, State::Busy, State::Transitory, State::Wanting], Some(State::GoneClosed), ago(timeout))
             }
         };
         let mut left = count;
@@ -251,7 +280,7 @@ impl Cohorts {
     /// Takes so many flows away again that were never there.
     pub(super) fn shrink(&mut self, mut count: u32) {
         use CohortState as State;
-        for state in [State::Closed, State::Reset, State::Open, State::Busy, State::Wanting] {
+        for state in [State::Closed, State::Reset, State::Transitory, State::Open, State::Busy, State::Wanting] {
             count -= self.take(state, count).iter().map(|cohort| cohort.count).sum::<u32>();
         }
     }

@@ -120,7 +120,8 @@ impl SourcePorts {
         let cohort = cohort.as_kept(at);
         let since = |span: Duration| at.since(cohort.since()) < span;
         match cohort.state {
-            CohortState::Wanting | CohortState::Busy => true,
+            CohortState::Busy => true,
+            CohortState::Wanting | CohortState::Transitory => since(hold.tcp_transitory),
             CohortState::Open => since(silent),
             CohortState::Closed | CohortState::GoneClosed => since(hold.tcp_time_wait),
             CohortState::Reset | CohortState::GoneReset => since(hold.tcp_reset),

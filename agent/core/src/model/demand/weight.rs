@@ -28,6 +28,9 @@ pub(super) struct Weight {
     pub(super) open: u32,
     /// Of those: silent for so long that the NAT has forgotten them.
     pub(super) forgotten: u32,
+    /// Likewise, but half closed. Those are not taken from what the TCP counters count as open: the table
+    /// does not say which of them they have seen end already.
+    pub(super) half_forgotten: u32,
     /// Of those open: silent for more than half of that time, but not all of it.
     pub(super) silent: u32,
     /// Ended within [`LATELY`].
@@ -67,7 +70,21 @@ impl Weight {
                 weight.entries = weight.entries.saturating_add(cohort.count);
             }
             match cohort.state {
-                CohortState::Wanting => weight.wanting = weight.wanting.saturating_add(cohort.count),
+                // Until it forgets the last SYN.
+                CohortState::Wanting => {
+                    if clock.as_read.since(cohort.since()) < hold.tcp_transitory {
+                        weight.wanting = weight.wanting.saturating_add(cohort.count);
+                    }
+                }
+                CohortState::Transitory => {
+                    weight.open = weight.open.saturating_add(cohort.count);
+                    if clock.as_read.since(cohort.since()) < hold.tcp_transitory {
+                        weight.held = weight.held.saturating_add(cohort.count);
+                        weight.active = weight.active.saturating_add(cohort.count);
+                    } else {
+                        weight.half_forgotten = weight.half_forgotten.saturating_add(cohort.count);
+                    }
+                }
                 CohortState::Busy | CohortState::Open => {
                     weight.open = weight.open.saturating_add(cohort.count);
                     let silent_for = match cohort.state {

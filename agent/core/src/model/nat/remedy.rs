@@ -130,12 +130,12 @@ fn ips_for(nat: &NatSettings, wanted: u32) -> Option<Target> {
     capacity.max_ips.is_none_or(|most| ips <= most).then_some(Target { nat_ips: Some(ips), ..Target::default() })
 }
 
-/// How many NAT IPs hold so many ports, if that is more than there are (or nobody knows how many there are).
+/// How many NAT IPs hold so many ports, if that is more than there are; one there is, whoever says nothing.
 pub fn more_ips(nat: &NatSettings, ports: u64) -> Option<u32> {
     let capacity = nat.profile.capacity()?;
     let needed = ports.div_ceil(u64::from(nat.ports_of_an_ip(capacity.ports_per_ip).max(1)));
     let needed = u32::try_from(needed).unwrap_or(u32::MAX);
-    (!nat.auto_ips && nat.nat_ips.is_none_or(|ips| needed > ips)).then_some(needed)
+    (!nat.auto_ips && needed > nat.nat_ips.unwrap_or(1)).then_some(needed)
 }
 
 fn in_words(nat: &NatSettings, target: Target) -> String {
