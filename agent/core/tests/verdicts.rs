@@ -203,6 +203,27 @@ fn what_an_incomplete_reading_does_not_show_is_not_free() {
     assert_eq!(of(&Round { cut: true, ..Round::default() }), (None, false, false));
 }
 
+/// Exercises a node whose addresses are kept where nobody looks. If this fails, `check` calls it clean.
+#[test]
+fn a_node_without_a_store_that_is_read_is_not_clean() {
+    let mut ledger = Ledger::new(LedgerLimits::default());
+    let why = || Why::new("the dataDir is not mounted");
+    let detail = CoverageDetail { how: "test".to_owned(), degraded: Some(why()) };
+    let facts = [
+        Fact::Begin(Snapshot::Reservations),
+        Fact::End { snapshot: Snapshot::Reservations, outcome: Outcome::Partial(why()) },
+        Fact::Coverage(Known::Present(detail)),
+    ];
+    for (at, fact) in (100..).zip(facts) {
+        ledger.apply(Observation { at: NodeTime::from_secs(at), source: SourceId::HostLocal, fact });
+    }
+    let now = Now { node: NodeTime::from_secs(110), wall: WallTime::from_secs(NOW) };
+    let findings = evaluate(&ledger, &mut Memory::default(), &Policy::default(), now).findings;
+    let open = findings.iter().find(|finding| finding.subject == "host-local").unwrap();
+    assert_eq!(open.severity, Severity::Unknown);
+    assert_eq!(open.evidence.first().unwrap().said, "which pod addresses are reserved stays unknown");
+}
+
 #[test]
 fn unreadable_namespaces_leave_it_open() {
     let round =

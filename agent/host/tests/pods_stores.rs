@@ -140,6 +140,21 @@ fn an_empty_directory_beside_another_ipam_is_not_zero_use() {
     let round = observe(&mut source);
     assert!(round.networks.is_empty());
     assert!(round.degraded().contains("`metis`, whose store is not read"), "{}", round.degraded());
+    assert!(matches!(&round.outcome, Outcome::Partial(why) if why.as_str().contains("`metis`")), "{:?}", round.outcome);
+
+    // Calico's addresses come from pools of the cluster: no range of this node can be used up.
+    let tree = tempfile::tempdir().unwrap();
+    let conf = tree.path().join("etc/cni/net.d");
+    std::fs::create_dir_all(&conf).unwrap();
+    std::fs::write(
+        conf.join("10-calico.conflist"),
+        r#"{"name":"c","plugins":[{"type":"calico","ipam":{"type":"calico-ipam"}}]}"#,
+    )
+    .unwrap();
+    let root = HostRoot::at(tree.path());
+    let round = observe(&mut HostLocalSource::new(root, "/var/lib/cni/networks".into(), "/etc/cni/net.d".into()));
+    assert!(round.degraded().contains("`calico-ipam`, whose store is not read"), "{}", round.degraded());
+    assert_eq!(round.outcome, Outcome::Complete);
 }
 
 #[test]

@@ -82,6 +82,7 @@ impl AwsVpcCniSource {
         if stores.is_empty() {
             return self.without_checkpoint(cards, round, emit);
         }
+        let with_store: Vec<u32> = stores.iter().map(|(card, ..)| *card).collect();
         for (card, path, read) in stores {
             let store = path.display().to_string();
             let pool = match &cards {
@@ -91,13 +92,14 @@ impl AwsVpcCniSource {
             let complete = match read {
                 Ok(checkpoint) => {
                     round.how.push(format!("`{store}`"));
-                    round.missing.extend(checkpoint.unusable.map(|why| format!("`{store}`: {why}")));
+                    let complete = checkpoint.unusable.is_none();
+                    round.partial.extend(checkpoint.unusable.map(|why| format!("`{store}`: {why}")));
                     let reservations = checkpoint.reservations.into_iter();
                     reservations
                         .map(|row| Reservation { store: store.as_str().into(), ..row })
                         .map(Fact::from)
                         .for_each(&mut *emit);
-                    true
+                    complete
                 }
                 Err(why) => {
                     round.partial.push(format!("the checkpoint `{store}` {why}"));
@@ -106,7 +108,25 @@ impl AwsVpcCniSource {
             };
             emit(Fact::Network(network(store, complete, pool)));
         }
+        if let Ok((cards, targets)) = &cards {
+            for card in cards.iter().filter(|card| !with_store.contains(&card.index)) {
+                let path = self.checkpoint(card.index);
+                round.missing.push(format!("`{}` does not exist, so ipamd's own answer stands in", path.display()));
+                self.told(card, targets, emit);
+            }
+        }
         true
+    }
+
+    /// A network card as ipamd itself tells of it.
+    fn told(&self, card: &Card, targets: &Known<WarmTargets>, emit: &mut dyn FnMut(Fact)) {
+        let store = format!("{}/v1/enis#{}", self.server, card.index);
+        let reservations = card.reservations.iter().cloned();
+        reservations
+            .map(|row| Reservation { store: store.as_str().into(), ..row })
+            .map(Fact::from)
+            .for_each(&mut *emit);
+        emit(Fact::Network(network(store, true, pool(Some(card), targets))));
     }
 
     /// Asks ipamd; `None` if nobody is there and nothing else speaks for the AWS VPC CNI.
@@ -150,15 +170,7 @@ impl AwsVpcCniSource {
             self.checkpoint(0).display(),
             self.directory.display()
         ));
-        for card in cards {
-            let store = format!("{}/v1/enis#{}", self.server, card.index);
-            let reservations = card.reservations.iter().cloned();
-            reservations
-                .map(|row| Reservation { store: store.as_str().into(), ..row })
-                .map(Fact::from)
-                .for_each(&mut *emit);
-            emit(Fact::Network(network(store, true, pool(Some(&card), &targets))));
-        }
+        cards.iter().for_each(|card| self.told(card, &targets, emit));
         true
     }
 }
@@ -213,3 +225,6 @@ impl Source for AwsVpcCniSource {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

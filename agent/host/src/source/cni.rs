@@ -65,6 +65,8 @@ pub struct CniConfig {
     /// Networks whose addresses are kept where headroom does not look; each a sentence. That nothing of them is seen does not
     /// mean that nothing of them is used.
     pub elsewhere: Vec<String>,
+    /// One of those hands out of the node's own range: how much of it is left is not known.
+    pub unread_range: bool,
     /// IPAMs that another source reads, and the file that names each first.
     pub others: BTreeMap<&'static str, String>,
     /// There is no such directory.
@@ -97,7 +99,9 @@ pub fn read(root: &HostRoot, directory: &Path) -> CniConfig {
             .and_then(|bytes| parse(&file, &bytes).map(|networks| (networks, bytes)));
         let networks = networks.map(|(networks, bytes)| {
             config.elsewhere.extend(elsewhere(&file, &bytes));
-            for ipam in READ_BY_OTHERS.iter().filter(|ipam| ipams(&bytes).iter().any(|named| named == *ipam)) {
+            let named = ipams(&bytes);
+            config.unread_range |= named.iter().any(|ipam| UNREAD_RANGE.contains(&ipam.as_str()));
+            for ipam in READ_BY_OTHERS.iter().filter(|ipam| named.iter().any(|named| named == *ipam)) {
                 config.others.entry(ipam).or_insert_with(|| file.clone());
             }
             networks
@@ -181,6 +185,9 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<ConfiguredNetwork>, BadConf
 const NOT_ELSEWHERE: [&str; 3] = ["host-local", "static", "dhcp"];
 /// Those that another source reads.
 const READ_BY_OTHERS: [&str; 3] = ["azure-vnet-ipam", "azure-vnet-ipamv6", "azure-cns"];
+
+/// Those that hand out of the node's own range and are not read. Calico's and whereabouts' pools are the cluster's.
+const UNREAD_RANGE: [&str; 1] = ["metis"];
 
 /// The IPAMs that a file names.
 fn ipams(bytes: &[u8]) -> Vec<String> {

@@ -63,6 +63,10 @@ struct Round {
     partial: Vec<String>,
     /// What is missing but proves nothing wrong.
     warnings: Vec<String>,
+    /// What would tell of pods' addresses and is not there.
+    unread: Vec<String>,
+    /// A network was shown.
+    any: bool,
     /// Directories that were read, by device and inode.
     seen: BTreeSet<(u64, u64)>,
     /// Reservations this process may not open.
@@ -113,7 +117,11 @@ impl HostLocalSource {
             }
         }
         let unread = !config.elsewhere.is_empty();
-        round.warnings.extend(config.warnings.into_iter().chain(config.elsewhere));
+        round.warnings.extend(config.warnings);
+        if config.unread_range { &mut round.unread } else { &mut round.warnings }.extend(config.elsewhere);
+        // Where nothing else was read either, nobody knows how many addresses are used.
+        let open = std::mem::take(&mut round.unread);
+        if round.any { &mut round.warnings } else { &mut round.partial }.extend(open);
         if self.named.cni_conf_dir && config.missing {
             // It might name more stores.
             let why = format!("the CNI configuration `{}` does not exist", self.cni_conf_dir.display());
@@ -143,7 +151,7 @@ impl HostLocalSource {
         if more {
             round.partial.push(format!("`{}` has more than {NETWORKS_LIMIT} entries", self.cni_dir.display()));
         }
-        for entry in entries {
+        for entry in &entries {
             let name = entry.name.to_bytes();
             // CNI takes no such name for a network: the cleaner's journal is called so.
             if name.starts_with(b".") {
@@ -158,6 +166,17 @@ impl HostLocalSource {
                 let named = StoreName { store, network, range_sets };
                 round.read_network(&top, &entry.name, named, bounds, &mut self.remembered, emit);
             }
+        }
+        let here = |dir: Option<&Path>| dir.is_none_or(|dir| dir == self.cni_dir);
+        let listed = |name: &str| entries.iter().any(|entry| entry.name.to_bytes() == name.as_bytes());
+        let configured = config.networks.iter().filter(|network| here(network.data_dir.as_deref()));
+        for network in configured.filter(|network| !more && !listed(&network.name)) {
+            let named = StoreName {
+                store: store::path(&self.cni_dir, network.name.as_bytes()),
+                network: network.name.clone(),
+                range_sets: network.range_sets.clone(),
+            };
+            round.not_yet(named, emit);
         }
         Ok(true)
     }
@@ -215,16 +234,25 @@ impl Round {
                 let Remarks { partial, denied } = remembered.read(dir, named, bounds, emit);
                 self.partial.extend(partial.map(|why| why.to_string()));
                 self.denied += denied;
+                self.any = true;
             }
-            // Removed meanwhile, or a plain file where the file system does not tell.
-            Err(Refusal::Missing) => {}
+            Err(Refusal::Missing) => self.not_yet(named, emit),
             Err(refusal) => {
                 self.partial.push(format!("`{}` {refusal}", named.store));
                 // Something else in the place of a directory is no network.
                 if matches!(refusal, Refusal::Denied | Refusal::Failed { .. }) {
-                    emit(store::unread(named));
+                    emit(store::without_reservations(named, false));
+                    self.any = true;
                 }
             }
+        }
+    }
+
+    /// A network without a directory: host-local makes it for the first address. Without ranges there is nothing to tell of it.
+    fn not_yet(&mut self, named: StoreName, emit: &mut dyn FnMut(Fact)) {
+        if named.range_sets.present().is_some() {
+            emit(store::without_reservations(named, true));
+            self.any = true;
         }
     }
 
@@ -235,8 +263,8 @@ impl Round {
             data_dir.display(),
             shown(network.as_bytes())
         );
-        if !self.warnings.contains(&warning) {
-            self.warnings.push(warning);
+        if !self.unread.contains(&warning) {
+            self.unread.push(warning);
         }
     }
 

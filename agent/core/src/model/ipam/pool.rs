@@ -21,7 +21,7 @@ pub(super) fn report(pool: &Pool) -> PoolReport {
         beyond_target: beyond,
         targets: match &pool.targets {
             Known::Present(targets) => words(targets, pool.prefixes),
-            Known::Absent => "ipamd does not tell its settings".to_owned(),
+            Known::Absent => "what it keeps spare is not told".to_owned(),
             Known::Unknown(why) => why.to_string(),
         },
         interfaces: u64::try_from(pool.interfaces.len()).unwrap_or(u64::MAX),

@@ -21,6 +21,9 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
             Known::Absent => continue,
         };
         let (open, severity) = match source {
+            SourceId::HostLocal if works_partly && cut_short(view, *source) && !has_networks(view, *source) => {
+                ("which pod addresses are reserved stays unknown".to_owned(), Severity::Unknown)
+            }
             // What is missing may be just what was asked for.
             SourceId::HostLocal | SourceId::AwsVpcCni | SourceId::AzureCni | SourceId::Cilium | SourceId::Cri
                 if works_partly && cut_short(view, *source) =>
@@ -111,6 +114,11 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether the source shows any network.
+fn has_networks(view: &View<'_>, source: SourceId) -> bool {
+    view.ledger.reservations().networks().iter().any(|network| network.ipam.source() == source)
 }
 
 /// Whether the source's last reading was not complete.

@@ -199,9 +199,10 @@ pub fn targets(bytes: &[u8]) -> Known<WarmTargets> {
     let (warm_eni, warm_ip) = (target("WARM_ENI_TARGET"), target("WARM_IP_TARGET"));
     if !settings.contains_key("MINIMUM_IP_TARGET") {
         let known = [("WARM_ENI_TARGET", warm_eni), ("WARM_IP_TARGET", warm_ip)];
-        let known: Vec<String> =
+        let mut said: Vec<String> =
             known.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?))).collect();
-        return Known::because(format!("{}, MINIMUM_IP_TARGET is not told by ipamd", known.join(", ")));
+        said.push("MINIMUM_IP_TARGET is not told by ipamd".to_owned());
+        return Known::because(said.join(", "));
     }
     Known::Present(WarmTargets {
         warm_eni,

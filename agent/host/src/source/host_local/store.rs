@@ -96,15 +96,15 @@ fn last_reserved_in(dir: &Dir, set: u32) -> Option<IpAddr> {
     std::str::from_utf8(buffer.get(..small.len)?).ok()?.trim().parse().ok()
 }
 
-/// A network whose directory is there but could not be opened.
-pub(super) fn unread(named: StoreName) -> Fact {
+/// A network without reservations: its directory could not be opened, or (then this is all) is not there yet.
+pub(super) fn without_reservations(named: StoreName, complete: bool) -> Fact {
     let StoreName { store, network, range_sets } = named;
     Fact::Network(Network {
         store,
         ipam: Ipam::HostLocal,
         name: network,
         range_sets,
-        complete: false,
+        complete,
         ignored: Vec::new(),
         last_reserved: BTreeMap::new(),
         pool: Known::Absent,
