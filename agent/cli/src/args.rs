@@ -51,7 +51,7 @@ pub enum Command {
     },
     /// Arithmetic before you build: what fits, what does not, and what to set. No node is read.
     ///
-    /// Exit code: 0 it fits, 1 it does not, 64 wrong usage.
+    /// Exit code: 0 it fits (or no range was given that it could fit into), 1 it does not, 64 wrong usage.
     Plan {
         /// Of what.
         #[command(subcommand)]

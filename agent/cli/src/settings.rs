@@ -242,6 +242,9 @@ fn clean_settings(file: &CleanFile, interval: Option<Duration>) -> anyhow::Resul
         bail!("`max_percent` of `[clean]` is {percent}: 1 to 100 are possible");
     }
     let max = file.max.unwrap_or(CleanSettings::MAX);
+    if max == 0 {
+        bail!("`max` of `[clean]` is 0: at least 1 is possible; without `interval_secs` nothing is given back");
+    }
     let max_why = Some(format!("{max} are given back in one run at most (`max` of `[clean]`); the next run goes on"));
     let limits = Limits { max, max_why, percent, force: false, network: file.network.clone() };
     let max_per_hour = file.max_per_hour.unwrap_or(CleanSettings::MAX_PER_HOUR);
@@ -329,6 +332,7 @@ mod tests {
         assert!(set.clean_every(None).unwrap_err().to_string().contains("grace period of 1m"));
         let bad = |toml: &str| format!("{:#}", settings(toml, &NatArgs::default()).unwrap_err());
         assert!(bad("[clean]\ninterval_secs = 600\nmax_percent = 101\n").contains("max_percent"));
+        assert!(bad("[clean]\ninterval_secs = 600\nmax = 0\n").contains("`max` of `[clean]` is 0"));
         assert!(bad("[clean]\nforce = true\n").contains("force"));
     }
 

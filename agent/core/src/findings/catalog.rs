@@ -154,7 +154,7 @@ catalog! {
 
     /// A containerd that forgets sandboxes with their addresses.
     KnownIssueContainerd5768 = "known-issue-containerd-5768", "This containerd is known to leak pod addresses", since "0.1.0";
-    means "The container runtime is a containerd of before the fix of issue 5768 (in 1.7 and about 1.6.9; on GKE 1.22.17-gke.3100, 1.23.16-gke.200, 1.24.9-gke.3200, 1.25.6-gke.200). When the set-up of a sandbox takes too long, its teardown fails, the sandbox is forgotten, and the address it had stays reserved.";
+    means "The container runtime is a containerd of before the fix of issue 5768 (in 1.7 and about 1.6.9; on GKE 1.22.17-gke.3100, 1.23.16-gke.200, 1.24.9-gke.3200, 1.25.6-gke.200). When the set-up of a sandbox takes too long, its teardown fails, the sandbox is forgotten, and the address it had stays reserved. A build of GKE's own (1.6.8-gke.0) may have the fix under an older number: then it is told as information, and the GKE version decides.";
     matters "Each such pod costs an address of the node for good. When all are gone, no pod starts here any more: \"no IP addresses available in range set\".";
     remedy "Upgrade the runtime. `headroom ipam scan` shows what leaked already. A version with the fix is no proof that nothing leaks: look again after the upgrade.";
 

@@ -70,8 +70,8 @@ pub struct PodPlan {
     pub binding: Option<Binding>,
     /// The share of a node's addresses that its pods use; absent if their number was not given.
     pub used_ratio: Option<f64>,
-    /// Whether the nodes that are wanted fit; without a number, whether any does.
-    pub fits: bool,
+    /// Whether the nodes that are wanted fit; without a number, whether any does. Absent if no range was given.
+    pub fits: Option<bool>,
     /// What to change; absent if there is nothing.
     pub suggestion: Option<String>,
     /// What to know about it.
@@ -123,7 +123,7 @@ pub fn plan(question: &Question) -> Result<PodPlan, PodsError> {
         (None, Some(_)) => Some(Binding::NodeRange),
         (None, None) => None,
     };
-    let fits = max_nodes.is_none_or(|max| max >= nodes.unwrap_or(1));
+    let fits = max_nodes.map(|max| max >= nodes.unwrap_or(1));
     let mut plan = PodPlan {
         node_prefix,
         addresses_per_node,
@@ -199,8 +199,8 @@ fn suggestion(question: &Question, plan: &PodPlan) -> Option<String> {
     // Of the pods that really run, with as many again to spare.
     let enough = question.pods_per_node.map(|pods| pods.saturating_mul(2).next_power_of_two().clamp(8, 256));
     let lower = enough.filter(|pods| node_prefix(*pods) > plan.node_prefix);
-    if let Some(wanted) = question.nodes.filter(|_| !plan.fits) {
-        if plan.max_nodes_by_pods.is_some_and(|most| most < wanted) {
+    if let Some(wanted) = question.nodes.filter(|_| plan.fits != Some(true)) {
+        if plan.max_nodes_by_pods.map_or(plan.fits.is_none(), |most| most < wanted) {
             let needed = wanted.saturating_mul(plan.addresses_per_node);
             let range = prefix_with(needed).map_or_else(
                 || "more than there are IPv4 addresses".to_owned(),
@@ -225,7 +225,7 @@ fn suggestion(question: &Question, plan: &PodPlan) -> Option<String> {
             plan.addresses_per_node
         ));
     }
-    if !said.is_empty() && (lower.is_some() || !plan.fits) {
+    if !said.is_empty() && (lower.is_some() || plan.fits == Some(false)) {
         said.push("the maximum of a node pool cannot be changed: it takes a new one".to_owned());
     }
     (!said.is_empty()).then(|| said.join("; "))
@@ -266,9 +266,11 @@ fn notes(question: &Question, plan: &PodPlan) -> Vec<String> {
             "more than {NODES_WITHOUT_QUOTA} nodes need a regional, private cluster and a quota from Google"
         ));
     }
-    let pods = question.nodes.zip(question.pods_per_node).map(|(nodes, pods)| nodes.saturating_mul(u64::from(pods)));
+    // What is not given may be as many as fit.
+    let pods_per_node = u64::from(question.pods_per_node.unwrap_or(question.max_pods));
+    let pods = question.nodes.or(plan.max_nodes).map(|nodes| nodes.saturating_mul(pods_per_node));
     if let Some(pods) = pods.filter(|pods| *pods > PODS_TESTED) {
-        notes.push(format!("{pods} pods are more than the {PODS_TESTED} that Kubernetes is tested with"));
+        notes.push(format!("at most {pods} pods run then: Kubernetes is tested with {PODS_TESTED} in a cluster"));
     }
     let untruncated = question.pod_ranges.iter().chain(&question.node_range).filter(|range| range.trunc() != **range);
     notes.extend(untruncated.map(|range| format!("{range} is taken as {}", range.trunc())));

@@ -75,6 +75,14 @@ struct Run<'a, 'b> {
     cleaned: &'a mut Cleaned,
 }
 
+/// What keeps a whole batch where it is, as a sentence.
+enum Kept {
+    /// Runtime or namespaces could not be read: worth another look.
+    Blind(String),
+    /// The lock was not to be had, or the directory is another one.
+    Place(String),
+}
+
 /// A step of the plan and the file that was found for it.
 type Ready<'a> = (&'a Release, Found);
 
@@ -126,20 +134,17 @@ impl Run<'_, '_> {
         }
         (self.steps)(Step::Intended);
 
-        let mut outcome = Err("not tried".to_owned());
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
-                // Two looks in a row have to be complete: the first of them at leisure, without the lock.
-                self.eyes.look_who_is_alive();
+        let mut attempt = 1;
+        let records = loop {
+            match self.locked(place, journal, &ready) {
+                Ok(records) => break records,
+                Err(Kept::Blind(_)) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    // Two looks in a row have to be complete: the first of them at leisure, without the lock.
+                    self.eyes.look_who_is_alive();
+                }
+                Err(Kept::Blind(why) | Kept::Place(why)) => return Err(self.refuse_ready(&ready, why)),
             }
-            outcome = self.locked(place, journal, &ready);
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        let records = match outcome {
-            Ok(records) => records,
-            Err(why) => return Err(self.refuse_ready(&ready, why)),
         };
         let synced = [&place.dir, &journal.dir].into_iter().try_for_each(fsync);
         if let Err(errno) = synced {
@@ -154,13 +159,13 @@ impl Run<'_, '_> {
     }
 
     /// What happens under the lock. An error means that nothing was moved and nothing noted.
-    fn locked(&mut self, place: &Place, journal: &Journal, ready: &[Ready<'_>]) -> Result<Vec<Record>, String> {
+    fn locked(&mut self, place: &Place, journal: &Journal, ready: &[Ready<'_>]) -> Result<Vec<Record>, Kept> {
         let store = self.store.display();
-        let guard = lock::take(&place.dir, LOCK_WAIT).map_err(|why| format!("`{store}` {why}"))?;
+        let guard = lock::take(&place.dir, LOCK_WAIT).map_err(|why| Kept::Place(format!("`{store}` {why}")))?;
         let held = Instant::now();
         (self.steps)(Step::Locked);
         if !place.is_still_there() {
-            return Err(format!("`{store}` was replaced by another directory meanwhile"));
+            return Err(Kept::Place(format!("`{store}` was replaced by another directory meanwhile")));
         }
         let same: Vec<Result<(), String>> = ready
             .iter()
@@ -174,7 +179,7 @@ impl Run<'_, '_> {
         self.eyes.look_quickly();
         (self.steps)(Step::Looked);
         if let Some(why) = blind(self.eyes.ledger()) {
-            return Err(format!("asked again under the lock, there was no complete answer: {why}"));
+            return Err(Kept::Blind(format!("asked again under the lock, there was no complete answer: {why}")));
         }
         let now = clock::now();
         let mut records = Vec::new();

@@ -46,5 +46,6 @@ pub(super) fn run(args: &PlanPodsArgs) -> anyhow::Result<u8> {
         Format::Json => output::json(&answer)?,
         Format::Table => output::print(&output::table::plan::pods(&answer, Width::of_stdout()))?,
     }
-    Ok(super::exit_code(answer.plan.fits))
+    // Without a range nothing was asked that could fail to fit.
+    Ok(super::exit_code(answer.plan.fits.unwrap_or(true)))
 }

@@ -17,6 +17,11 @@ pub(super) fn known_issues(view: &View<'_>, report: &Report) -> Vec<Finding> {
 
 fn of_containerd(runtime: &Runtime, leaked: u64) -> Option<Finding> {
     let (id, says) = match Version::parse(&runtime.version)? {
+        // GKE's own builds carry fixes that the number does not tell of.
+        version if version < Version(1, 6, 9) && runtime.version.contains("-gke.") => (
+            FindingId::KnownIssueContainerd5768,
+            "a sandbox whose set-up takes too long is forgotten with its address (issue 5768), unless Google mended this build: that depends on the GKE version",
+        ),
         // The fix came to 1.6 in October 2022; that 1.6.9 is the first with it was not verified.
         version if version < Version(1, 6, 9) => (
             FindingId::KnownIssueContainerd5768,
@@ -32,7 +37,8 @@ fn of_containerd(runtime: &Runtime, leaked: u64) -> Option<Finding> {
         ),
         _no_issue_is_known => return None,
     };
-    let certain = id == FindingId::KnownIssueContainerd5768;
+    let of_5768 = id == FindingId::KnownIssueContainerd5768;
+    let certain = of_5768 && !runtime.version.contains("-gke.");
     let mut evidence = vec![Evidence::seen(SourceId::Cri, format!("{} at {}", runtime.version, runtime.socket))];
     if leaked > 0 {
         evidence.push(Evidence::given(format!("{leaked} pod addresses are leaked on this node")));
@@ -46,6 +52,9 @@ fn of_containerd(runtime: &Runtime, leaked: u64) -> Option<Finding> {
         evidence,
         remedy: if certain {
             "upgrade containerd (GKE: 1.22.17-gke.3100, 1.23.16-gke.200, 1.24.9-gke.3200, 1.25.6-gke.200 or later)"
+                .to_owned()
+        } else if of_5768 {
+            "look at the node's GKE version: fixed in 1.22.17-gke.3100, 1.23.16-gke.200, 1.24.9-gke.3200, 1.25.6-gke.200 and later"
                 .to_owned()
         } else {
             "watch `headroom ipam scan`, and give back what leaks".to_owned()
@@ -84,9 +93,12 @@ mod tests {
     #[test]
     fn every_version_is_told_what_is_known_of_it() {
         let old = Some((FindingId::KnownIssueContainerd5768, Severity::Warning));
-        for version in ["1.4.3", "1.5.13", "1.6.0", "v1.6.8-gke.0", "1.6.8~ds1"] {
+        for version in ["1.4.3", "1.5.13", "1.6.0", "1.6.8~ds1"] {
             assert_eq!(of(version, 0), old, "{version}");
         }
+        // The number of GKE's own build does not tell whether the fix is in it.
+        assert_eq!(of("v1.6.8-gke.0", 0), Some((FindingId::KnownIssueContainerd5768, Severity::Info)));
+        assert_eq!(of("v1.6.8-gke.0", 1), old);
         for version in ["1.6.9", "1.6.20~ds1", "1.6.36", "1.7.0", "1.7.24", "unknown", "", "1.6"] {
             assert_eq!(of(version, 5), None, "{version}");
         }

@@ -75,10 +75,10 @@ fn a_node_with_one_pod_uses_one_of_256_addresses() {
 #[test]
 fn what_does_not_fit_is_told_what_would() {
     let wanted = |nodes| Question { nodes: Some(nodes), ..ask(&["10.0.0.0/14"], Some("10.128.0.0/20"), 110) };
-    assert!(plan(&wanted(1024)).unwrap().fits);
+    assert_eq!(plan(&wanted(1024)).unwrap().fits, Some(true));
     let many = plan(&wanted(15_000)).unwrap();
     let suggestion = many.suggestion.unwrap();
-    assert!(!many.fits);
+    assert_eq!(many.fits, Some(false));
     assert!(suggestion.contains("3840000 pod addresses: a /10 (4194304 addresses)"), "{suggestion}");
     assert!(suggestion.contains("15004 addresses in the node range: a /18"), "{suggestion}");
     assert!(many.notes.iter().any(|note| note.contains("quota")), "{:?}", many.notes);
@@ -86,6 +86,22 @@ fn what_does_not_fit_is_told_what_would() {
     assert!(some.contains("or a maximum of 64 pods per node (/25)"), "{some}");
     let impossible = plan(&wanted(9_999_999)).unwrap();
     assert!(impossible.suggestion.unwrap().contains("a /0 (4294967296"), "the whole of IPv4");
+}
+
+/// If this fails, nodes without any range "fit".
+#[test]
+fn without_a_range_nothing_fits_and_what_is_needed_is_told() {
+    let asked = plan(&Question { nodes: Some(15_000), ..ask(&[], None, 110) }).unwrap();
+    assert_eq!((asked.fits, asked.max_nodes), (None, None));
+    let needed = "15000 nodes at /24 need 3840000 pod addresses: a /10 (4194304 addresses)";
+    assert_eq!(asked.suggestion.as_deref(), Some(needed));
+    let tested = "at most 1650000 pods run then: Kubernetes is tested with 150000 in a cluster";
+    assert!(asked.notes.iter().any(|note| note == tested), "{:?}", asked.notes);
+    // As many as the ranges carry: 2048 nodes.
+    let most = plan(&ask(&["10.0.0.0/13"], None, 110)).unwrap();
+    assert!(most.notes.iter().any(|note| note.starts_with("at most 225280 pods")), "{:?}", most.notes);
+    assert_eq!(plan(&ask(&["10.0.0.0/14"], None, 110)).unwrap().notes, Vec::<String>::new(), "112,640 pods");
+    assert_eq!(plan(&ask(&[], None, 110)).unwrap().fits, None);
 }
 
 #[test]

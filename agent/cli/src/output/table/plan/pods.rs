@@ -48,6 +48,12 @@ pub fn pods(answer: &Answer, width: Width) -> String {
     if let Some(suggestion) = &plan.suggestion {
         width.wrap(&mut out, "  → ", "    ", suggestion);
     }
-    verdict_of_plan(&mut out, plan.fits, width);
+    match plan.fits {
+        Some(fits) => verdict_of_plan(&mut out, fits, width),
+        None => {
+            out.push('\n');
+            width.wrap(&mut out, "", "", "no range was given (--pod-range, --node-range): whether it fits is not told");
+        }
+    }
     out
 }
