@@ -255,6 +255,8 @@ fn bad_settings_are_explained() {
         ("--profile gcp --demand many", "`many`"),
         ("--profile gcp --demand 5,6", "as in `3x2000`"),
         ("--profile gcp --demand -5", "`-5`"),
+        ("--profile gcp --demand 5,4x7 --nodes 3", "that of 4 nodes, but there are 3"),
+        ("--profile gcp --tcp-time-wait 61m", "`tcp-time-wait`: a NAT hold time of more than an hour"),
         ("--profile gcp --from /nonexistent", "`/nonexistent`"),
         ("--profile gcp --from /dev/zero", "`/dev/zero`"),
         ("--profile gcp --from /", "`/`"),
@@ -324,7 +326,7 @@ fn bad_settings_of_a_diagnosis_are_explained() {
     for (args, words) in [
         ("--nat-min-ports 64", "NAT settings need a profile"),
         ("--nat-profile gcp --nat-tcp-time-wait -5s", "invalid value '-5s' for '--nat-tcp-time-wait <DURATION>'"),
-        ("--nat-profile gcp --nat-tcp-time-wait 2h", "more than an hour"),
+        ("--nat-profile gcp --nat-tcp-time-wait 2h", "`tcp-time-wait`: a NAT hold time of more than an hour"),
         ("--nat-profile gcp --nat-bypass 203.0.113.0/33", "it is no prefix like 203.0.113.0/24"),
         ("--nat-profile gcp --nat-bypass 0.0.0.0/0", "leaves nothing for the NAT"),
         ("--nat-profile gcp --nat-mode dynamic --nat-max-ports 32", "`max-ports` is 32"),
@@ -408,6 +410,16 @@ fn the_gateways_own_word_on_what_it_lacks_counts() {
     assert_eq!((number(&answer, "required_nat_ips"), code), (Some(2), 1));
     assert!(notes(&answer).contains("lacks 1 NAT IPs"), "{answer:#}");
     assert_eq!(plan(&format!("--from {nat} --from {status} --nodes 10 --nat-ips 2")).1, 0, "trying something else");
+}
+
+#[test]
+fn a_hold_time_that_is_too_long_is_named_with_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", &MANUAL.replacen('{', r#"{"tcpTimeWaitTimeoutSec":7200,"#, 1));
+    let said = run(&format!("--from {nat}")).stderr;
+    let said = String::from_utf8_lossy(&said);
+    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains("`tcp-time-wait` is `tcpTimeWaitTimeoutSec` of `"), "{said}");
 }
 
 /// Exercises a gateway that adds NAT IPs by itself, and says how many it has now. If this fails, the present number is taken for

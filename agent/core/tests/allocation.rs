@@ -46,7 +46,7 @@ fn what_the_cloud_gave_wins_over_what_the_settings_mean() {
     // Dynamic ports grow from what was observed.
     let dynamic = NatSettings { mode: Mode::Dynamic, max_ports: Some(1024), ..observed };
     let allocation = self::report(dynamic, 100).nat.allocation;
-    assert_eq!(allocation.ports, Some(1024));
+    assert_eq!((allocation.ports, allocation.basis), (Some(1024), Basis::Configured));
     assert!(allocation.why.contains("64 ports") && allocation.why.contains("may grow to 1024"), "{}", allocation.why);
 }
 
@@ -226,4 +226,33 @@ fn a_node_without_ports_is_told_once() {
     let report = report(NatSettings { observed, ..of(Profile::Gcp, Described::default()) }, 100);
     assert!(finding(&report, FindingId::NatGatewayTooSmall).unwrap().title.contains("no NAT ports at all"));
     assert!(finding(&report, FindingId::NatPortsExhausted).is_none());
+}
+
+/// Exercises a setting that has not reached the gateway. If this fails, the remedy lowers it.
+#[test]
+fn a_setting_is_not_lowered_to_what_is_missing() {
+    let observed = Some(ObservedPorts { ports: 64, why: "as the mapping has it".to_owned() });
+    let set = |min_ports| Described { min_ports: Some(min_ports), observed: observed.clone(), ..Described::default() };
+    let remedy = |described| {
+        let report = report(of(Profile::Gcp, described), 95);
+        finding(&report, FindingId::NatPortsExhausted).unwrap().remedy.clone()
+    };
+    let higher = remedy(set(4096));
+    assert!(higher.contains("min_ports_per_vm = 4096 is in force") && !higher.contains("gcloud"), "{higher}");
+    let same = remedy(Described { alias_ranges: Some(false), ..set(64) });
+    assert!(same.contains("--min-ports-per-vm=128"), "{same}");
+}
+
+/// Exercises masquerading with a narrow range. If this fails, addresses are bought where a range was to be widened, and the first
+/// connections fail before anybody was warned.
+#[test]
+fn a_narrow_range_of_a_linux_nat_is_to_be_widened() {
+    let nat = of(Profile::Linux, Described { port_range: "1024-1123".parse().ok(), ..Described::default() });
+    let low = report(nat.clone(), 95);
+    let low = finding(&low, FindingId::NatPortsLow).unwrap();
+    assert!(low.remedy.contains("widen --to-ports") && !low.remedy.contains("NAT IPs"), "{}", low.remedy);
+    assert!(low.evidence.iter().any(|evidence| evidence.said.contains("248 ports")), "{low:?}");
+    let calm = report(nat, 92);
+    let calm = finding(&calm, FindingId::NatPortsLow).unwrap();
+    assert!(calm.evidence.iter().all(|evidence| !evidence.said.contains("248 ports")), "{calm:?}");
 }

@@ -51,6 +51,16 @@ fn a_rate_is_unknown_until_it_was_watched() {
     assert_eq!(node.report(1001).nat.demand.tcp.rate, None);
 }
 
+/// Exercises connections that stay. If this fails, their life is said to be 0 s, and many more a second to be possible than are.
+#[test]
+fn a_rate_that_nothing_shows_the_life_of_is_not_told() {
+    let mut node = Node::new();
+    node.dump(1000, (1..=60).map(|port| entry(port, outside(443), ConntrackTcpState::Established, 431_990)));
+    let rate = node.report(1000).nat.demand.tcp.rate.unwrap();
+    assert_eq!((rate.per_sec, rate.allowed_per_sec), (0.0, None), "{rate:?}");
+    assert!(rate.basis.contains("not known"), "{rate:?}");
+}
+
 #[test]
 fn an_allocation_that_shrinks_below_demand_is_told_as_such() {
     let mut node = Node::new();

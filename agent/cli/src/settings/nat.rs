@@ -15,9 +15,6 @@ use super::documents;
 use crate::args::NatArgs;
 use crate::args::nat::{ModeArg, ProfileArg};
 
-/// Ports that are held for longer after a flow's end are not accounted for: every ended flow is remembered that long.
-const MAX_HOLD: Duration = Duration::from_secs(3600);
-
 /// The `[nat]` table of the configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "the table `[nat]`")]
@@ -124,11 +121,7 @@ pub(super) fn settings(
     let Some(profile) = described.profile else {
         bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)");
     };
-    let settings = described.settings(profile, Basis::Configured).map_err(|bad| places.blame(bad, &set))?;
-    if settings.hold.longest_after_end() > MAX_HOLD {
-        bail!("a NAT hold time of more than an hour is not possible");
-    }
-    Ok(Some(settings))
+    described.settings(profile, Basis::Configured).map(Some).map_err(|bad| places.blame(bad, &set))
 }
 
 /// Refuses files of another NAT than the one that was named.

@@ -7,7 +7,7 @@ mod profile;
 pub mod remedy;
 mod settings;
 
-pub use hold::{HoldTimes, SetTimes};
+pub use hold::{HoldTimes, MAX_HOLD, SetTimes};
 pub use ports::{
     ALIAS_FLOOR, AZURE_LB_TIERS, DYNAMIC_MAX_DEFAULT, DYNAMIC_MIN_DEFAULT, NodePorts, STATIC_DEFAULT, azure_lb_tier,
     granted, static_ports,

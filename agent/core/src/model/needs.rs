@@ -160,7 +160,10 @@ impl Judge<'_> {
             Protocol::UDP => self.hold.udp_held(),
             _ => self.hold.icmp_idle,
         };
-        let lifetime = if per_sec > 0.0 { f64::from(account.active) / per_sec } else { 0.0 };
+        let Some(lifetime) = (per_sec > 0.0).then(|| f64::from(account.active) / per_sec) else {
+            let basis = "no connection has ended or begun lately: how long they live is not known".to_owned();
+            return Some(RateReport { per_sec: 0.0, allowed_per_sec: None, basis });
+        };
         let held_for = lifetime + held_after.as_secs_f64();
         let allowed = self.limit.filter(|_| held_for > 0.0).map(|ports| f64::from(ports) / held_for);
         let basis = format!(

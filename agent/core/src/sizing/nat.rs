@@ -57,7 +57,8 @@ impl Demand {
         self.others.iter().map(|some| some.ports).fold(self.each, u32::max)
     }
 
-    fn other_nodes(&self) -> u32 {
+    /// Nodes that need something else than each.
+    pub fn other_nodes(&self) -> u32 {
         self.others.iter().map(|some| some.nodes).fold(0, u32::saturating_add)
     }
 

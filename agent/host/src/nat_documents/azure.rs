@@ -59,6 +59,16 @@ struct LoadBalancer {
     effective: Option<Vec<Value>>,
     #[serde(rename = "managedOutboundIPs", alias = "managedOutboundIps")]
     managed: Option<Managed>,
+    #[serde(rename = "outboundIPs", alias = "outboundIps")]
+    own: Option<OwnIps>,
+}
+
+/// Addresses that the user has made and handed to the cluster.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct OwnIps {
+    #[serde(rename = "publicIPs", alias = "publicIps")]
+    ips: Option<Vec<Value>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -205,6 +215,7 @@ fn cluster(cluster: Cluster) -> Result<Said, BadDocument> {
                 profile: Some(Profile::AzureLb),
                 min_ports: number(profile.allocated_outbound_ports),
                 nat_ips: length(profile.effective.as_ref())
+                    .or(length(profile.own.as_ref().and_then(|own| own.ips.as_ref())))
                     .or(profile.managed.and_then(|managed| number(managed.count))),
                 surge: Some(sum(Pool::surge)),
                 times: SetTimes {

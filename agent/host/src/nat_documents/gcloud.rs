@@ -72,12 +72,16 @@ struct NatStatus {
 }
 
 /// What the API calls settings that Cloud NAT may refuse, and what Terraform calls them.
-const SETTINGS: [(&str, &str, &str); 5] = [
+const SETTINGS: [(&str, &str, &str); 9] = [
     ("min-ports", "minPortsPerVm", "min_ports_per_vm"),
     ("max-ports", "maxPortsPerVm", "max_ports_per_vm"),
     ("mode", "enableDynamicPortAllocation", "enable_dynamic_port_allocation"),
     ("endpoint-independent", "enableEndpointIndependentMapping", "enable_endpoint_independent_mapping"),
     ("nat-ips", "natIps", "nat_ips"),
+    ("tcp-time-wait", "tcpTimeWaitTimeoutSec", "tcp_time_wait_timeout_sec"),
+    ("tcp-reset", "tcpTransitoryIdleTimeoutSec", "tcp_transitory_idle_timeout_sec"),
+    ("udp-idle", "udpIdleTimeoutSec", "udp_idle_timeout_sec"),
+    ("icmp-idle", "icmpIdleTimeoutSec", "icmp_idle_timeout_sec"),
 ];
 
 /// Where the settings of a gateway are.

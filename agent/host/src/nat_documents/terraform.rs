@@ -58,6 +58,7 @@ struct AksOutbound {
     outbound_ports_allocated: Option<Count>,
     idle_timeout_in_minutes: Option<Count>,
     effective_outbound_ips: Option<Vec<String>>,
+    outbound_ip_address_ids: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -165,7 +166,8 @@ fn aks(cluster: Aks) -> Option<Said> {
         Some("managedNATGateway") => (Profile::AzureNatgw, first(network.nat_gateway_profile)),
         Some(_) => return None,
     };
-    let effective = outbound.effective_outbound_ips.as_deref().map(distinct).filter(|ips| *ips != 0);
+    let some = |ids: &Option<Vec<String>>| ids.as_deref().map(distinct).filter(|ips| *ips != 0);
+    let effective = some(&outbound.effective_outbound_ips).or(some(&outbound.outbound_ip_address_ids));
     let described = Described {
         profile: Some(profile),
         min_ports: number(outbound.outbound_ports_allocated),

@@ -272,6 +272,10 @@ fn an_aks_cluster_tells_its_way_out_and_its_nodes() {
     assert_eq!((got.profile, got.min_ports, got.nat_ips), (Some(Profile::AzureLb), Some(4000), Some(2)));
     assert_eq!((got.nodes, got.surge), (Some(13), Some(2)));
     assert_eq!(got.times.tcp_established_idle, Some(Duration::from_secs(1800)));
+    let own = said(&cluster(
+        r#"{"outboundType":"loadBalancer","loadBalancerProfile":{"outboundIPs":{"publicIPs":[{"id":"a"},{"id":"b"}]}}}"#,
+    ));
+    assert_eq!(own.described.nat_ips, Some(2), "addresses of the user's own");
     let gateway = said(&cluster(
         r#"{"outboundType":"managedNATGateway","natGatewayProfile":{"idleTimeoutInMinutes":4,
             "managedOutboundIpProfile":{"count":3}}}"#,

@@ -1,6 +1,6 @@
 //! `headroom plan nat`: NAT sizes.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use headroom_core::model::nat::{Basis, Described, ObservedPorts, SetTimes};
 use headroom_core::sizing::nat::{Demand, NodesDemand, Question, plan};
 
@@ -38,6 +38,15 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
         .profile
         .context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux), or `--from FILE`")?;
     let nat = described.settings(profile, Basis::Configured).map_err(|bad| documents.places.blame(bad, &flags))?;
+    let nodes = nat.nodes.map(|nodes| nodes.saturating_add(nat.surge.unwrap_or(0)));
+    if let (Some(nodes), Some(demand)) = (nodes, &args.demand)
+        && demand.other_nodes() > nodes
+    {
+        bail!(
+            "`--demand` is that of {} nodes, but there are {nodes}: raise --nodes or leave some out",
+            demand.other_nodes()
+        );
+    }
     Ok(Question {
         nat,
         demand: args.demand.clone().or(demand).unwrap_or_default(),

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Profile;
 
+/// The longest time that a port may outlive its flow: every ended flow is remembered that long.
+pub const MAX_HOLD: Duration = Duration::from_secs(3600);
+
 /// How long a NAT keeps a port after the flow ended or fell silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldTimes {
@@ -105,7 +108,17 @@ impl HoldTimes {
 
     /// The longest time a port outlives its flow.
     pub fn longest_after_end(self) -> Duration {
-        [self.tcp_reset, self.udp_held(), self.icmp_idle].into_iter().fold(self.tcp_time_wait, Duration::max)
+        self.after_end().into_iter().map(|(_, held)| held).fold(Duration::ZERO, Duration::max)
+    }
+
+    /// Times for which a port outlives its flow, by the names of the settings.
+    pub(super) fn after_end(self) -> [(&'static str, Duration); 4] {
+        [
+            ("tcp-time-wait", self.tcp_time_wait),
+            ("tcp-reset", self.tcp_reset),
+            ("udp-idle", self.udp_held()),
+            ("icmp-idle", self.icmp_idle),
+        ]
     }
 }
 

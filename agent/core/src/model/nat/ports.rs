@@ -88,10 +88,11 @@ impl NatSettings {
         let Some(observed) = &self.observed else { return Some(rule) };
         // What the NAT itself says it gave is better than what its documentation makes of the settings.
         let dynamic = self.profile == Profile::Gcp && self.mode == Mode::Dynamic;
-        let (ports, may_grow) = if dynamic && observed.ports < rule.ports {
-            (rule.ports, format!(", may grow to {}", rule.ports))
+        // What it may still grow to is what its settings say.
+        let (ports, basis, may_grow) = if dynamic && observed.ports < rule.ports {
+            (rule.ports, rule.basis, format!(", may grow to {}", rule.ports))
         } else {
-            (observed.ports, String::new())
+            (observed.ports, Basis::Observed, String::new())
         };
         let reserved = match (capacity.sharing, dynamic) {
             (Sharing::PerDestination, _) => 0,
@@ -99,7 +100,7 @@ impl NatSettings {
             (Sharing::Reserved, false) => observed.ports,
         };
         let why = format!("{} ports, {}{may_grow}", observed.ports, observed.why);
-        Some(NodePorts { ports, reserved, capacity_nodes: self.fit(reserved), basis: Basis::Observed, why })
+        Some(NodePorts { ports, reserved, capacity_nodes: self.fit(reserved), basis, why })
     }
 
     /// Nodes that fit with so many ports reserved for each.
@@ -144,6 +145,7 @@ impl NatSettings {
             None => "1 frontend IP assumed".to_owned(),
         };
         let (basis, nodes) = match pool {
+            Some(pool) if self.nat_ips.is_none() => (Basis::Assumed, format!("{pool} nodes")),
             Some(pool) => (self.basis, format!("{pool} nodes")),
             None => (Basis::Assumed, "at most 50 nodes assumed".to_owned()),
         };

@@ -87,6 +87,9 @@ const SPREAD: &str = "spread them over more destination addresses or nodes";
 /// What to set so that a node that needs so many ports to one destination gets them, with some air.
 pub fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> Remedy {
     let wanted = with_air(demand).max(ports.ports.saturating_add(1));
+    if let Some(says) = not_in_force(nat, wanted).or_else(|| narrow_range(nat, wanted)) {
+        return Remedy { says: format!("{REUSE}, or {says}"), changes: Vec::new() };
+    }
     let target = match nat.profile {
         Profile::Gcp => gcp_for(nat, wanted),
         Profile::AzureLb => azure_lb_for(nat, wanted),
@@ -99,6 +102,26 @@ pub fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> Remedy {
     };
     let says = format!("{REUSE}, or set {} on {}", in_words(nat, target), nat.profile.title());
     Remedy { says, changes: changes(nat, target) }
+}
+
+/// A setting that would do, and a gateway that is seen to give less: the setting is not to be lowered to what is missing.
+fn not_in_force(nat: &NatSettings, wanted: u32) -> Option<String> {
+    let given = nat.observed.as_ref()?.ports;
+    let asked = nat.min_ports.filter(|min| *min != 0 && nat.profile == Profile::Gcp && nat.mode == Mode::Static)?;
+    let set = super::static_ports(Some(asked), false);
+    (given < set && wanted <= set).then(|| {
+        format!(
+            "see whether min_ports_per_vm = {asked} is in force on {}: this node was given {given}",
+            nat.profile.title()
+        )
+    })
+}
+
+/// Masquerading that was given a narrow range of ports: there are more on the addresses that it has.
+fn narrow_range(nat: &NatSettings, wanted: u32) -> Option<String> {
+    let range = nat.port_range.filter(|_| nat.profile == Profile::Linux)?;
+    let most = nat.profile.capacity()?.per_destination.saturating_mul(nat.nat_ips.unwrap_or(1));
+    (wanted <= most).then(|| format!("widen --to-ports of the masquerading, {range} now, or {SPREAD}"))
 }
 
 /// The next power of two; more NAT IPs where it is known that these nodes do not fit otherwise.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::hold::MAX_HOLD;
 use super::remedy::Names;
 use super::{HoldTimes, Profile, SetTimes};
 use crate::ports::PortRange;
@@ -132,6 +133,9 @@ impl NatSettings {
         {
             return Err(self.out_of_range("nat-ips", ips, format!("1 to {most} on one gateway")));
         }
+        if let Some((field, _)) = self.hold.after_end().into_iter().find(|(_, held)| *held > MAX_HOLD) {
+            return Err(BadNatSettings::HeldTooLong { field });
+        }
         match self.profile {
             Profile::Gcp => self.check_gcp(),
             Profile::AzureLb => self.check_azure_lb(),
@@ -218,6 +222,12 @@ pub enum BadNatSettings {
          static allocation"
     )]
     IndependentWithDynamic,
+    /// Ended flows are not remembered for longer.
+    #[error("`{field}`: a NAT hold time of more than an hour is not possible")]
+    HeldTooLong {
+        /// Which setting.
+        field: &'static str,
+    },
     /// Settings of nothing.
     #[error("`profile` none takes no further settings: there is no NAT to describe")]
     NoneWithSettings,
@@ -227,7 +237,7 @@ impl BadNatSettings {
     /// The settings that it is about.
     pub fn fields(&self) -> Vec<&'static str> {
         match self {
-            Self::OutOfRange { field, .. } => vec![field],
+            Self::OutOfRange { field, .. } | Self::HeldTooLong { field } => vec![field],
             Self::MaxNotAboveMin { .. } => vec!["max-ports", "min-ports"],
             Self::MaxWithStatic => vec!["max-ports", "mode"],
             Self::IndependentWithDynamic => vec!["endpoint-independent", "mode"],
@@ -305,6 +315,10 @@ impl Described {
             "endpoint-independent" => self.endpoint_independent.is_some(),
             "nat-ips" => self.nat_ips.is_some(),
             "nodes" => self.nodes.is_some(),
+            "tcp-time-wait" => self.times.tcp_time_wait.is_some(),
+            "tcp-reset" => self.times.tcp_reset.or(self.times.tcp_transitory).is_some(),
+            "udp-idle" => self.times.udp_idle.or(self.times.udp_hold_down).is_some(),
+            "icmp-idle" => self.times.icmp_idle.is_some(),
             _ => false,
         }
     }

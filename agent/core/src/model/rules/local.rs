@@ -12,7 +12,7 @@ use crate::report::{LocalReport, Report};
 /// From this share of its ports on, in percent, the kernel's own search for a port fails now and then: it tries 248 ports at
 /// most, and those it tries lie next to each other (`nf_nat_l4proto_unique_tuple`; measured on 6.18 with 4,096 ports: first
 /// failure at 93.5 %, one in ten at 97 %, more than half at 99 %).
-const SEARCH_FAILS_PERCENT: u64 = 93;
+pub(super) const SEARCH_FAILS_PERCENT: u64 = 93;
 /// Findings of one kind at most.
 const MAX_FINDINGS: usize = 10;
 

@@ -1,6 +1,7 @@
 //! Rules on NAT ports: demand against allocation, the gateway's size, connects without an answer.
 
 use super::collision;
+use super::local::SEARCH_FAILS_PERCENT;
 use super::{percent, pod_name};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
@@ -79,6 +80,14 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         ),
         Evidence::given(format!("allocation: {} ports, {}", ports.ports, report.nat.allocation.why)),
     ];
+    if view.nat.profile == Profile::Linux
+        && !exhausted
+        && percent(account.demand(), ports.ports) >= SEARCH_FAILS_PERCENT
+    {
+        evidence.push(Evidence::given(format!(
+            "the kernel tries at most 248 ports for a new connection: from some {SEARCH_FAILS_PERCENT} % on it finds none now and              then"
+        )));
+    }
     if assumed {
         let doubt = if missed { "" } else { "no connect has failed, so it may be wrong; " };
         evidence.push(Evidence::given(format!(
