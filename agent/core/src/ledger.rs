@@ -221,16 +221,19 @@ impl Ledger {
         match snapshot {
             Snapshot::Conntrack => {
                 self.conntrack.end_dump(Scope::Everything, at, &outcome, self.timeouts());
-                if outcome == Outcome::Complete {
-                    let tcp = &self.tcp;
-                    self.conntrack.note_sockets(|dialled, source| tcp.open(dialled, source, at));
-                }
+                self.note_sockets(at);
             }
             Snapshot::ConntrackUdp => self.conntrack.end_dump(Scope::Udp, at, &outcome, self.timeouts()),
             Snapshot::ConntrackCounters => self.conntrack.end_counters(at, &outcome),
             Snapshot::NoPorts => self.no_ports.end(at, &outcome),
-            Snapshot::TcpCounters => self.tcp.end_counters(begin, at, &outcome),
-            Snapshot::Sockets => self.tcp.end_sockets(begin, at, &outcome),
+            Snapshot::TcpCounters => {
+                self.tcp.end_counters(begin, at, &outcome);
+                self.note_sockets(at);
+            }
+            Snapshot::Sockets => {
+                self.tcp.end_sockets(begin, at, &outcome);
+                self.note_sockets(at);
+            }
             Snapshot::Reservations => self.reservations.end(source, &outcome),
             Snapshot::Attachments => self.attachments.end(&outcome),
             Snapshot::Runtime => self.occupants.end_runtime(begin, outcome.clone()),
@@ -239,6 +242,12 @@ impl Ledger {
             Snapshot::Services => self.services.end(&outcome),
         }
         self.brackets.insert((snapshot, source), Bracket { begin, end: at, outcome });
+    }
+
+    /// Joins entries with sockets, as soon as both are known.
+    fn note_sockets(&mut self, at: NodeTime) {
+        let tcp = &self.tcp;
+        self.conntrack.note_sockets(at, |dialled, source, dumped| tcp.open_at(dialled, source, dumped, at));
     }
 
     /// The same facts come in two kinds of snapshots: which it is, the source tells.

@@ -4,15 +4,15 @@ use std::net::IpAddr;
 
 use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::flow::{Endpoint, Protocol};
-use headroom_core::ids::{ContainerId, PodName};
+use headroom_core::ids::{ContainerId, NetnsInode, PodName};
 use headroom_core::known::Known;
 use headroom_core::ledger::{Ledger, LedgerLimits};
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
     CiliumConntrack, CiliumHairpin, ConntrackCpu, ConntrackEntry, ConntrackStats, ConntrackTcpState, ConntrackTimeouts,
-    ConntrackUse, CoverageDetail, Fact, FlowKey, Observation, Outcome, Sandbox, ServiceProxy, Snapshot, SourceId,
-    TcpCounter,
+    ConntrackUse, CoverageDetail, Fact, FlowKey, Observation, Outcome, Sandbox, ServiceProxy, Snapshot, Socket,
+    SocketState, SocketTimer, SourceId, TcpCounter,
 };
 use headroom_core::report::Report;
 use headroom_core::time::{NodeTime, Now, WallTime};
@@ -130,10 +130,35 @@ fn crowd() -> Vec<ConntrackEntry> {
 fn sockets(node: &mut Node, second: u64, open: u64) {
     let how = CoverageDetail { how: "test".to_owned(), degraded: None };
     node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how.clone())));
-    node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how)));
+    node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how.clone())));
+    node.put(second, SourceId::Sockets, Fact::Coverage(Known::Present(how)));
+    counted(node, second, counter(open));
+    table(node, second, 0..open, Outcome::Complete);
+    counted(node, second, counter(open));
+}
+
+fn counted(node: &mut Node, second: u64, counter: TcpCounter) {
     node.put(second, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
-    node.put(second, SourceId::Tcp, Fact::TcpCounter(counter(open)));
+    node.put(second, SourceId::Tcp, Fact::TcpCounter(counter));
     node.put(second, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+}
+
+/// A socket table with these connections of the pod to the Service.
+fn table(node: &mut Node, second: u64, open: std::ops::Range<u64>, outcome: Outcome) {
+    let to = counter(0).destination;
+    node.put(second, SourceId::Sockets, Fact::Begin(Snapshot::Sockets));
+    for number in open {
+        let socket = Socket {
+            netns: NetnsInode(2),
+            source: Endpoint::new(POD, 2000 + u16::try_from(number).unwrap()),
+            destination: to,
+            state: SocketState::Open,
+            timer: SocketTimer::None,
+            accepted: false,
+        };
+        node.put(second, SourceId::Sockets, Fact::Socket(socket));
+    }
+    node.put(second, SourceId::Sockets, Fact::End { snapshot: Snapshot::Sockets, outcome });
 }
 
 /// What the kernel counted of the pod's connections to that Service.

@@ -400,9 +400,9 @@ impl Conntrack {
         &self.hairpins
     }
 
-    /// The sockets that there are as such a dump ends: those of later belong to other entries.
-    pub(super) fn note_sockets(&mut self, open: impl Fn(Endpoint, IpAddr) -> u64) {
-        self.hairpins.note_sockets(open);
+    /// The sockets that there were as such a dump ended: those of later belong to other entries.
+    pub(super) fn note_sockets(&mut self, now: NodeTime, open: impl Fn(Endpoint, IpAddr, NodeTime) -> Option<u64>) {
+        self.hairpins.note_sockets(now, open);
     }
 
     /// How many distinct sources (address and port, as they leave the node) hold something beyond the NAT; `None` if nobody

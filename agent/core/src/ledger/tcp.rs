@@ -4,12 +4,13 @@
 //! counters tells how many connections there are in all; where the counters did not move meanwhile, the difference is
 //! what existed before (the *baseline*). Every later socket table corrects it again, so lost counts do not stay lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::{Destination, Endpoint};
 use crate::ids::NetnsInode;
+use crate::ledger::HAIRPIN_SILENT_SECS;
 use crate::ledger::pairs::{Pair, Pairs};
 use crate::observe::{Outcome, Owner, Socket, SocketOwner, SocketState, SocketTimer, TcpCounter};
 use crate::ports::PortRange;
@@ -217,6 +218,11 @@ pub struct TcpConnections {
     /// A socket table that waits for the next reading of the counters: the reading before it, and whether it was complete.
     waiting: Option<(u32, bool)>,
     counters_end: Option<NodeTime>,
+    /// When the reading of the last table began, if it was read to its end.
+    whole_since: Option<NodeTime>,
+    /// Pairs that moved whenever a whole table was compared with the counters: what existed before is not known of them. `None`:
+    /// none was compared yet.
+    unsettled: Option<BTreeSet<Key>>,
 }
 
 impl TcpConnections {
@@ -234,6 +240,8 @@ impl TcpConnections {
             incoming_listening: BTreeMap::new(),
             waiting: None,
             counters_end: None,
+            whole_since: None,
+            unsettled: None,
         }
     }
 
@@ -317,8 +325,12 @@ impl TcpConnections {
         }
         let listening = std::mem::take(&mut self.incoming_listening);
         match outcome {
-            Outcome::Complete => (self.sockets, self.listening) = (incoming, listening),
+            Outcome::Complete => {
+                (self.sockets, self.listening) = (incoming, listening);
+                self.whole_since = Some(begin);
+            }
             Outcome::Partial(_) => {
+                self.whole_since = None;
                 self.sockets.extend(incoming);
                 self.listening.extend(listening);
             }
@@ -343,6 +355,20 @@ impl TcpConnections {
                 row.reconcile(open, wanting, complete);
             }
         }
+        if complete {
+            self.settle(before);
+        }
+    }
+
+    /// Notes the pairs whose baseline a whole table could not set.
+    fn settle(&mut self, before: u32) {
+        let moved = |row: &Row| row.moved > before;
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.retain(|of| self.rows.get(&pair(*of)).is_some_and(moved));
+        } else {
+            let moving = self.rows.iter().filter(|(_, row)| moved(row));
+            self.unsettled = Some(moving.map(|(pair, _)| key(&pair)).collect());
+        }
     }
 
     /// What the last socket table showed of connections to one destination, by their source address.
@@ -363,15 +389,26 @@ impl TcpConnections {
         self.listening.get(&inode).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Connections of a pair that are open or being opened: as counted, or else as the last socket table showed them.
-    pub fn open(&self, destination: Endpoint, source: IpAddr, now: NodeTime) -> u64 {
+    /// Connections of a pair that were open or being opened then, a moment ago at most; those begun since may be among them. `None`
+    /// where not all sockets are known: no whole table was read, or none was compared with the counters.
+    pub fn open_at(&self, destination: Endpoint, source: IpAddr, then: NodeTime, now: NodeTime) -> Option<u64> {
         let key = (destination, source);
         let Some(counting_since) = self.counting_since else {
-            return self.sockets.get(&key).map_or(0, |tally| u64::from(tally.open) + u64::from(tally.wanting));
+            // An older table lacks connections that are silent long enough to be asked for.
+            let fresh = |read: &NodeTime| read.after(Duration::from_secs(HAIRPIN_SILENT_SECS.into())) >= then;
+            self.whole_since.filter(fresh)?;
+            let Some(tally) = self.sockets.get(&key) else { return Some(0) };
+            let closed = tally.closed_at.iter().filter(|closed| **closed >= then).count();
+            let closed = u64::try_from(closed).unwrap_or(u64::MAX);
+            return Some(closed.saturating_add(u64::from(tally.open) + u64::from(tally.wanting)));
         };
-        let since = Since::new(now, Spans::all(Duration::ZERO), counting_since);
+        if self.unsettled.as_ref()?.contains(&key) {
+            return None;
+        }
+        let since = Since::new(now, Spans::all(now.since(then)), counting_since);
         let tally = self.rows.get(&pair(key)).map(|row| row.tally(since)).unwrap_or_default();
-        tally.open.saturating_add(tally.wanting)
+        let ended = tally.closed_held.saturating_add(tally.reset_held);
+        Some(tally.open.saturating_add(tally.wanting).saturating_add(ended))
     }
 
     /// Processes of the node's own network with connections from that address to that destination, and how many they have, as of

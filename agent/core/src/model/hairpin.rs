@@ -17,22 +17,18 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>) -> (Vec<HairpinRepo
     if ledger.conntrack_doubt().is_some() || rows.peek().is_none() {
         return (Vec::new(), 0);
     }
-    let seen = tcp_counted(ledger);
+    // What a degraded source does not show may be open.
+    let seen = ledger.has_read(SourceId::Sockets);
     let mut listed: Vec<HairpinReport> = rows.map(|(key, row)| hairpin(key, row, seen, holders)).collect();
     listed.sort_by_key(|row| Reverse((row.left_behind, row.open, row.entries)));
     let omitted = listed.split_off(listed.len().min(MAX_LISTED)).len();
     (listed, u64::try_from(omitted).unwrap_or(u64::MAX))
 }
 
-/// Whether it is known which TCP sockets are open.
-pub(super) fn tcp_counted(ledger: &Ledger) -> bool {
-    ledger.works(SourceId::Tcp) || ledger.works(SourceId::Sockets)
-}
-
 fn hairpin(key: &HairpinKey, row: &Hairpin, sockets_seen: bool, holders: &Holders<'_>) -> HairpinReport {
     let pod = holders.pod(key.address);
     let dialled = key.dialled.endpoint;
-    let sockets = (sockets_seen && key.dialled.protocol == Protocol::TCP).then_some(row.sockets);
+    let sockets = row.sockets.filter(|_| sockets_seen && key.dialled.protocol == Protocol::TCP);
     HairpinReport {
         namespace: pod.map(|pod| pod.namespace.clone()),
         name: pod.map(|pod| pod.name.clone()),

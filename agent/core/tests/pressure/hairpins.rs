@@ -45,7 +45,7 @@ fn entries_of_a_pod_to_itself_without_a_socket_are_left_behind_and_those_with_on
     node.dump(2, entries(), Outcome::Complete);
     assert_eq!(finding(&node.report(2), FindingId::ConntrackHairpinLeak), None);
     let unread = headroom_core::known::Why::new("test");
-    node.put(3, SourceId::Tcp, Fact::Coverage(Known::Unknown(unread)));
+    node.put(3, SourceId::Sockets, Fact::Coverage(Known::Unknown(unread)));
     let report = node.report(3);
     assert_eq!((report.conntrack.hairpins[0].sockets, report.conntrack.hairpins[0].left_behind), (None, None));
     assert_eq!(finding(&report, FindingId::ConntrackHairpinLeak), None);
@@ -76,6 +76,62 @@ fn sockets_closed_since_the_dump_are_not_missed_and_a_dump_of_udp_changes_nothin
     let table = node.report(13).conntrack;
     assert_eq!((table.hairpins[0].sockets, table.hairpins[0].left_behind), (Some(0), Some(40)));
     assert_eq!(table.hairpins_age_secs, Some(0));
+}
+
+/// Exercises connections from before the counting began, as plain `check` and the agent's first report meet them. If this fails,
+/// live connections are called a leak, with a command that breaks them.
+#[test]
+fn connections_are_left_behind_only_when_all_sockets_are_known() {
+    let silent = || (0..40).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, 428_400));
+    let told = |node: &mut Node, second| {
+        let row = &node.report(second).conntrack.hairpins[0];
+        (row.sockets, row.left_behind)
+    };
+    let partial = || Outcome::Partial(headroom_core::known::Why::new("CAP_SYS_PTRACE is needed"));
+    let node = |second| {
+        let mut node = Node::new(LedgerLimits::default());
+        node.used(second, 40, ConntrackStats::ZERO);
+        let how = CoverageDetail { how: "test".to_owned(), degraded: None };
+        for source in [SourceId::Conntrack, SourceId::Tcp, SourceId::Sockets] {
+            node.put(second, source, Fact::Coverage(Known::Present(how.clone())));
+        }
+        node
+    };
+    // Counted, and the dump ends before a table was compared with the counters: not known, until one is.
+    let mut first = node(1);
+    counted(&mut first, 1, counter(0));
+    first.dump(2, silent(), Outcome::Complete);
+    assert_eq!(told(&mut first, 2), (None, None));
+    table(&mut first, 3, 0..40, Outcome::Complete);
+    assert_eq!(told(&mut first, 3), (None, None));
+    counted(&mut first, 4, counter(0));
+    assert_eq!(told(&mut first, 4), (Some(40), Some(0)));
+
+    // A table that lacks namespaces sets no baseline.
+    let mut half = node(1);
+    counted(&mut half, 1, counter(0));
+    table(&mut half, 1, 0..0, partial());
+    counted(&mut half, 2, counter(0));
+    half.dump(3, silent(), Outcome::Complete);
+    assert_eq!(told(&mut half, 3), (None, None));
+
+    // Without counters, tables are all there is: whole ones, no older than the entries' silence.
+    for (outcome, dumped, expected) in
+        [(Outcome::Complete, 11, Some(40)), (Outcome::Complete, 12, None), (partial(), 2, None)]
+    {
+        let mut uncounted = node(1);
+        table(&mut uncounted, 1, 0..40, outcome.clone());
+        uncounted.dump(dumped, silent(), Outcome::Complete);
+        assert_eq!(told(&mut uncounted, dumped).0, expected, "{outcome:?} {dumped}");
+    }
+    let mut late = node(1);
+    late.dump(1, silent(), Outcome::Complete);
+    table(&mut late, 6, 0..0, Outcome::Complete);
+    assert_eq!(told(&mut late, 6), (Some(0), Some(40)));
+    let mut later = node(1);
+    later.dump(1, silent(), Outcome::Complete);
+    table(&mut later, 7, 0..0, Outcome::Complete);
+    assert_eq!(told(&mut later, 7), (None, None));
 }
 
 fn cilium(alone: u64, broken: u64) -> Fact {

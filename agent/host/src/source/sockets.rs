@@ -106,8 +106,11 @@ impl Source for SocketsSource {
             (round.sink)(observation(ID, Fact::SocketOwner(owner)));
         }
         let (read, missing) = (round.read, sentence(&round.missing));
+        // Who captures a node mostly takes its own tables, not those of every pod.
+        let lonely = !self.root.is_live() && read == 1;
         self.namespaces = round.namespaces;
         let (outcome, coverage) = match missing {
+            None if lonely => (Outcome::Complete, degraded(HOW, "the tables of one network namespace only".to_owned())),
             None => (Outcome::Complete, works(HOW)),
             Some(why) if read > 0 => (Outcome::Partial(Why::new(why.clone())), degraded(HOW, why)),
             Some(why) => (Outcome::Failed(Why::new(why.clone())), unreadable(why)),

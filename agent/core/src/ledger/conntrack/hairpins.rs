@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::census::silent_secs;
 use crate::flow::{Destination, Endpoint, Protocol};
@@ -12,6 +13,8 @@ use crate::time::NodeTime;
 const MAX_HAIRPINS: usize = 1024;
 /// A connection that was silent for so long is not one that is just being closed: its socket, if it has one, has been seen.
 pub const HAIRPIN_SILENT_SECS: u32 = 10;
+/// Sockets that are read this much after a dump still tell what was open then: later, too many may have closed unseen.
+const SOCKETS_LATE: Duration = Duration::from_secs(5);
 
 /// Who talks to itself, and what it dials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,8 +36,8 @@ pub struct Hairpin {
     pub silent: u64,
     /// The longest silence of one that is open.
     pub longest_secs: u32,
-    /// Sockets that were open, or connecting, when the dump ended; none where nobody looks at sockets.
-    pub sockets: u64,
+    /// Sockets that were open, or connecting, when the dump ended; unknown until all of them were read.
+    pub sockets: Option<u64>,
 }
 
 /// All of them, as the last whole dump of everything showed them.
@@ -85,9 +88,12 @@ impl Hairpins {
         }
     }
 
-    pub(super) fn note_sockets(&mut self, open: impl Fn(Endpoint, IpAddr) -> u64) {
-        for (key, row) in self.rows.iter_mut().filter(|(key, _)| key.dialled.protocol == Protocol::TCP) {
-            row.sockets = open(key.dialled.endpoint, key.address);
+    /// Takes what `open` knows of the sockets that were open when the dump ended, where that is not known yet.
+    pub(super) fn note_sockets(&mut self, now: NodeTime, open: impl Fn(Endpoint, IpAddr, NodeTime) -> Option<u64>) {
+        let Some(dumped) = self.at.filter(|dumped| now.since(*dumped) <= SOCKETS_LATE) else { return };
+        let tcp = self.rows.iter_mut().filter(|(key, _)| key.dialled.protocol == Protocol::TCP);
+        for (key, row) in tcp.filter(|(_, row)| row.sockets.is_none()) {
+            row.sockets = open(key.dialled.endpoint, key.address, dumped);
         }
     }
 

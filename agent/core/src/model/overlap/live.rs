@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::node_ports::AllocatedNodePorts;
 use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ledger::{Ledger, NodePortFlow, Spans};
-use crate::model::hairpin::tcp_counted;
 use crate::model::holders::Holders;
+use crate::observe::SourceId;
 use crate::report::{CollidingPortReport, LiveFlowsReport, LiveOverlap};
 use crate::time::Now;
 
@@ -58,7 +58,7 @@ pub(super) fn live(
     let sum = |of: fn(&Pair) -> u64| pairs.values().map(of).fold(0, u64::saturating_add);
     let (colliding, unanswered) = (sum(|pair| pair.colliding), sum(|pair| pair.unanswered));
     let known = allocated.is_known();
-    let repeated = if unanswered > 0 && tcp_counted(ledger) { Some(repeated_syns(ledger, now)) } else { None };
+    let repeated = if unanswered > 0 && ledger.works(SourceId::Tcp) { Some(repeated_syns(ledger, now)) } else { None };
     let mut pairs: Vec<_> = pairs.into_iter().collect();
     pairs.sort_by_key(|(key, pair)| (Reverse((pair.unanswered, pair.colliding, pair.inside)), *key));
     let omitted = pairs.split_off(pairs.len().min(MAX_LISTED)).len();
