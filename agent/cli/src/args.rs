@@ -1,6 +1,7 @@
 //! What the user typed. Nothing is read or decided here; the help texts are documentation.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -212,7 +213,8 @@ impl FromStr for GivenNodePort {
     fn from_str(text: &str) -> Result<Self, String> {
         let shape = || format!("`{text}` is not a NodePort like `30080` or `30053/udp`");
         let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let port = port.trim().parse().map_err(|_no_port| shape())?;
+        let port: NonZeroU16 = port.trim().parse().map_err(|_no_port| shape())?;
+        let port = port.get();
         match protocol.trim() {
             "tcp" => Ok(Self(Protocol::TCP, port)),
             "udp" => Ok(Self(Protocol::UDP, port)),

@@ -295,6 +295,7 @@ mod tests {
         let toml = "node_ports = [\"30080\", \"30053/udp\"]\nservice_proxy = \"cilium\"\n";
         let policy = settings(toml, &NatArgs::default()).unwrap().policy;
         assert_eq!(policy.allocated_node_ports, [(Protocol::TCP, 30_080), (Protocol::UDP, 30_053)]);
+        assert!("0".parse::<GivenNodePort>().is_err(), "no NodePort has that number");
         assert_eq!(policy.service_proxy, Some(ServiceProxy::Cilium));
         let error = settings("node_ports = [\"30080/icmp\"]\n", &NatArgs::default()).unwrap_err();
         assert!(format!("{error:#}").contains("is not a NodePort like"), "{error:#}");

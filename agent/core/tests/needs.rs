@@ -278,6 +278,13 @@ fn a_masquerade_has_no_more_ports_than_its_rules_give_it() {
     assert_eq!(given(vec![limited(), other]), (2048, None), "1,000 of what both give");
     let unread = SourceNatRule { path: Vec::new(), ..limited() };
     assert_eq!(given(vec![unread]).0, 64_512, "no packet comes to it");
+    let of = |conditions: &[&str], ports| SourceNatRule {
+        conditions: conditions.iter().map(|condition| (*condition).to_owned()).collect(),
+        ..masquerade("IP-MASQ", Some(ports))
+    };
+    assert_eq!(given(vec![of(&["! -d 10.0.0.0/8", "-s 10.64.0.0/24"], "40000-41023")]).0, 1024, "all that pods send");
+    assert_eq!(given(vec![of(&["--dport 9"], "40000-41023")]).0, 64_512, "other flows take other ports");
+    assert_eq!(given(vec![of(&[], "30080-30080")]).0, 64_512, "1,000 cannot be of one port");
 }
 
 #[test]

@@ -256,6 +256,10 @@ fn the_range_widens_to_what_is_seen_outside_of_it_unless_it_was_given() {
     let mut node = Node::with(vec![], vec![node_port(ServiceProxy::Iptables, 20_000)]);
     let overlap = node.report().overlap;
     assert_eq!((overlap.node_port_range, overlap.node_port_basis), (range("20000-32767"), NodePortBasis::Observed));
+    // Ports that the user names may be any, and IPVS takes for NodePorts what is in the range.
+    node.node_ports = vec![node_port(ServiceProxy::Ipvs, 20_000)];
+    node.policy.allocated_node_ports = vec![(Protocol::TCP, 443)];
+    assert_eq!(node.report().overlap.node_port_range, PortRange::NODE_PORTS);
     node.policy.node_ports_given = true;
     assert_eq!(node.report().overlap.node_port_basis, NodePortBasis::Configured);
     assert_eq!(node.report().overlap.node_port_range, PortRange::NODE_PORTS);
@@ -272,6 +276,46 @@ fn the_fix_keeps_what_is_reserved_and_harmless_proxies_make_it_a_note() {
     node.node_ports = vec![node_port(ServiceProxy::Nftables, 30_080)];
     let finding = node.findings(FindingId::EphemeralOverlapsNodeport).remove(0);
     assert_eq!(finding.severity, Severity::Info);
+}
+
+/// Exercises ranges that leave nothing beside them. If this fails, the fix takes every port from the node.
+#[test]
+fn a_fix_that_leaves_no_port_to_draw_from_is_not_offered() {
+    let fix = |node_ports: &str, ephemeral: &str| {
+        let mut node = Node::with(vec![], vec![]);
+        (node.policy.node_ports, node.policy.node_ports_given) = (range(node_ports), true);
+        node.namespaces = vec![namespace(true, ephemeral, "")];
+        node.findings(FindingId::EphemeralOverlapsNodeport).remove(0).remedy
+    };
+    assert_eq!(fix("30000-65535", "32768-60999"), "move ip_local_port_range below 30000");
+    assert!(fix("1-65535", "32768-60999").starts_with("give the cluster a smaller NodePort range"));
+    assert!(
+        fix("30000-32767", "30000-40000")
+            .contains("reserved_ports=30000-32767, and the same in /etc/sysctl.d; or move")
+    );
+    let mut node = Node::with(vec![rule(1, None, None, RANDOM, 1.0)], vec![]);
+    (node.policy.node_ports, node.policy.node_ports_given) = (range("1-65535"), true);
+    assert!(node.masquerade().remedy.starts_with("no port lies beside the NodePorts 1-65535"));
+}
+
+/// Exercises a proxy that may not have been seen. If this fails, a node with Cilium whose maps cannot be read is called safe.
+#[test]
+fn harmless_is_only_said_when_all_proxies_could_be_seen() {
+    let mut node = Node::with(vec![], vec![node_port(ServiceProxy::Iptables, 30_080)]);
+    node.namespaces = vec![namespace(true, "1024-65535", "")];
+    let judged = |policy: &Policy| {
+        let mut ledger = node.ledger();
+        let fact = Fact::Coverage(Known::because("`/sys/fs/bpf` is not mounted"));
+        ledger.apply(Observation { at: NodeTime::from_secs(1), source: SourceId::Services, fact });
+        let now = Now { node: NodeTime::from_secs(2), wall: WallTime::from_secs(1_700_000_000) };
+        let report = evaluate(&ledger, &mut Memory::default(), policy, now);
+        report.findings.into_iter().find(|finding| finding.id == FindingId::EphemeralOverlapsNodeport).unwrap()
+    };
+    let unread = judged(&Policy::default());
+    assert_eq!(unread.severity, Severity::Warning);
+    assert!(unread.evidence.iter().any(|evidence| evidence.said.contains("Cilium may be there")), "{unread:?}");
+    let named = judged(&Policy { service_proxy: Some(ServiceProxy::Iptables), ..Policy::default() });
+    assert_eq!(named.severity, Severity::Info);
 }
 
 /// Exercises the fix of rules that are nobody's we know. If this fails, it is not ready to use.

@@ -171,6 +171,7 @@ impl Conntrack {
         row.incoming.add(cohort, 1);
         row.incoming_in_node_ports = row.incoming_in_node_ports.saturating_add(u32::from(in_node_ports));
         row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(shown == Shown::Fresh));
+        row.incoming_answered = row.incoming_answered.saturating_add(u16::from(entry.replied && !in_node_ports));
     }
 
     /// What only a dump of everything can sum up. `held`: the entry found room.
@@ -230,6 +231,8 @@ impl Conntrack {
         }
         if !matches!(outcome, Outcome::Failed(_)) {
             self.node_port_flows.end_dump(scope, *outcome == Outcome::Complete);
+            let rows = self.rows.iter_mut().filter(|(pair, _)| scope.includes(pair.destination.protocol));
+            rows.for_each(|(_, row)| row.answered = std::mem::take(&mut row.incoming_answered));
         }
         match outcome {
             Outcome::Complete if self.counting && scope == Scope::Everything => self.compare = true,
@@ -298,6 +301,7 @@ impl Conntrack {
         for row in self.rows.values_mut() {
             row.incoming = Cohorts::default();
             row.incoming_in_node_ports = 0;
+            row.incoming_answered = 0;
             row.incoming_fresh = 0;
         }
     }
@@ -393,6 +397,13 @@ impl Conntrack {
     /// The pairs that have such flows, and how many; also where single flows are not known.
     pub fn in_node_ports_by_pair(&self) -> impl Iterator<Item = (Pair, u32)> {
         self.rows.iter().map(|(pair, row)| (pair, row.in_node_ports)).filter(|(_, count)| *count > 0)
+    }
+
+    /// Destinations with flows whose source port is outside of the NodePort range that were answered, as the last dump showed them,
+    /// and how many such flows (of a pair with more than 65,535, so many).
+    pub fn answered_elsewhere(&self) -> impl Iterator<Item = (Destination, u64)> {
+        let answered = self.rows.iter().map(|(pair, row)| (pair.destination, u64::from(row.answered)));
+        answered.filter(|(_, answered)| *answered > 0)
     }
 
     /// Entries of those who talk to themselves through a Service, as the last dump of everything showed them.

@@ -245,6 +245,9 @@ pub struct LiveFlowsReport {
     pub colliding: Option<u64>,
     /// Of the colliding: without an answer for a second or more.
     pub unanswered: u64,
+    /// Flows of anybody to this destination whose source port is no allocated NodePort and that were answered, as of the last dump.
+    #[serde(default)]
+    pub others_answered: u64,
     /// SYNs that this pod repeated to this destination in the last minute; absent where TCP is not counted.
     pub syn_unanswered_1m: Option<u64>,
     /// The colliding ones singly, those without an answer first; at most 8.

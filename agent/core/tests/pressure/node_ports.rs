@@ -64,6 +64,63 @@ fn a_connection_without_an_answer_on_an_allocated_node_port_is_named_with_port_a
     assert_eq!((report.overlap.live.colliding, report.overlap.live.unanswered), (None, None));
 }
 
+/// Exercises destinations that answer nobody. If this fails, one that is down, or one-way UDP, is a CRITICAL about NodePorts.
+#[test]
+fn a_destination_that_answers_nobody_is_no_evidence_of_a_collision() {
+    let udp = |port: u16, to: u16, replied: bool| {
+        let mut entry = entry(POD, port, None, 25);
+        (entry.translated.port, entry.replied) = (to, replied);
+        entry
+    };
+    let found = |protocol, entries: Vec<ConntrackEntry>| {
+        let ports = (30_000..30_100).map(|port| (protocol, port)).collect();
+        let policy = Policy { allocated_node_ports: ports, ..allocated(Some(ServiceProxy::Cilium)) };
+        let mut node = Node::new(LedgerLimits::default());
+        node.used(1, 20, ConntrackStats::ZERO);
+        sockets(&mut node, 1, 0);
+        node.dump(2, entries, Outcome::Complete);
+        finding(&node.report_by(2, &policy), FindingId::NodeportCollision).cloned().unwrap()
+    };
+    let nobody = "with other source ports nobody has an answer either";
+    let dead = (1..20).map(|port| translated(40_000 + port, 50_000 + port, ConntrackTcpState::SynSent, 115));
+    let dead =
+        found(Protocol::TCP, dead.chain([translated(40_000, 30_007, ConntrackTcpState::SynSent, 115)]).collect());
+    assert_eq!(dead.severity, Severity::Info);
+    assert!(said(&dead).contains(nobody), "{}", said(&dead));
+    assert!(dead.remedy.starts_with("look at the destination first"), "{}", dead.remedy);
+    let one_way = |replied: u16| {
+        let others = (1..20).map(|port| udp(40_000 + port, 50_000 + port, port <= replied));
+        others.chain([udp(40_000, 30_007, false)]).collect()
+    };
+    let silent = found(Protocol::UDP, one_way(0));
+    assert_eq!((silent.severity, said(&silent).contains(nobody)), (Severity::Info, true), "{}", said(&silent));
+    let answering = found(Protocol::UDP, one_way(3));
+    assert_eq!(answering.severity, Severity::Critical);
+    assert!(said(&answering).contains("with other source ports it answers, 3 have an answer"), "{}", said(&answering));
+}
+
+/// Exercises a cluster with another range. If this fails, its fix leads into the NodePorts.
+#[test]
+fn the_fix_of_a_collision_leaves_the_given_range_out() {
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 1, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    node.dump(2, [translated(40_000, 32_000, ConntrackTcpState::Established, 431_000)], Outcome::Complete);
+    let mut fix = |range: &str| {
+        let policy = Policy {
+            node_ports: range.parse().unwrap(),
+            node_ports_given: true,
+            allocated_node_ports: vec![(Protocol::TCP, 32_000)],
+            service_proxy: Some(ServiceProxy::Cilium),
+            ..Policy::default()
+        };
+        finding(&node.report_by(2, &policy), FindingId::NodeportCollision).unwrap().remedy.clone()
+    };
+    assert!(fix("31000-33500").contains("--to-ports 1024-30999,33501-65535 (2.12"), "{}", fix("31000-33500"));
+    assert!(fix("31000-33500").ends_with("add --to-ports 33501-65535"), "{}", fix("31000-33500"));
+    assert!(fix("1-65535").ends_with("no port lies beside 1-65535"), "{}", fix("1-65535"));
+}
+
 #[test]
 fn a_connection_that_has_just_begun_is_not_unanswered_and_one_that_stays_so_is() {
     let mut node = Node::new(LedgerLimits::default());

@@ -14,6 +14,9 @@ pub(super) struct Row {
     /// Live flows whose source port was translated into the NodePort range.
     pub(super) in_node_ports: u32,
     pub(super) incoming_in_node_ports: u32,
+    /// Flows with other source ports that are answered, as the last dump showed them; 65,535 stands for more.
+    pub(super) answered: u16,
+    pub(super) incoming_answered: u16,
     /// Flows of that dump that were not known before.
     pub(super) incoming_fresh: u32,
     pub(super) counted: Option<Box<Counted>>,

@@ -30,12 +30,22 @@ pub(super) fn limit(ledger: &Ledger, protocol: Protocol, translated: Option<IpAd
     if rules.is_empty() {
         rules = fitting;
     }
+    // Such a rule translates a few flows: the others take other ports.
+    if rules.iter().any(|rule| rule.conditions.iter().any(|condition| is_narrow(condition))) {
+        return None;
+    }
     let ranges: Option<Vec<PortRange>> = rules.iter().map(|rule| rule.target.ports.present().copied()).collect();
     let joined = PortRange::joined(ranges?);
     let ports: u32 = joined.iter().map(|range| range.count()).sum();
     let words = joined.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
     let chain = &rules.first()?.place.chain;
     (ports < PORTS_PER_NAT_IP).then(|| Limit { ports, said: format!("--to-ports {words} in the chain {chain}") })
+}
+
+/// A condition that picks flows by where they go or by their ports.
+fn is_narrow(condition: &str) -> bool {
+    let excludes = condition.starts_with("! ") || condition.contains("!=");
+    !excludes && ["-d ", "daddr ", "port"].iter().any(|part| condition.contains(part))
 }
 
 fn fits(rule: &SourceNatRule, protocol: Protocol, translated: Option<IpAddr>) -> bool {

@@ -207,7 +207,9 @@ impl Masquerades {
         self.next();
         self.shorten(TOLD);
         for row in &mut self.largest {
-            if let Some(limit) = limit(ledger, row.destination.protocol, Some(row.translated)) {
+            // Far more than a rule gives out (counts may lag a little): others translate, too.
+            let limit = limit(ledger, row.destination.protocol, Some(row.translated));
+            if let Some(limit) = limit.filter(|limit| row.taken <= limit.ports.saturating_add(limit.ports / 4)) {
                 row.ports = limit.ports;
             }
         }

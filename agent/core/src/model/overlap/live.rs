@@ -48,8 +48,14 @@ pub(super) fn live(
         let held = pairs.entry((pair.destination, pair.source)).or_default();
         held.inside = held.inside.saturating_add(count.into());
     }
+    let mut answered: BTreeMap<Destination, u64> = BTreeMap::new();
     for (source, destination, flow) in conntrack.node_port_flows().iter() {
-        let Some(port) = collision(destination.protocol, flow, allocated, holders) else { continue };
+        let Some(port) = collision(destination.protocol, flow, allocated, holders) else {
+            if flow.answered == Some(true) {
+                *answered.entry(destination).or_default() += 1;
+            }
+            continue;
+        };
         let held = pairs.entry((destination, source)).or_default();
         held.colliding = held.colliding.saturating_add(1);
         held.unanswered = held.unanswered.saturating_add(u64::from(port.unanswered_secs.is_some()));
@@ -59,6 +65,12 @@ pub(super) fn live(
     let (colliding, unanswered) = (sum(|pair| pair.colliding), sum(|pair| pair.unanswered));
     let known = allocated.is_known();
     let repeated = if unanswered > 0 && ledger.works(SourceId::Tcp) { Some(repeated_syns(ledger, now)) } else { None };
+    if unanswered > 0 {
+        for (destination, more) in conntrack.answered_elsewhere() {
+            let sum = answered.entry(destination).or_default();
+            *sum = sum.saturating_add(more);
+        }
+    }
     let mut pairs: Vec<_> = pairs.into_iter().collect();
     pairs.sort_by_key(|(key, pair)| (Reverse((pair.unanswered, pair.colliding, pair.inside)), *key));
     let omitted = pairs.split_off(pairs.len().min(MAX_LISTED)).len();
@@ -72,7 +84,8 @@ pub(super) fn live(
             .map(|((destination, source), pair)| {
                 let repeated =
                     repeated.as_ref().map(|all| all.get(&(destination.endpoint, source)).copied().unwrap_or(0));
-                row(destination, source, pair, known, repeated, holders)
+                let others_answered = answered.get(&destination).copied().unwrap_or(0);
+                LiveFlowsReport { others_answered, ..row(destination, source, pair, known, repeated, holders) }
             })
             .collect(),
         flows_omitted: u64::try_from(omitted).unwrap_or(u64::MAX),
@@ -132,6 +145,7 @@ fn row(
         in_node_port_range: pair.inside,
         colliding: (known || pair.colliding > 0).then_some(pair.colliding),
         unanswered: pair.unanswered,
+        others_answered: 0,
         syn_unanswered_1m: repeated,
         ports: pair.ports,
     }

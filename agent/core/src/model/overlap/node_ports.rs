@@ -114,10 +114,11 @@ impl<'a> AllocatedNodePorts<'a> {
         if policy.node_ports_given {
             return (range, NodePortBasis::Configured);
         }
-        let (first, last) = self
-            .ports
-            .keys()
-            .fold((range.first(), range.last()), |(first, last), (_, port)| (first.min(*port), last.max(*port)));
+        // What the user names may be any port, and IPVS tells NodePorts from others by the range alone.
+        let shown = |of: &Allocation<'_>| of.proxies.iter().any(|proxy| *proxy != ServiceProxy::Ipvs);
+        let seen = self.ports.iter().filter(|(_, of)| shown(of)).map(|((_, port), _)| *port);
+        let (first, last) =
+            seen.fold((range.first(), range.last()), |(first, last), port| (first.min(port), last.max(port)));
         match PortRange::new(first, last).filter(|seen| *seen != range) {
             Some(seen) => (seen, NodePortBasis::Observed),
             None => (range, NodePortBasis::Default),

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::overlap::is_harmless;
+use super::masquerade::beside;
+use super::overlap::{CILIUM_MAY_BE, is_harmless};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::{Destination, Endpoint};
 use crate::model::View;
 use crate::model::leak::whole;
 use crate::observe::SourceId;
-use crate::report::{CollidingPortReport, LiveFlowsReport, ProxyReport, Report};
+use crate::ports::PortRange;
+use crate::report::{CollidingPortReport, LiveFlowsReport, OverlapReport, ProxyReport, Report};
 
 /// Findings at most, one for each pod.
 const MAX_FINDINGS: usize = 10;
@@ -19,14 +21,15 @@ const MAX_FINDINGS: usize = 10;
 pub(super) fn collision(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let overlap = &report.overlap;
     let harmful = overlap.proxies.iter().find(|proxy| proxy.harmful);
-    if is_harmless(overlap) {
+    if is_harmless(view, overlap) {
         return Vec::new();
     }
     let mut by_pod: BTreeMap<IpAddr, Vec<&LiveFlowsReport>> = BTreeMap::new();
     for row in overlap.live.flows.iter().filter(|row| row.unanswered > 0) {
         by_pod.entry(row.source).or_default().push(row);
     }
-    let mut findings: Vec<Finding> = by_pod.values().map(|rows| lost(view, rows, harmful)).collect();
+    let mut findings: Vec<Finding> = by_pod.values().map(|rows| lost(rows, overlap, harmful)).collect();
+    findings.sort_by_key(|finding| Reverse(finding.severity));
     findings.truncate(MAX_FINDINGS);
     if findings.is_empty()
         && let Some(proxy) = harmful
@@ -37,18 +40,22 @@ pub(super) fn collision(view: &View<'_>, report: &Report) -> Vec<Finding> {
 }
 
 /// Whether connects to a destination that wait for an answer wait because of their source port.
-pub(super) fn explains(report: &Report, destination: Destination, wanting: u32) -> bool {
+pub(super) fn explains(view: &View<'_>, report: &Report, destination: Destination, wanting: u32) -> bool {
     let flows = report.overlap.live.flows.iter();
-    let unanswered = flows.filter(|row| to(row) == destination).map(|row| row.unanswered).sum::<u64>();
-    !is_harmless(&report.overlap) && unanswered > 0 && unanswered >= u64::from(wanting)
+    let unanswered =
+        flows.filter(|row| to(row) == destination && row.others_answered > 0).map(|row| row.unanswered).sum::<u64>();
+    !is_harmless(view, &report.overlap) && unanswered > 0 && unanswered >= u64::from(wanting)
 }
 
 fn to(row: &LiveFlowsReport) -> Destination {
     Destination { protocol: row.protocol, endpoint: Endpoint::new(row.address, row.port) }
 }
 
-/// Connections of one pod that get no answer.
-fn lost(view: &View<'_>, rows: &[&LiveFlowsReport], harmful: Option<&ProxyReport>) -> Finding {
+/// Connections of one pod that get no answer. Only where the destination answers others can their ports be why.
+fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&ProxyReport>) -> Finding {
+    let answering: Vec<&LiveFlowsReport> = rows.iter().copied().filter(|row| row.others_answered > 0).collect();
+    let proven = !answering.is_empty();
+    let rows = if proven { answering.as_slice() } else { rows };
     let who = rows.first().map_or_else(String::new, |row| name(row));
     let unanswered: u64 = rows.iter().map(|row| row.unanswered).sum();
     let single = |row: &&LiveFlowsReport| -> Vec<(Destination, CollidingPortReport)> {
@@ -66,10 +73,10 @@ fn lost(view: &View<'_>, rows: &[&LiveFlowsReport], harmful: Option<&ProxyReport
         .collect();
     for row in rows.iter().take(3) {
         let destination = to(row);
-        let account = view.accounts.iter().find(|account| account.destination == destination);
-        let others = account.map_or_else(String::new, |account| {
-            format!("; with other source ports it answers, {} are open", account.active)
-        });
+        let others = match row.others_answered {
+            0 => "; with other source ports nobody has an answer either".to_owned(),
+            others => format!("; with other source ports it answers, {others} have an answer"),
+        };
         let repeated = row.syn_unanswered_1m.filter(|repeated| *repeated > 0);
         let repeated =
             repeated.map_or_else(String::new, |repeated| format!(", {repeated} SYNs repeated in the last minute"));
@@ -78,17 +85,28 @@ fn lost(view: &View<'_>, rows: &[&LiveFlowsReport], harmful: Option<&ProxyReport
             format!("{destination}: {} without an answer{repeated}{others}", row.unanswered),
         ));
     }
-    evidence.push(why(harmful));
+    evidence.push(why(overlap, harmful));
     Finding {
         id: FindingId::NodeportCollision,
-        severity: if harmful.is_some() { Severity::Critical } else { Severity::Warning },
+        severity: match (proven, harmful) {
+            (true, Some(_)) => Severity::Critical,
+            (true, None) => Severity::Warning,
+            (false, _) => Severity::Info,
+        },
         title: format!(
             "{who} gets no answer on {connections} whose source port is an allocated NodePort: {}{more}",
             numbers.join(", ")
         ),
         subject: who,
         evidence,
-        remedy: remedy(view),
+        remedy: if proven {
+            remedy(overlap.node_port_range)
+        } else {
+            format!(
+                "look at the destination first: it answers nobody now (one-way UDP never does); if it should: {}",
+                remedy(overlap.node_port_range)
+            )
+        },
     }
 }
 
@@ -116,27 +134,30 @@ fn at_risk(report: &Report, proxy: &ProxyReport) -> Option<Finding> {
             "{count} connections have an allocated NodePort as source port; none of them waits for an answer now"
         ),
         subject: "source ports".to_owned(),
-        evidence: evidence.chain([why(Some(proxy))]).collect(),
-        remedy: REMEDY.to_owned(),
+        evidence: evidence.chain([why(&report.overlap, Some(proxy))]).collect(),
+        remedy: remedy(report.overlap.node_port_range),
     })
 }
 
-fn why(harmful: Option<&ProxyReport>) -> Evidence {
+fn why(overlap: &OverlapReport, harmful: Option<&ProxyReport>) -> Evidence {
     match harmful {
         Some(proxy) => Evidence::seen(SourceId::Services, format!("{}: {}", proxy.proxy.title(), proxy.why)),
+        None if !overlap.proxies.is_empty() => Evidence::given(CILIUM_MAY_BE),
         None => Evidence::given("what makes Services reachable here was not recognised (--service-proxy names it)"),
     }
 }
 
-const REMEDY: &str = "keep masquerading away from NodePorts: ip-masq-agent --random-fully=false (2.11 and later) or --to-ports \
-    1024-29999,32768-65535 (2.12 and later); for other MASQUERADE rules drop --random-fully, or add --to-ports 32768-65535";
-
-fn remedy(view: &View<'_>) -> String {
-    let range = view.policy.node_ports;
-    if range == crate::ports::PortRange::NODE_PORTS {
-        return REMEDY.to_owned();
+/// What keeps source ports away from the NodePorts.
+fn remedy(node_ports: PortRange) -> String {
+    const KEEP: &str = "keep masquerading away from NodePorts: ip-masq-agent --random-fully=false (2.11 and later)";
+    let beside = beside(node_ports);
+    let list = beside.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    match beside.into_iter().max_by_key(|range| range.count()) {
+        Some(largest) => format!(
+            "{KEEP} or --to-ports {list} (2.12 and later); for other MASQUERADE rules drop --random-fully, or add --to-ports {largest}"
+        ),
+        None => format!("{KEEP}; for other MASQUERADE rules drop --random-fully; no port lies beside {node_ports}"),
     }
-    format!("keep masquerading away from the NodePorts {range}: no --random-fully, or --to-ports that leaves them out")
 }
 
 fn name(row: &LiveFlowsReport) -> String {

@@ -16,17 +16,17 @@ const MAX_FINDINGS: usize = 10;
 type Maker<'a> = (RuleOwner, &'a str);
 
 /// Masquerading that puts connections on NodePorts: one finding for each maker of rules.
-pub(super) fn masquerade(_view: &View<'_>, report: &Report) -> Vec<Finding> {
+pub(super) fn masquerade(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let overlap = &report.overlap;
     let mut makers: BTreeMap<Maker<'_>, Vec<&ShareReport>> = BTreeMap::new();
     for share in overlap.shares.iter().filter(|row| row.share.is_some_and(|share| share > 0.0)) {
         let chain = if share.owner == RuleOwner::Cni { "" } else { share.place.chain.as_str() };
         makers.entry((share.owner, chain)).or_default().push(share);
     }
-    makers.into_iter().take(MAX_FINDINGS).map(|(maker, shares)| finding(maker, &shares, overlap)).collect()
+    makers.into_iter().take(MAX_FINDINGS).map(|(maker, shares)| finding(view, maker, &shares, overlap)).collect()
 }
 
-fn finding((owner, chain): Maker<'_>, shares: &[&ShareReport], overlap: &OverlapReport) -> Finding {
+fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], overlap: &OverlapReport) -> Finding {
     let largest = |of: fn(&ShareReport) -> Option<f64>| shares.iter().filter_map(|row| of(row)).fold(0.0, f64::max);
     let (share, allocated) = (largest(|row| row.share), largest(|row| row.share_allocated));
     let allocated_known = shares.iter().all(|row| row.share_allocated.is_some());
@@ -65,7 +65,7 @@ fn finding((owner, chain): Maker<'_>, shares: &[&ShareReport], overlap: &Overlap
         let said = format!("{}/{family}: {of_range} in the range, {of_allocated} allocated: {}", row.protocol, row.why);
         Evidence::seen(SourceId::Rules, said)
     }));
-    evidence.extend(harm(overlap));
+    evidence.extend(harm(view, overlap));
     let remedy = remedy(owner, &rules, overlap);
     let bites = harmful && (allocated > 0.0 || !allocated_known);
     Finding {
@@ -111,6 +111,12 @@ fn rule(row: &MasqueradeReport) -> String {
 /// What to change, so that no connection gets a NodePort.
 fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport) -> String {
     let beside = beside(overlap.node_port_range);
+    if beside.is_empty() && !matches!(owner, RuleOwner::KubeProxy | RuleOwner::Cilium | RuleOwner::AwsVpcCni) {
+        return format!(
+            "no port lies beside the NodePorts {}: give the cluster a smaller range (--service-node-port-range of kube-apiserver)",
+            overlap.node_port_range
+        );
+    }
     let list = beside.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let drawn = rules.iter().any(|row| row.choice != PortChoice::Keep);
     let limited = rules.iter().any(|row| row.ports.is_some());
@@ -154,7 +160,7 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
 }
 
 /// The ports that may be drawn, without the NodePorts.
-fn beside(node_ports: PortRange) -> Vec<PortRange> {
+pub(super) fn beside(node_ports: PortRange) -> Vec<PortRange> {
     let below = node_ports.first().checked_sub(1).and_then(|last| PortRange::new(1024, last));
     let above = node_ports.last().checked_add(1).and_then(|first| PortRange::new(first, u16::MAX));
     below.into_iter().chain(above).collect()

@@ -222,7 +222,7 @@ pub(super) fn unanswered(view: &View<'_>, report: &Report) -> Vec<Finding> {
         let grown = Grown::of(account, view);
         // A refused connect was answered.
         let lost = tcp.syn_retransmitted_lately.max(tcp.failed_lately.unanswered());
-        let explained = collision::explains(report, destination, account.wanting);
+        let explained = collision::explains(view, report, destination, account.wanting);
         let repeated = tcp.syn_retransmitted_lately > 0 && lost >= view.policy.failures_per_minute;
         if account.in_scope && !full && repeated && !explained {
             findings.push(Finding {

@@ -3,15 +3,16 @@
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
 use crate::observe::SourceId;
+use crate::ports::{PortRange, PortSettings};
 use crate::report::{EphemeralReport, OverlapReport, ProxyReport, Report};
 
 /// Network namespaces that may pick an allocated NodePort as source port.
-pub(super) fn ephemeral(_view: &View<'_>, report: &Report) -> Vec<Finding> {
+pub(super) fn ephemeral(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let colliding = report.overlap.ephemeral.iter().filter(|row| row.overlap_ports.is_some_and(|ports| ports > 0));
-    colliding.map(|row| ephemeral_of(row, &report.overlap)).collect()
+    colliding.map(|row| ephemeral_of(view, row, &report.overlap)).collect()
 }
 
-fn ephemeral_of(row: &EphemeralReport, overlap: &OverlapReport) -> Finding {
+fn ephemeral_of(view: &View<'_>, row: &EphemeralReport, overlap: &OverlapReport) -> Finding {
     let node_ports = overlap.node_port_range;
     let range = row.range.map_or_else(String::new, |range| range.to_string());
     let host = row.subject == "host";
@@ -20,41 +21,71 @@ fn ephemeral_of(row: &EphemeralReport, overlap: &OverlapReport) -> Finding {
         SourceId::Namespaces,
         format!("ip_local_port_range {range}, {ports} of {} NodePorts not reserved", node_ports.count()),
     )];
-    evidence.extend(harm(overlap));
+    evidence.extend(harm(view, overlap));
     let reserve = row.reserve.as_ref().map_or_else(|| node_ports.to_string(), Clone::clone);
     let beside = if row.reserved.is_empty() { "" } else { " (keeps what is reserved already)" };
-    let remedy = if host {
-        format!(
-            "sysctl -w net.ipv4.ip_local_reserved_ports={reserve}{beside}, and the same in /etc/sysctl.d; or move \
-             ip_local_port_range above {}",
-            node_ports.last()
-        )
+    let reserving = if host {
+        format!("sysctl -w net.ipv4.ip_local_reserved_ports={reserve}{beside}, and the same in /etc/sysctl.d")
     } else {
         format!(
             "set net.ipv4.ip_local_reserved_ports={reserve}{beside} in the pod's securityContext.sysctls (a safe sysctl since \
-             Kubernetes 1.27), or move its ip_local_port_range above {}",
-            node_ports.last()
+             Kubernetes 1.27)"
         )
     };
     Finding {
         id: FindingId::EphemeralOverlapsNodeport,
         // A pod's source port only matters where it survives masquerading.
-        severity: if host && !is_harmless(overlap) { Severity::Warning } else { Severity::Info },
+        severity: if host && !is_harmless(view, overlap) { Severity::Warning } else { Severity::Info },
         title: format!("source ports {range} of {} reach into the NodePorts {node_ports} ({ports} ports)", row.subject),
         subject: row.subject.clone(),
         evidence,
-        remedy,
+        remedy: ways_out(row, node_ports, reserving),
     }
 }
 
-/// Every proxy that was recognised lets replies pass; without one, that is not known.
-pub(super) fn is_harmless(overlap: &OverlapReport) -> bool {
-    !overlap.proxies.is_empty() && overlap.proxies.iter().all(|proxy| !proxy.harmful)
+/// Ports that a range must leave: with fewer, connections soon find none.
+const ENOUGH_PORTS: u32 = 1024;
+
+/// What ends an overlap: each of these leaves ports to draw from.
+fn ways_out(row: &EphemeralReport, node_ports: PortRange, reserving: String) -> String {
+    let usable = row.range.map(|ephemeral| PortSettings { ephemeral, reserved: row.reserved.clone() }.usable());
+    let left = usable.unwrap_or_default().saturating_sub(row.overlap_ports.unwrap_or_default());
+    let mut ways = Vec::new();
+    if left >= ENOUGH_PORTS {
+        ways.push(reserving);
+    }
+    if u32::from(u16::MAX - node_ports.last()) >= ENOUGH_PORTS {
+        ways.push(format!("move ip_local_port_range above {}", node_ports.last()));
+    } else if u32::from(node_ports.first()) >= 1024 + ENOUGH_PORTS {
+        ways.push(format!("move ip_local_port_range below {}", node_ports.first()));
+    }
+    if ways.is_empty() {
+        ways.push(format!(
+            "give the cluster a smaller NodePort range (--service-node-port-range of kube-apiserver): beside {node_ports} there \
+             are not enough ports"
+        ));
+    }
+    ways.join("; or ")
+}
+
+/// Said where Services made by eBPF or IPVS could not be looked for.
+pub(super) const CILIUM_MAY_BE: &str = "NodePorts of Cilium and IPVS could not be read: Cilium may be there, and with it a collision does harm (--service-proxy says \
+     what there is)";
+
+/// Whether all that makes Services reachable is known: read, or named by the user.
+fn proxies_are_known(view: &View<'_>) -> bool {
+    view.ledger.has_read(SourceId::Services) || view.policy.service_proxy.is_some()
+}
+
+/// Every proxy lets replies pass; without one, or where some may not have been seen, that is not known.
+pub(super) fn is_harmless(view: &View<'_>, overlap: &OverlapReport) -> bool {
+    proxies_are_known(view) && !overlap.proxies.is_empty() && overlap.proxies.iter().all(|proxy| !proxy.harmful)
 }
 
 /// What the proxies of this node do to a reply that comes to a NodePort: the harmful one, or else all of them.
-pub(super) fn harm(overlap: &OverlapReport) -> Vec<Evidence> {
+pub(super) fn harm(view: &View<'_>, overlap: &OverlapReport) -> Vec<Evidence> {
     let harmful: Vec<&ProxyReport> = overlap.proxies.iter().filter(|proxy| proxy.harmful).collect();
+    let doubt = harmful.is_empty() && !proxies_are_known(view);
     let told = if harmful.is_empty() { overlap.proxies.iter().collect() } else { harmful };
     let says = |row: &ProxyReport| {
         let word = if row.harmful { "a collision does harm" } else { "a collision does no harm" };
@@ -66,5 +97,5 @@ pub(super) fn harm(overlap: &OverlapReport) -> Vec<Evidence> {
              and nftables",
         )];
     }
-    told.into_iter().map(says).collect()
+    told.into_iter().map(says).chain(doubt.then(|| Evidence::given(CILIUM_MAY_BE))).collect()
 }
