@@ -339,6 +339,32 @@ fn a_rule_is_mended_in_the_words_of_the_program_that_made_it() {
     );
 }
 
+/// Exercises what a finding says of rules that differ. If this fails, the worst of them is told as what all do, SNAT is mended by
+/// MASQUERADE, or a condition that was not understood goes unsaid.
+#[test]
+fn a_finding_says_of_its_rules_what_they_are() {
+    let mut own = rule(1, None, None, RANDOM, 1.0);
+    own.place =
+        RulePlace { backend: RuleBackend::Nftables, chain: "out".to_owned(), table: "mine".to_owned(), ..own.place };
+    (own.target.kind, own.target.addresses) = (SourceNatKind::Snat, Some("192.0.2.7".to_owned()));
+    own.unclear = vec!["match `bpf`".to_owned()];
+    let mut narrow = own.clone();
+    (narrow.place.position, narrow.target.ports) = (2, Known::Present(range("30000-32767")));
+    narrow.conditions = vec!["-d 203.0.113.0/24".to_owned()];
+    let alone = Node::with(vec![own.clone()], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade();
+    assert!(!alone.title.contains("up to"), "{}", alone.title);
+    assert!(alone.remedy.contains("snat to 192.0.2.7:1024-29999 fully-random"), "{}", alone.remedy);
+    let said = &alone.evidence[0].said;
+    assert!(said.contains(" mine out rule 1:") && said.ends_with("not reckoned with: match `bpf`"), "{said}");
+    own.place.backend = RuleBackend::IptablesNft;
+    own.target.ports = Known::Present(range("1024-65535"));
+    let limited = Node::with(vec![own.clone()], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade();
+    assert!(limited.remedy.contains("-j SNAT --to-source 192.0.2.7:32768-65535 --random-fully"), "{}", limited.remedy);
+    narrow.place.backend = RuleBackend::IptablesNft;
+    let both = Node::with(vec![narrow, own], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade();
+    assert!(both.title.starts_with("up to "), "{}", both.title);
+}
+
 /// Exercises rules that are not understood. If this fails, they are dropped without a word, or guessed at.
 #[test]
 fn what_is_not_understood_is_listed_with_an_unknown_share() {

@@ -127,14 +127,14 @@ fn crowd() -> Vec<ConntrackEntry> {
     all
 }
 
-fn sockets(node: &mut Node, second: u64, open: u64) {
+fn sockets(node: &mut Node, second: u64, open: u16) {
     let how = CoverageDetail { how: "test".to_owned(), degraded: None };
     node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how.clone())));
     node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how.clone())));
     node.put(second, SourceId::Sockets, Fact::Coverage(Known::Present(how)));
-    counted(node, second, counter(open));
+    counted(node, second, counter(open.into()));
     table(node, second, 0..open, Outcome::Complete);
-    counted(node, second, counter(open));
+    counted(node, second, counter(open.into()));
 }
 
 fn counted(node: &mut Node, second: u64, counter: TcpCounter) {
@@ -144,13 +144,13 @@ fn counted(node: &mut Node, second: u64, counter: TcpCounter) {
 }
 
 /// A socket table with these connections of the pod to the Service.
-fn table(node: &mut Node, second: u64, open: std::ops::Range<u64>, outcome: Outcome) {
+fn table(node: &mut Node, second: u64, open: std::ops::Range<u16>, outcome: Outcome) {
     let to = counter(0).destination;
     node.put(second, SourceId::Sockets, Fact::Begin(Snapshot::Sockets));
     for number in open {
         let socket = Socket {
             netns: NetnsInode(2),
-            source: Endpoint::new(POD, 2000 + u16::try_from(number).unwrap()),
+            source: Endpoint::new(POD, 2000 + number),
             destination: to,
             state: SocketState::Open,
             timer: SocketTimer::None,
@@ -282,6 +282,8 @@ fn half_a_dump_says_so_and_a_failed_one_changes_nothing() {
     node.dump(3, crowd().into_iter().take(10), Outcome::Partial(why()));
     let census = node.report(3).conntrack.census.unwrap();
     assert_eq!((census.entries, census.complete), (10, false));
+    let found = finding(&node.report(3), FindingId::ConntrackLow).cloned().unwrap();
+    assert!(found.title.ends_with(", 100 % of the 10 that were read by shop/checkout"), "{}", found.title);
 }
 
 /// Exercises dumps that leave TCP out. If this fails, who fills the table is told from its UDP alone.

@@ -50,6 +50,7 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
         census: ledger.conntrack().census().map(|census| summed_up(census, timeouts, holders, now)),
         hairpins,
         hairpins_omitted,
+        hairpin_entries_untold: ledger.conntrack().hairpins().untold(),
         hairpins_age_secs: ledger.conntrack().hairpins().at().map(|at| now.node.since(at).as_secs()),
         cilium: hairpin::cilium(ledger, holders),
         no_port_total,

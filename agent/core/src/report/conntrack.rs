@@ -70,6 +70,9 @@ pub struct ConntrackReport {
     /// Further ones that are not listed.
     #[serde(default)]
     pub hairpins_omitted: u64,
+    /// Entries of pairs beyond those that are told apart: what became of them is not known.
+    #[serde(default)]
+    pub hairpin_entries_untold: u64,
     /// Age of the dump of everything that showed them, in seconds; absent if there was none.
     #[serde(default)]
     pub hairpins_age_secs: Option<u64>,

@@ -220,6 +220,9 @@ pub struct LiveOverlap {
     /// Further pairs that are not listed.
     #[serde(default)]
     pub flows_omitted: u64,
+    /// Flows in the range that found no room to be looked at one by one: whether they collide is not known.
+    #[serde(default)]
+    pub not_told_apart: u64,
 }
 
 /// Flows of one pod to one destination that leave the node with a source port inside the NodePort range.

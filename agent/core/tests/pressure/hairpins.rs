@@ -78,6 +78,27 @@ fn sockets_closed_since_the_dump_are_not_missed_and_a_dump_of_udp_changes_nothin
     assert_eq!(table.hairpins_age_secs, Some(0));
 }
 
+/// Exercises the bound of pairs told apart. If this fails, those beyond it go unsaid.
+#[test]
+fn entries_of_pairs_beyond_the_bound_are_counted_and_said() {
+    let bound = 1024_u16;
+    let to = |service: u16, port: u16| {
+        let mut entry = hairpin(port, ConntrackTcpState::Established, 428_400);
+        entry.key.dialled.port = service;
+        entry
+    };
+    let first = (0..40).map(|port| to(80, 2000 + port));
+    let others = (1..=bound).map(|more| to(1000 + more, 3000));
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 40, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    node.dump(2, first.chain(others), Outcome::Complete);
+    let report = node.report(2);
+    assert_eq!(report.conntrack.hairpin_entries_untold, 1);
+    let found = finding(&report, FindingId::ConntrackHairpinLeak).unwrap();
+    assert!(said(found).contains("1 more entries of pods that talk"), "{}", said(found));
+}
+
 /// Exercises connections from before the counting began, as plain `check` and the agent's first report meet them. If this fails,
 /// live connections are called a leak, with a command that breaks them.
 #[test]

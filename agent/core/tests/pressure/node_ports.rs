@@ -195,5 +195,16 @@ fn node_port_flows_beyond_the_bound_are_counted_once_by_dumps_of_udp() {
         node.dump_of(Snapshot::ConntrackUdp, second, (0..bound + 3).map(udp), Outcome::Complete);
         let flows = node.0.conntrack().node_port_flows();
         assert_eq!((flows.iter().count(), flows.untold()), (usize::from(bound), 4));
+        let how = CoverageDetail { how: "test".to_owned(), degraded: None };
+        node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how)));
+        let policy = Policy {
+            allocated_node_ports: vec![(Protocol::UDP, 30_001)],
+            service_proxy: Some(ServiceProxy::Cilium),
+            ..Policy::default()
+        };
+        let report = node.report_by(second, &policy);
+        assert_eq!(report.overlap.live.not_told_apart, 4);
+        let found = finding(&report, FindingId::NodeportCollision).unwrap();
+        assert!(said(found).contains("4 more flows in the range were not looked at"), "{}", said(found));
     }
 }

@@ -89,6 +89,7 @@ pub(super) fn live(
             })
             .collect(),
         flows_omitted: u64::try_from(omitted).unwrap_or(u64::MAX),
+        not_told_apart: conntrack.node_port_flows().untold(),
     }
 }
 

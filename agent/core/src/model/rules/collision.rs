@@ -13,7 +13,7 @@ use crate::model::View;
 use crate::model::leak::whole;
 use crate::observe::SourceId;
 use crate::ports::PortRange;
-use crate::report::{CollidingPortReport, LiveFlowsReport, OverlapReport, ProxyReport, Report};
+use crate::report::{CollidingPortReport, LiveFlowsReport, LiveOverlap, OverlapReport, ProxyReport, Report};
 
 /// Findings at most, one for each pod.
 const MAX_FINDINGS: usize = 10;
@@ -85,6 +85,7 @@ fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&Pro
             format!("{destination}: {} without an answer{repeated}{others}", row.unanswered),
         ));
     }
+    evidence.extend(not_told_apart(&overlap.live));
     evidence.push(why(overlap, harmful));
     Finding {
         id: FindingId::NodeportCollision,
@@ -108,6 +109,12 @@ fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&Pro
             )
         },
     }
+}
+
+/// Counts are the least there are where flows found no room.
+fn not_told_apart(live: &LiveOverlap) -> Option<Evidence> {
+    let more = Some(live.not_told_apart).filter(|more| *more > 0)?;
+    Some(Evidence::seen(SourceId::Conntrack, format!("{more} more flows in the range were not looked at one by one")))
 }
 
 fn port_in_words(port: &CollidingPortReport, destination: Destination) -> String {
@@ -134,7 +141,7 @@ fn at_risk(report: &Report, proxy: &ProxyReport) -> Option<Finding> {
             "{count} connections have an allocated NodePort as source port; none of them waits for an answer now"
         ),
         subject: "source ports".to_owned(),
-        evidence: evidence.chain([why(&report.overlap, Some(proxy))]).collect(),
+        evidence: evidence.chain(not_told_apart(live)).chain([why(&report.overlap, Some(proxy))]).collect(),
         remedy: remedy(report.overlap.node_port_range),
     })
 }

@@ -38,7 +38,8 @@ fn low(view: &View<'_>, table: &ConntrackReport, lately: Option<ConntrackStats>)
     }
     let first = table.census.as_ref().and_then(|census| Some((census, census.sources.first()?)));
     let most = first.map_or_else(String::new, |(census, source)| {
-        format!(", {} % of them by {}", percent(source.entries, census.entries), name(source))
+        let of = if census.complete { "them".to_owned() } else { format!("the {} that were read", census.entries) };
+        format!(", {} % of {of} by {}", percent(source.entries, census.entries), name(source))
     });
     let when = soon.map_or_else(String::new, |secs| format!("; full in about {}", span(secs)));
     let title = if refused > 0 {

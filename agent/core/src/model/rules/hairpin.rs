@@ -39,7 +39,7 @@ fn left_behind(row: &HairpinReport, report: &Report) -> Finding {
         severity: Severity::Warning,
         title: format!("{name} talks to itself through {service}/{} and left {count} entries behind", row.protocol),
         subject: name.clone(),
-        evidence: vec![
+        evidence: [
             Evidence::seen(
                 SourceId::Conntrack,
                 format!(
@@ -56,13 +56,22 @@ fn left_behind(row: &HairpinReport, report: &Report) -> Finding {
                 SourceId::Tcp,
                 format!("{} sockets from {} to {service}", row.sockets.unwrap_or_default(), row.address),
             ),
-        ],
+        ]
+        .into_iter()
+        .chain(untold(report.conntrack.hairpin_entries_untold))
+        .collect(),
         remedy: format!(
             "let {name} dial localhost, or keep its connections open; entries left behind go{timeout}, or at once with \
              `conntrack -D -p {} -s {} -d {} --dport {}` (live ones too)",
             row.protocol, row.address, row.service_address, row.service_port
         ),
     }
+}
+
+/// More pods may leave entries behind where there are too many to tell apart.
+fn untold(entries: u64) -> Option<Evidence> {
+    let said = || format!("{entries} more entries of pods that talk to themselves were not told apart");
+    (entries > 0).then(|| Evidence::seen(SourceId::Conntrack, said()))
 }
 
 fn cilium(map: &CiliumReport) -> Option<Finding> {

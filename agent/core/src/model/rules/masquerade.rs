@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::overlap::harm;
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
-use crate::observe::{PortChoice, RuleBackend, ServiceProxy, SourceId};
+use crate::observe::{PortChoice, RuleBackend, ServiceProxy, SourceId, SourceNatKind};
 use crate::ports::PortRange;
 use crate::report::{MasqueradeReport, OverlapReport, Report, RuleOwner, ShareReport};
 
@@ -29,6 +29,9 @@ pub(super) fn masquerade(view: &View<'_>, report: &Report) -> Vec<Finding> {
 fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], overlap: &OverlapReport) -> Finding {
     let largest = |of: fn(&ShareReport) -> Option<f64>| shares.iter().filter_map(|row| of(row)).fold(0.0, f64::max);
     let (share, allocated) = (largest(|row| row.share), largest(|row| row.share_allocated));
+    // The largest of several rules is not what all of them do.
+    let other = |one: &ShareReport| shares.iter().any(|row| row.protocol == one.protocol && differs(row, one));
+    let up_to = if shares.iter().any(|one| other(one)) { "up to " } else { "" };
     let allocated_known = shares.iter().all(|row| row.share_allocated.is_some());
     let harmful = overlap.proxies.iter().any(|proxy| proxy.harmful);
     let rules: Vec<&MasqueradeReport> =
@@ -36,19 +39,19 @@ fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], 
     let node_ports = overlap.node_port_range;
     let title = match (allocated_known, allocated > 0.0) {
         (true, true) => format!(
-            "{} of the connections that {} translates get an allocated NodePort as source port (one in {:.0}), {} one of {node_ports}",
+            "{up_to}{} of the connections that {} translates get an allocated NodePort as source port (one in {:.0}), {} one of {node_ports}",
             percent(allocated),
             owner.name(),
             1.0 / allocated,
             percent(share)
         ),
         (true, false) => format!(
-            "{} of the connections that {} translates get a source port of the NodePorts {node_ports}, none of which is allocated that they could get",
+            "{up_to}{} of the connections that {} translates get a source port of the NodePorts {node_ports}, none of which is allocated that they could get",
             percent(share),
             owner.name()
         ),
         (false, _) => format!(
-            "{} of the connections that {} translates get a source port of the NodePorts {node_ports}; which are allocated is not known",
+            "{up_to}{} of the connections that {} translates get a source port of the NodePorts {node_ports}; which are allocated is not known",
             percent(share),
             owner.name()
         ),
@@ -78,6 +81,10 @@ fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], 
     }
 }
 
+fn differs(one: &ShareReport, other: &ShareReport) -> bool {
+    (one.share, one.share_allocated) != (other.share, other.share_allocated)
+}
+
 fn belongs(row: &MasqueradeReport, share: &ShareReport) -> bool {
     let (rule, first) = (&row.place, &share.place);
     (rule.backend, rule.family, &rule.table, &rule.chain) == (first.backend, first.family, &first.table, &first.chain)
@@ -98,8 +105,14 @@ fn rule(row: &MasqueradeReport) -> String {
             format!(", but for {}{more}", some.iter().take(4).cloned().collect::<Vec<_>>().join("; "))
         }
     };
+    // Tables of iptables are known by name; chains of nftables are found by theirs.
+    let table = if place.backend == RuleBackend::Nftables { format!("{} ", place.table) } else { String::new() };
+    let unclear = match row.unclear.as_slice() {
+        [] => String::new(),
+        some => format!("; not understood, so not reckoned with: {}", some.join("; ")),
+    };
     format!(
-        "{} {} {} rule {}:{protocol}{conditions}{chance} {}{except}",
+        "{} {} {table}{} rule {}:{protocol}{conditions}{chance} {}{except}{unclear}",
         place.backend.name(),
         place.family.name(),
         place.chain,
@@ -121,12 +134,13 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
     let drawn = rules.iter().any(|row| row.choice != PortChoice::Keep);
     let limited = rules.iter().any(|row| row.ports.is_some());
     let native = !rules.is_empty() && rules.iter().all(|row| row.place.backend == RuleBackend::Nftables);
+    let target = Target::of(rules.first().copied());
     if !drawn && !limited {
         return format!(
             "keep the pods' net.ipv4.ip_local_port_range apart from {} (see ephemeral-overlaps-nodeport), or limit the \
              rule: {}",
             overlap.node_port_range,
-            own_rules(&beside, native)
+            own_rules(&beside, native, &target)
         );
     }
     match owner {
@@ -154,7 +168,7 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
              `--to-ports={list}`"
         ),
         RuleOwner::Calico | RuleOwner::Flannel | RuleOwner::Docker | RuleOwner::Libvirt | RuleOwner::Other => {
-            format!("limit the rule to other ports: {}", own_rules(&beside, native))
+            format!("limit the rule to other ports: {}", own_rules(&beside, native, &target))
         }
     }
 }
@@ -166,26 +180,59 @@ pub(super) fn beside(node_ports: PortRange) -> Vec<PortRange> {
     below.into_iter().chain(above).collect()
 }
 
+/// To what a rule translates.
+enum Target {
+    Masquerade,
+    /// To this address, or these.
+    Snat(String),
+}
+
+impl Target {
+    fn of(rule: Option<&MasqueradeReport>) -> Self {
+        let Some(rule) = rule.filter(|rule| rule.kind == SourceNatKind::Snat) else { return Self::Masquerade };
+        let to = rule.action.split_whitespace().skip_while(|word| *word != "--to-source").nth(1).unwrap_or("ADDRESS");
+        let address = if rule.ports.is_some() { to.rsplit_once(':').map_or(to, |(address, _)| address) } else { to };
+        Self::Snat(address.to_owned())
+    }
+
+    fn in_nft(&self, ports: PortRange) -> String {
+        match self {
+            Self::Masquerade => format!("masquerade to :{ports} fully-random"),
+            Self::Snat(address) => format!("snat to {address}:{ports} fully-random"),
+        }
+    }
+
+    fn in_iptables(&self, ports: PortRange) -> String {
+        match self {
+            Self::Masquerade => format!("-j MASQUERADE --to-ports {ports} --random-fully"),
+            Self::Snat(address) => format!("-j SNAT --to-source {address}:{ports} --random-fully"),
+        }
+    }
+}
+
 /// Rules to write instead of one without ports: both ranges in the right proportion, or the only one there is. In the words of
 /// `nft` where the rule is one of its own.
-fn own_rules(beside: &[PortRange], native: bool) -> String {
+fn own_rules(beside: &[PortRange], native: bool, target: &Target) -> String {
+    let jump = |ports: &PortRange| if native { target.in_nft(*ports) } else { target.in_iptables(*ports) };
     match beside {
         [below, above] if native => {
             let chance = u64::from(below.count()) * 10_000 / u64::from(below.count() + above.count());
             format!(
-                "`meta l4proto tcp numgen random mod 10000 < {chance} masquerade to :{below} fully-random`, followed by `meta \
-                 l4proto tcp masquerade to :{above} fully-random`, and the same for udp"
+                "`meta l4proto tcp numgen random mod 10000 < {chance} {}`, followed by `meta l4proto tcp {}`, and the same for udp",
+                jump(below),
+                jump(above)
             )
         }
-        [only] if native => format!("`meta l4proto tcp masquerade to :{only} fully-random`, and the same for udp"),
+        [only] if native => format!("`meta l4proto tcp {}`, and the same for udp", jump(only)),
         [below, above] => {
             let chance = f64::from(below.count()) / f64::from(below.count() + above.count());
             format!(
-                "for each of tcp and udp `-m statistic --mode random --probability {chance:.4} -j MASQUERADE --to-ports {below} \
-                 --random-fully`, followed by `-j MASQUERADE --to-ports {above} --random-fully`"
+                "for each of tcp and udp `-m statistic --mode random --probability {chance:.4} {}`, followed by `{}`",
+                jump(below),
+                jump(above)
             )
         }
-        [only] => format!("`-j MASQUERADE --to-ports {only} --random-fully` for each of tcp and udp"),
+        [only] => format!("`{}` for each of tcp and udp", jump(only)),
         _ => "there is no port beside the NodePorts".to_owned(),
     }
 }
