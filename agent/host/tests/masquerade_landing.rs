@@ -12,6 +12,7 @@ use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{Fact, Observation, SourceId};
 use headroom_core::ports::PortRange;
+use headroom_core::report::ShareReport;
 use headroom_core::time::{NodeTime, Now, WallTime};
 use headroom_host::netlink::conntrack::{Content, content};
 use headroom_host::netlink::message::Messages;
@@ -23,7 +24,6 @@ use headroom_host::source::rules::RulesSource;
 use nix::sched::{CloneFlags, unshare};
 
 #[path = "rules_live/sets.rs"]
-#[expect(dead_code, reason = "shared with the tests of rules, which need more of it")]
 mod sets;
 
 const MANY: u32 = 100_000;
@@ -82,7 +82,7 @@ fn translated_ports() -> Vec<u16> {
 }
 
 /// What the report says, of the rules of the namespace of the calling thread.
-fn share() -> f64 {
+fn shares() -> Vec<ShareReport> {
     let root = HostRoot::live();
     let mut ledger = Ledger::new(LedgerLimits::default());
     RulesSource::new(&root, std::time::Duration::ZERO).observe(&mut |fact| ledger.apply(fact));
@@ -98,8 +98,12 @@ fn share() -> f64 {
     });
     assert!(matches!(ledger.coverage().get(&SourceId::Rules), Some(Known::Present(_))), "{:?}", ledger.coverage());
     let now = Now { node: NodeTime::from_secs(1), wall: WallTime::from_secs(1) };
-    let report = evaluate(&ledger, &mut Memory::default(), &Policy::default(), now);
-    let rows: Vec<_> = report.overlap.shares.iter().filter(|row| row.protocol == Protocol::UDP).collect();
+    evaluate(&ledger, &mut Memory::default(), &Policy::default(), now).overlap.shares
+}
+
+/// The share of UDP.
+fn share() -> f64 {
+    let rows: Vec<_> = shares().into_iter().filter(|row| row.protocol == Protocol::UDP).collect();
     assert_eq!(rows.len(), 1, "{rows:?}");
     rows.first().unwrap().share.unwrap()
 }
@@ -160,6 +164,43 @@ fn with_ports_beside_the_node_ports_none_lands_in_the_range() {
     assert!(!ports.iter().any(|port| PortRange::NODE_PORTS.contains(*port)));
     // Both ranges are used, in the proportion of their sizes.
     assert_agrees(&ports, PortRange::new(1024, 29_999).unwrap(), 0.4693);
+}
+
+/// Exercises the rule sets of programs of nodes: the share of each, for TCP and UDP, as both backends tell them.
+#[test]
+fn rules_of_nodes_have_the_share_that_their_ports_say() {
+    let drawn = 2768.0 / 65_536.0;
+    for (set, rules, expected) in [
+        // Kept ports are those of the namespace's own range, none of which is a NodePort.
+        ("ip-masq-agent 2.9", sets::IP_MASQ_AGENT_2_9, 0.0),
+        ("ip-masq-agent 2.10", sets::IP_MASQ_AGENT_2_10, drawn),
+        ("ip-masq-agent 2.12", sets::IP_MASQ_AGENT_2_12, 0.0),
+        ("kube-proxy, iptables", sets::KUBE_PROXY_IPTABLES, drawn),
+        ("Cilium", sets::CILIUM, drawn),
+    ] {
+        for backend in ["legacy", "nft"] {
+            assert_shares(set, &format!("iptables-{backend}-restore <<'END'\n{rules}END"), expected);
+        }
+    }
+    assert_shares("kube-proxy, nftables", &format!("nft -f - <<'END'\n{}END", sets::KUBE_PROXY_NFTABLES), drawn);
+}
+
+fn assert_shares(set: &str, rules: &str, expected: f64) {
+    let rows = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            sh(&format!("echo '{DEFAULT}' > /proc/sys/net/ipv4/ip_local_port_range\n{rules}"));
+            shares()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        let told: Vec<_> = rows.iter().filter(|row| row.protocol == protocol).map(|row| row.share).collect();
+        assert!(
+            matches!(told.as_slice(), [Some(share)] if (share - expected).abs() < 1e-9),
+            "{set}, {protocol}: {told:?}, not {expected}: {rows:?}"
+        );
+    }
 }
 
 /// Exercises kept ports: they land where the pods draw theirs.

@@ -243,7 +243,7 @@ fn an_empty_namespace_has_no_rules() {
     assert!(reading.source_nat.is_empty() && reading.seen.is_empty() && reading.rules == 0, "{reading:?}");
 }
 
-/// Exercises ip-masq-agent's rules of three versions. Shares of them are in `rules_shares`.
+/// Exercises ip-masq-agent's rules of three versions. Their shares are in `masquerade_landing`.
 #[test]
 fn rules_of_ip_masq_agent_keep_their_list_of_exceptions() {
     let private = "but -d 169.254.0.0/16; -d 10.0.0.0/8; -d 172.16.0.0/12; -d 192.168.0.0/16";
