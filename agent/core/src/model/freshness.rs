@@ -113,6 +113,7 @@ mod tests {
             assert_eq!(node.report(source, 9000), (CoverageState::Ok, None, None), "nothing was read");
             node.read(10_000, source, snapshot, Outcome::Partial(Why::new("what moved")));
             assert_eq!(node.report(source, 12_000), (CoverageState::Ok, None, Some(2000)));
+            assert_eq!(node.report(source, 12_001).0, CoverageState::Degraded, "a millisecond older");
             let (state, why, age) = node.report(source, 22_001);
             assert_eq!((state, age), (CoverageState::Degraded, Some(12_001)));
             assert_eq!(why.unwrap(), "its counters were last read 12 s ago, what happened since is missing");
