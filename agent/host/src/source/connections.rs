@@ -7,8 +7,8 @@
 //! Most rounds tell only of pairs that moved, and many pairs are read less often: 50,000 of them would otherwise take a tenth of
 //! a CPU.
 //!
-//! Bound: a round takes as long as reading the map and, once a minute, the socket tables of every network namespace (10 s
-//! at most).
+//! Bound: a round takes as long as reading the map and, once a minute at most, the socket tables of every network namespace
+//! (10 s at most).
 
 use std::time::Duration;
 
@@ -18,23 +18,13 @@ use headroom_core::time::NodeTime;
 use crate::clock;
 use crate::root::HostRoot;
 use crate::source::share::Share;
-use crate::source::sockets::SocketsSource;
+use crate::source::sockets::{self, SocketsSource};
 use crate::source::tcp::{Pairs, TcpSource};
 use crate::source::{Sink, Source};
 
-/// Tables are read again this often, to correct what was lost. Reading them takes some 10 ms of CPU per network namespace.
-const TABLES_EVERY: Duration = Duration::from_secs(60);
-/// And this often where they are all there is.
-const TABLES_EVERY_WITHOUT_COUNTERS: Duration = Duration::from_secs(10);
-/// So many rounds read them at the start: a pair that moved during the first may stand still during the next.
-const FIRST_ROUNDS: u32 = 3;
+mod tables;
 
-/// Reading the tables may take this part of the time: one in four hundred, or one in fifty where they are all there is. A table
-/// of 100,000 sockets in TIME_WAIT takes a second.
-const IDLE_PER_TABLES: u32 = 400;
-const IDLE_PER_TABLES_ALONE: u32 = 50;
-/// The first rounds follow each other closely, since each tells only of pairs that stand still meanwhile.
-const IDLE_PER_FIRST_TABLES: u32 = 5;
+use tables::Tables;
 
 /// All pairs are told again this often: what is not among them is counted no longer.
 const ALL_EVERY: Duration = Duration::from_secs(10);
@@ -53,12 +43,11 @@ pub struct Options {
 /// Counters and socket tables.
 #[derive(Debug)]
 pub struct ConnectionsSource {
+    root: HostRoot,
     tcp: TcpSource,
     sockets: SocketsSource,
     reading: Share,
-    rounds: u32,
-    /// No reading of the tables before.
-    tables_next: NodeTime,
+    tables: Tables,
     /// When all pairs were told last.
     all_told: Option<NodeTime>,
     /// No reading of the counters before.
@@ -69,11 +58,11 @@ impl ConnectionsSource {
     /// Attaches the programs, if that is possible here.
     pub fn start(root: &HostRoot, options: Options) -> Self {
         Self {
+            root: root.clone(),
             tcp: TcpSource::start(root, options.max_destinations),
             sockets: SocketsSource::new(root),
             reading: options.reading,
-            rounds: 0,
-            tables_next: NodeTime::default(),
+            tables: Tables::default(),
             all_told: None,
             next: NodeTime::default(),
         }
@@ -103,15 +92,15 @@ impl Source for ConnectionsSource {
         self.all_told = if all { Some(now) } else { self.all_told };
         self.next = now.after(self.reading.pause_after(clock::thread_cpu().saturating_sub(began)));
         let counting = self.is_counting();
-        if now < self.tables_next {
+        if !self.tables.due(now, counting, || sockets::size::tcp_sockets(&self.root)) {
             return;
         }
-        self.rounds = self.rounds.saturating_add(1);
         let began = clock::thread_cpu();
         // Before the namespaces are looked at: one that comes meanwhile must not be taken for gone.
         let dialled_from = self.tcp.namespaces();
-        let (mut pairs, mut complete) = (Pairs::new(), false);
+        let (mut pairs, mut complete, mut found) = (Pairs::new(), false, 0);
         self.sockets.observe(&mut |observation| {
+            found += u64::from(matches!(observation.fact, Fact::Socket(_)));
             match &observation.fact {
                 Fact::Socket(socket) if !socket.accepted => {
                     pairs.insert((socket.destination, socket.source.address));
@@ -122,12 +111,7 @@ impl Source for ConnectionsSource {
             sink(observation);
         });
         let took = clock::thread_cpu().saturating_sub(began);
-        let pause = match counting {
-            true if self.rounds < FIRST_ROUNDS => took.saturating_mul(IDLE_PER_FIRST_TABLES),
-            true => TABLES_EVERY.max(took.saturating_mul(IDLE_PER_TABLES)),
-            false => TABLES_EVERY_WITHOUT_COUNTERS.max(took.saturating_mul(IDLE_PER_TABLES_ALONE)),
-        };
-        self.tables_next = now.after(pause);
+        self.tables.were_read(now, counting, took, found);
         if counting {
             if let Some(live) = self.sockets.namespaces() {
                 self.tcp.forget_namespaces(dialled_from.difference(live));

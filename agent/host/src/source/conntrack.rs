@@ -62,7 +62,7 @@ const REOPEN_AFTER: Duration = Duration::from_secs(30);
 /// TCP that others count.
 const WORTH_HEARING: u64 = 500;
 /// Dumps of everything come at least so far apart where nothing is heard of so many connections …
-const DUMPS_ALONE_EVERY: Duration = Duration::from_secs(30);
+const DUMPS_ALONE_EVERY: Duration = Duration::from_secs(60);
 /// … and dumps of UDP, which has to be told by them.
 const UDP_ALONE_EVERY: Duration = Duration::from_secs(1);
 /// How it works then.
@@ -75,8 +75,9 @@ const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 /// Dumps are compared with the counters this often at least. The counters need none to stay true, but do not tell what falls silent.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
-/// The part of the time that dumps may take on a node. (Even one of an empty table of 262,144 buckets takes 12 ms.)
-pub const DUMPING: Share = Share::one_in(160);
+/// The part of the time that dumps may take on a node, of everything and of UDP alone, each. (Even one of an empty table of 262,144
+/// buckets takes 12 ms.)
+pub const DUMPING: Share = Share::one_in(320);
 
 /// How to look.
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +165,7 @@ impl ConntrackSource {
             access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
             schedule: Schedule::new(options.dump_interval, options.dumping),
             entries: 0,
-            udp_schedule: Schedule::seldom(UDP_ALONE_EVERY, options.dumping),
+            udp_schedule: Schedule::new(UDP_ALONE_EVERY, options.dumping),
             reader: Reader::new(root),
             buffer: Buffer::default(),
             losses: Losses::default(),
@@ -222,7 +223,7 @@ impl ConntrackSource {
         } else {
             Schedule::new(interval, share)
         };
-        self.udp_schedule = Schedule::seldom(UDP_ALONE_EVERY, share);
+        self.udp_schedule = Schedule::new(UDP_ALONE_EVERY, share);
         self.dump_failed = None;
     }
 

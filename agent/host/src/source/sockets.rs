@@ -24,6 +24,7 @@ use crate::source::{Sink, Source, degraded, observation, unreadable, works};
 
 pub mod owners;
 mod processes;
+pub mod size;
 pub mod table;
 
 use owners::Owners;

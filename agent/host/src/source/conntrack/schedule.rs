@@ -41,11 +41,6 @@ impl Schedule {
         Self { interval, share, next: None, repair_from, repair: false, dumps: 0, sooner: false }
     }
 
-    /// Beside another one: dumps take half of the part of the time that they may take else.
-    pub(super) fn seldom(interval: Duration, share: Share) -> Self {
-        Self::new(interval, Share::one_in(share.parts().saturating_mul(2)))
-    }
-
     /// The first ones come sooner: they show what kind of node this is.
     pub(super) fn sooner_at_first(interval: Duration, share: Share) -> Self {
         Self { sooner: true, ..Self::new(interval, share) }
@@ -66,9 +61,9 @@ impl Schedule {
         self.next.is_none_or(|next| now >= next)
     }
 
-    /// From now on the regular dumps come at least so far apart.
+    /// From now on the regular dumps come at least so far apart, and take half of the part of the time: others come in between.
     pub(super) fn slow_down(&mut self, interval: Duration) {
-        self.interval = interval;
+        *self = Self { interval, share: Share::one_in(self.share.parts().saturating_mul(2)), ..self.clone() };
     }
 
     /// Something was lost: the table as it was put together from events is not true any more.
@@ -125,13 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn dumps_beside_others_take_half_as_much_of_the_time() {
-        let mut schedule = Schedule::seldom(Duration::from_secs(1), SHARE);
-        for _ in 0..10 {
-            schedule.ended(Duration::from_millis(100), at(100), true);
+    fn dumps_that_were_slowed_down_take_half_as_much_of_the_time() {
+        let mut schedule = Schedule::new(Duration::from_secs(5), SHARE);
+        schedule.slow_down(INTERVAL);
+        for (millis, pause) in [(0, 60), (200, 64)] {
+            for _ in 0..10 {
+                schedule.ended(Duration::from_millis(millis), at(100), true);
+            }
+            assert!(!schedule.due(at(100 + pause - 1)));
+            assert!(schedule.due(at(100 + pause)));
         }
-        assert!(!schedule.due(at(131)));
-        assert!(schedule.due(at(132)));
     }
 
     #[test]
