@@ -9,16 +9,26 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::unistd::{SysconfVar, sysconf};
 
-/// CPU time of all living threads of a process, in user and kernel, as the scheduler counts it (nanoseconds).
-pub(super) fn cpu(pid: u32) -> Result<Duration> {
+/// CPU time of the living threads of a process by their names, in user and kernel, as the scheduler counts it (nanoseconds).
+pub(super) fn cpu_by_thread(pid: u32) -> Result<BTreeMap<String, Duration>> {
     let folder = format!("/proc/{pid}/task");
-    let mut sum = 0;
+    let mut threads: BTreeMap<String, Duration> = BTreeMap::new();
     for thread in fs::read_dir(&folder).with_context(|| format!("list `{folder}`"))? {
+        let read = |name: &str| {
+            let path = thread.as_ref().ok()?.path().join(name);
+            fs::read_to_string(path).ok()
+        };
         // A thread may end in between.
-        let Ok(text) = thread.and_then(|thread| fs::read_to_string(thread.path().join("schedstat"))) else { continue };
-        sum += text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        let Some((name, times)) = read("comm").zip(read("schedstat")) else { continue };
+        let nanos = times.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
+        *threads.entry(name.trim().to_owned()).or_default() += Duration::from_nanos(nanos);
     }
-    Ok(Duration::from_nanos(sum))
+    Ok(threads)
+}
+
+/// CPU time of all living threads of a process.
+pub(super) fn cpu(pid: u32) -> Result<Duration> {
+    Ok(cpu_by_thread(pid)?.values().sum())
 }
 
 /// CPU time of the whole machine: all but idle (in steps of a tick).

@@ -13,11 +13,16 @@ use super::{Sizes, say, this_binary};
 /// How often the agent is asked for its metrics and its report while it is watched.
 const SCRAPE: Duration = Duration::from_secs(5);
 
+/// How many of the agent's threads are shown.
+const THREADS: usize = 3;
+
 /// The agent in one state.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Agent {
     /// CPU time per time.
     pub(super) cpu_ratio: f64,
+    /// The threads that take most, and what of a CPU each.
+    pub(super) threads: Vec<(String, f64)>,
     pub(super) resident_bytes: u64,
     pub(super) resident_highest_bytes: u64,
     /// What `/metrics` and `/report.json` answered last.
@@ -92,16 +97,23 @@ impl Steady {
 
 /// Watches the agent for a time, asking it for everything now and then as Prometheus and people do.
 fn watch(running: &Running, how_long: Duration) -> Result<Agent> {
-    let (begun, before) = (Instant::now(), meter::cpu(running.pid())?);
+    let (begun, before) = (Instant::now(), meter::cpu_by_thread(running.pid())?);
     let (mut metrics_bytes, mut report_bytes) = (0, 0);
     while begun.elapsed() < how_long {
         (metrics_bytes, report_bytes) = (running.get("/metrics")?, running.get("/report.json")?);
         std::thread::sleep(SCRAPE.min(how_long.saturating_sub(begun.elapsed())));
     }
-    let (took, cpu) = (begun.elapsed(), meter::cpu(running.pid())?.saturating_sub(before));
+    let (took, after) = (begun.elapsed(), meter::cpu_by_thread(running.pid())?);
     let (resident_bytes, resident_highest_bytes) = meter::resident_bytes(running.pid())?;
-    let cpu_ratio = cpu.as_secs_f64() / took.as_secs_f64();
-    Ok(Agent { cpu_ratio, resident_bytes, resident_highest_bytes, metrics_bytes, report_bytes })
+    let share = |(name, cpu): (String, Duration)| {
+        let cpu = cpu.saturating_sub(before.get(&name).copied().unwrap_or_default());
+        (name, cpu.as_secs_f64() / took.as_secs_f64())
+    };
+    let mut threads: Vec<(String, f64)> = after.into_iter().map(share).collect();
+    threads.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    let cpu_ratio = threads.iter().map(|(_, ratio)| ratio).sum();
+    threads.truncate(THREADS);
+    Ok(Agent { cpu_ratio, threads, resident_bytes, resident_highest_bytes, metrics_bytes, report_bytes })
 }
 
 /// Both ways in turns; what each whole process takes from its start to its end.

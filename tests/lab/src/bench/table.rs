@@ -149,17 +149,19 @@ fn comparison(results: &Results) -> String {
 fn agent(results: &Results) -> String {
     let (steady, sizes) = (&results.steady, &results.sizes);
     let mut text =
-        "### The agent by itself\n\n| state | CPU, % of a core | resident, MiB | highest | `/metrics`, kB | \
-                    `/report.json`, kB |\n|---|---|---|---|---|---|\n"
+        "### The agent by itself\n\n| state | CPU, % of a core | of which by thread | resident, MiB | highest | `/metrics`, kB | \
+                    `/report.json`, kB |\n|---|---|---|---|---|---|---|\n"
             .to_owned();
     for (state, it) in [
-        ("idle".to_owned(), steady.idle),
-        (format!("{:.0} connections/s", steady.reached_per_sec), steady.at_rate),
-        (format!("{} entries, {} destinations", sizes.entries, sizes.destinations), steady.full),
+        ("idle".to_owned(), &steady.idle),
+        (format!("{:.0} connections/s", steady.reached_per_sec), &steady.at_rate),
+        (format!("{} entries, {} destinations", sizes.entries, sizes.destinations), &steady.full),
     ] {
+        let thread = |(name, ratio): &(String, f64)| format!("{name} {:.2}", ratio * 100.0);
         text.push_str(&format!(
-            "| {state} | {:.2} | {:.1} | {:.1} | {} | {} |\n",
+            "| {state} | {:.2} | {} | {:.1} | {:.1} | {} | {} |\n",
             it.cpu_ratio * 100.0,
+            it.threads.iter().map(thread).collect::<Vec<_>>().join(", "),
             mib(it.resident_bytes),
             mib(it.resident_highest_bytes),
             it.metrics_bytes / 1000,
