@@ -24,7 +24,7 @@ pub use plan::PlanCommand;
 /// Nothing on the node is changed, unless `ipam clean --apply` or `ipam restore` says so. Run it as root: what it may not
 /// read it reports as unknown.
 #[derive(Debug, Parser)]
-#[command(name = "headroom", version, max_term_width = 100)]
+#[command(name = "headroom", version, max_term_width = 80)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -268,7 +268,7 @@ pub enum Format {
 }
 
 /// Where and how to read the node.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "The node")]
 pub struct NodeArgs {
     /// Settings from a file (TOML); flags win over it.
