@@ -18,6 +18,8 @@ use headroom_core::report::Report;
 use headroom_host::clock;
 use headroom_host::source::{self, Source};
 
+use crate::settings::Settings;
+
 /// Facts handed over at once.
 const BATCH: usize = 1024;
 /// Batches in the queue at most.
@@ -174,6 +176,21 @@ impl Engine {
             }
         }
         evaluate(&self.ledger, &mut self.memory, &self.policy, clock::now())
+    }
+
+    /// The NAT's settings, as they are now. The report says from when on an allocation is smaller.
+    pub fn set_nat(&mut self, settings: &Settings) {
+        let policy = &settings.policy;
+        if (&self.policy.nat, &self.policy.extra_private) != (&policy.nat, &policy.extra_private) {
+            self.policy.nat.clone_from(&policy.nat);
+            self.policy.extra_private.clone_from(&policy.extra_private);
+            self.ledger.remember_for(settings.limits.remember, settings.sources_apart());
+        }
+    }
+
+    /// A fact from beside the lanes.
+    pub fn observe(&mut self, observation: Observation) {
+        self.ledger.apply(observation);
     }
 
     /// What is held true now.

@@ -19,6 +19,7 @@ use crate::args::{GivenNodePort, NatArgs, NodeArgs, ProxyArg};
 
 pub(crate) mod documents;
 pub(crate) mod nat;
+pub(crate) mod watch;
 
 use nat::NatFile;
 
@@ -48,6 +49,8 @@ pub struct Settings {
     pub limits: LedgerLimits,
     /// What verdicts depend on.
     pub policy: Policy,
+    /// Files that the NAT's settings come from; standard input is none that could be read again.
+    pub nat_files: Vec<PathBuf>,
     /// Where the daemon listens.
     pub listen: SocketAddr,
     /// How often the daemon makes a report.
@@ -116,12 +119,16 @@ impl Settings {
     /// An empty ledger that remembers what the NAT makes worth remembering.
     pub fn ledger(&self) -> Ledger {
         let ledger = Ledger::new(self.limits);
-        match self.policy.nat.as_ref().filter(|nat| nat.endpoint_independent == Some(true)) {
-            Some(nat) => {
-                ledger.telling_sources_apart(SourceFilter { scope: self.policy.scope(nat.profile), hold: nat.hold })
-            }
+        match self.sources_apart() {
+            Some(filter) => ledger.telling_sources_apart(filter),
             None => ledger,
         }
+    }
+
+    /// The flows whose sources are told apart, where the NAT maps endpoint-independently.
+    pub fn sources_apart(&self) -> Option<SourceFilter> {
+        let nat = self.policy.nat.as_ref().filter(|nat| nat.endpoint_independent == Some(true))?;
+        Some(SourceFilter { scope: self.policy.scope(nat.profile), hold: nat.hold })
     }
 
     /// host-local's stores, where these settings say that they are.
@@ -140,7 +147,7 @@ impl Settings {
         };
         let root = node.root.clone().or(file.root).map_or_else(HostRoot::live, HostRoot::at);
         let node_name = node.node_name.clone().filter(|name| !name.is_empty()).or(file.node_name);
-        let settings = nat::settings(nat, &file.nat, || {
+        let settings = nat::settings(nat, (&file.nat, node.config.as_deref()), || {
             (platform::node(&root, node_name.as_deref()).ok(), platform::addresses(&root))
         })?;
         // Ended flows are remembered for as long as the NAT that will be assumed holds their ports.
@@ -152,7 +159,7 @@ impl Settings {
         };
         let policy = Policy {
             nat: settings,
-            extra_private: nat::bypass(&nat.nat_bypass, &file.nat.bypass)?,
+            extra_private: nat::bypass(&nat.nat_bypass, (&file.nat.bypass, node.config.as_deref()))?,
             node_ports: node.node_port_range.or(file.node_port_range).unwrap_or(PortRange::NODE_PORTS),
             node_ports_given: node.node_port_range.or(file.node_port_range).is_some(),
             allocated_node_ports: {
@@ -199,6 +206,10 @@ impl Settings {
                 max_flows,
                 remember: hold.longest_after_end() + Duration::from_secs(30),
                 node_ports: policy.node_ports,
+            },
+            nat_files: {
+                let named = nat::from(nat, &file.nat).iter().chain(&node.config);
+                named.filter(|path| *path != Path::new("-")).cloned().collect()
             },
             policy,
             listen: file.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9497))),
@@ -311,6 +322,34 @@ mod tests {
         assert!(text("node_port_range = \"9-1\"\n").contains("starts above its end"));
     }
 
+    /// Exercises settings that the NAT refuses. If this fails, people with flags, a configuration and files of tools look for the
+    /// mistake in the wrong one.
+    #[test]
+    fn what_the_nat_refuses_is_named_with_the_key_of_the_file_unless_a_flag_set_it() {
+        let text = |toml: &str, flags: NatArgs| format!("{:#}", settings(toml, &flags).unwrap_err());
+        for (key, setting, value) in [
+            ("tcp_time_wait_secs", "tcp-time-wait", 7200),
+            ("tcp_reset_secs", "tcp-reset", 7200),
+            ("tcp_transitory_secs", "tcp-reset", 7200),
+            ("udp_idle_secs", "udp-idle", 7200),
+            ("udp_hold_down_secs", "udp-idle", 7200),
+            ("icmp_idle_secs", "icmp-idle", 7200),
+            ("tcp_established_idle_secs", "tcp-established-idle", 0),
+            ("udp_idle_secs", "udp-idle", 0),
+            ("min_ports", "min-ports", 1),
+            ("max_ports", "max-ports", 128),
+            ("nat_ips", "nat-ips", 301),
+            ("nodes", "nodes", 0),
+        ] {
+            let said = text(&format!("[nat]\nprofile = \"gcp\"\n{key} = {value}\n"), NatArgs::default());
+            let place = format!("`{setting}` is `nat.{key}` of `");
+            assert!(said.contains(&place) && said.contains("headroom.toml`"), "{key}: {said}");
+        }
+        let flags = NatArgs { nat_min_ports: Some(1), ..NatArgs::default() };
+        let said = text("[nat]\nprofile = \"gcp\"\nmin_ports = 64\n", flags);
+        assert!(said.contains("`min-ports` is 1") && !said.contains("headroom.toml"), "{said}");
+    }
+
     #[test]
     fn a_configuration_that_is_no_regular_file_is_refused_at_once() {
         let args = NodeArgs { config: Some(PathBuf::from("/dev/zero")), ..NodeArgs::default() };
@@ -379,6 +418,7 @@ mod tests {
         assert_eq!(settings(twice, &NatArgs::default()).unwrap().policy.extra_private.len(), 1);
         let error = settings("[nat]\nbypass = [\"0.0.0.0/0\"]\n", &NatArgs::default()).unwrap_err();
         assert!(error.to_string().contains("leaves nothing"), "{error}");
+        assert!(error.to_string().contains("(`nat.bypass` of `"), "{error}");
     }
 
     #[test]

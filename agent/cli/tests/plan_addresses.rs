@@ -18,6 +18,16 @@ fn json(arguments: &str) -> (i32, Value) {
     (code, serde_json::from_str(&stdout).unwrap_or_else(|error| unreachable!("{error}: {stdout}{stderr}")))
 }
 
+/// Exercises the case of the NAT article with its ranges (facts: G10). If this fails, the range that ends first is missed.
+#[test]
+fn of_nodes_pods_and_nat_the_nat_ends_first_in_the_published_cluster() {
+    let capacity = |arguments: &str, key: &str| json(arguments).1[key].as_u64();
+    assert_eq!(capacity("pods --node-range 10.0.0.0/16 --max-pods 110", "max_nodes"), Some(65_532));
+    let both = "pods --node-range 10.4.0.0/16 --pod-range 10.0.0.0/14 --max-pods 110";
+    assert_eq!(capacity(both, "max_nodes"), Some(1024));
+    assert_eq!(capacity("nat --profile gcp --nat-ips 1", "capacity_nodes"), Some(63));
+}
+
 #[test]
 fn eni_prints_the_keys_that_scripts_rely_on() {
     let (code, answer) = json("eni --instance-type r5.xlarge --pods 15");

@@ -1,38 +1,11 @@
 //! `headroom plan nat`, the real binary: published numbers in, published answers out, and what it says to those who mistype.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "helpers of tests may panic as tests do"
-)]
+#![expect(clippy::indexing_slicing, reason = "helpers of tests may panic as tests do")]
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
-use serde_json::Value;
+mod plan;
 
-fn run(args: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
-    command.args(["plan", "nat"]).args(args.split_whitespace()).env_remove("HEADROOM_LOG").output().unwrap()
-}
-
-/// The answer as JSON and the exit code.
-fn plan(args: &str) -> (Value, i32) {
-    let output = run(&format!("{args} -o json"));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let answer = serde_json::from_str(&text)
-        .unwrap_or_else(|error| panic!("{args}: {error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
-    (answer, output.status.code().unwrap())
-}
-
-fn number(answer: &Value, key: &str) -> Option<u64> {
-    assert!(answer.get(key).is_some(), "`{key}` is missing in {answer}");
-    answer[key].as_u64()
-}
-
-fn notes(answer: &Value) -> String {
-    answer["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap()).collect::<Vec<_>>().join("\n")
-}
+use plan::{notes, number, plan, run};
 
 /// What is said of an answer: (arguments, ports per node, nodes that fit, nodes without ports, NAT IPs required, fits).
 type Row = (&'static str, u64, Option<u64>, Option<u64>, Option<u64>, bool);
@@ -256,6 +229,7 @@ fn bad_settings_are_explained() {
         ("--profile gcp --demand 5,6", "as in `3x2000`"),
         ("--profile gcp --demand -5", "`-5`"),
         ("--profile gcp --demand 5,4x7 --nodes 3", "that of 4 nodes, but there are 3"),
+        ("--profile gcp --lifetime -1s", "invalid value '-1s' for '--lifetime <DURATION>'"),
         ("--profile gcp --tcp-time-wait 61m", "`tcp-time-wait`: a NAT hold time of more than an hour"),
         ("--profile gcp --from /nonexistent", "`/nonexistent`"),
         ("--profile gcp --from /dev/zero", "`/dev/zero`"),
@@ -268,56 +242,6 @@ fn bad_settings_are_explained() {
         assert!(flat.contains(words), "{args}: {said}");
         assert!(output.stdout.is_empty(), "{args}");
     }
-}
-
-/// Exercises settings of files that no NAT would have. If this fails, people look for the mistake in their flags.
-#[test]
-fn what_a_file_has_wrong_is_named_by_its_place_there() {
-    let folder = tempfile::tempdir().unwrap();
-    let nat =
-        r#"{"name":"nat","natIpAllocateOption":"AUTO_ONLY","enableDynamicPortAllocation":true,"minPortsPerVm":100}"#;
-    let gcloud = file(&folder, "nat.json", nat);
-    let routers =
-        file(&folder, "routers.json", &format!(r#"[{{"name":"r","nats":[]}},{{"name":"s","nats":[{nat}]}}]"#));
-    let independent = r#"{"name":"nat","natIpAllocateOption":"AUTO_ONLY","enableEndpointIndependentMapping":true}"#;
-    let independent = file(&folder, "independent.json", independent);
-    let terraform = |kind: &str, values: &str| {
-        let resource = format!(r#"{{"type":"{kind}","name":"n","address":"{kind}.n","values":{values}}}"#);
-        let text = format!(r#"{{"format_version":"1.0","values":{{"root_module":{{"resources":[{resource}]}}}}}}"#);
-        file(&folder, &format!("{kind}.json"), &text)
-    };
-    let state = terraform(
-        "google_compute_router_nat",
-        r#"{"name":"n","enable_dynamic_port_allocation":true,"min_ports_per_vm":128,"max_ports_per_vm":64}"#,
-    );
-    let aks = terraform(
-        "azurerm_kubernetes_cluster",
-        r#"{"name":"c","network_profile":[{"load_balancer_profile":[{"outbound_ports_allocated":1001}]}]}"#,
-    );
-    for (args, words) in [
-        (format!("--from {gcloud}"), "`min-ports` is 100"),
-        (format!("--from {gcloud}"), "(`min-ports` is `minPortsPerVm` of `"),
-        (format!("--from {routers}"), "(`min-ports` is `[1].nats[0].minPortsPerVm` of `"),
-        (format!("--from {gcloud} --min-ports 48"), "`min-ports` is 48: Cloud NAT takes a power of two"),
-        (
-            format!("--from {independent} --mode dynamic"),
-            "(`endpoint-independent` is `enableEndpointIndependentMapping` of",
-        ),
-        (format!("--from {state}"), "`max-ports` is `values.root_module.resources[0].values.max_ports_per_vm` of"),
-        (format!("--from {state}"), "`min-ports` is `values.root_module.resources[0].values.min_ports_per_vm` of"),
-        (format!("--from {aks}"), "network_profile[0].load_balancer_profile[0].outbound_ports_allocated` of"),
-    ] {
-        let output = run(&args);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(64), "{args}: {said}");
-        assert!(said.split_whitespace().collect::<Vec<_>>().join(" ").contains(words), "{args}: {said}");
-    }
-    let said = String::from_utf8_lossy(&run(&format!("--from {gcloud} --min-ports 48")).stderr).into_owned();
-    assert!(!said.contains("nat.json"), "the flag is wrong, not the file: {said}");
-    // A value that is new to headroom is an assumption, and said to be one.
-    let unknown = file(&folder, "new.json", r#"{"name":"nat","natIpAllocateOption":"MIXED","natIps":["a"]}"#);
-    let (answer, _) = plan(&format!("--from {unknown}"));
-    assert!(notes(&answer).contains("`MIXED` of NAT IPs is not known: taken as MANUAL_ONLY"), "{answer:#}");
 }
 
 /// Exercises the same words where a node is diagnosed. If this fails, a typing error there reads like a fault of the node.
@@ -348,140 +272,6 @@ fn settings_of_other_nats_are_left_out_and_said_so() {
     }
 }
 
-/// A file with that text; it goes with the folder.
-fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> String {
-    let path = folder.path().join(name);
-    std::fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-const MANUAL: &str = r#"{"name":"nat-gke","natIpAllocateOption":"MANUAL_ONLY","natIps":["https://x/addresses/a"],
-    "sourceSubnetworkIpRangesToNat":"LIST_OF_SUBNETWORKS","subnetworks":[{"sourceIpRangesToNat":["ALL_IP_RANGES"]}]}"#;
-
-#[test]
-fn a_file_describes_the_nat_and_flags_win_over_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let nat = file(&folder, "nat.json", MANUAL);
-    let (answer, code) = plan(&format!("--from {nat} --nodes 80"));
-    assert_eq!((number(&answer, "capacity_nodes"), code), (Some(63), 1));
-    let gcloud = answer["options"][0]["changes"][1]["text"].as_str().unwrap();
-    assert!(gcloud.contains("nats update nat-gke --router=ROUTER"), "{gcloud}");
-    let what_if = format!("--from {nat} --nodes 80 --mode dynamic --min-ports 64 --max-ports 1024");
-    assert_eq!(number(&plan(&what_if).0, "capacity_nodes"), Some(1008));
-    let other = run(&format!("--from {nat} --profile aws"));
-    assert_eq!(other.status.code(), Some(64));
-    assert!(String::from_utf8_lossy(&other.stderr).contains("about Cloud NAT"));
-    let automatic = file(&folder, "auto.json", &MANUAL.replace("MANUAL_ONLY", "AUTO_ONLY"));
-    let (answer, code) = plan(&format!("--from {automatic} --nodes 80"));
-    assert_eq!((number(&answer, "required_nat_ips"), number(&answer, "nat_ips"), code), (Some(2), None, 0));
-}
-
-#[test]
-fn what_machines_were_given_wins_over_what_the_settings_mean() {
-    let folder = tempfile::tempdir().unwrap();
-    let nat = file(&folder, "nat.json", MANUAL);
-    let machine = |name: usize, ports: &str| {
-        format!(r#"{{"instanceName":"n{name}","interfaceNatMappings":[{{"natIpPortRanges":[{ports}]}}]}}"#)
-    };
-    let machines: Vec<String> = (1..=4)
-        .map(|number| machine(number, &format!("\"35.0.0.1:{}-{}\"", 1024 * number, 1024 * number + 511)))
-        .chain([machine(5, "")])
-        .collect();
-    let mapping = file(&folder, "mapping.json", &format!("[{}]", machines.join(",")));
-    let (answer, _) = plan(&format!("--from {nat} --from {mapping}"));
-    assert_eq!((number(&answer, "ports_per_node"), number(&answer, "nodes")), (Some(512), Some(5)));
-    assert_eq!((answer["basis"].as_str(), number(&answer, "capacity_nodes")), (Some("observed"), Some(126)));
-    assert!(notes(&answer).contains("1 of 5 machines have no ports now: n5"), "{answer:#}");
-    let series = r#"{"timeSeries":[{"metric":{"type":"compute.googleapis.com/nat/port_usage"},
-        "resource":{"labels":{"instance_id":"7"}},"points":[{"value":{"int64Value":"3000"}}]}]}"#;
-    let series = file(&folder, "series.json", series);
-    let (answer, code) = plan(&format!("--from {nat} --from {series}"));
-    assert!(code == 1 && notes(&answer).contains("needs 3000 ports to one destination gets 1024"), "{answer:#}");
-}
-
-#[test]
-fn the_gateways_own_word_on_what_it_lacks_counts() {
-    let folder = tempfile::tempdir().unwrap();
-    let status =
-        r#"{"result":{"natStatus":[{"name":"nat-gke","userAllocatedNatIps":["1.2.3.4"],"minExtraNatIpsNeeded":1}]}}"#;
-    let status = file(&folder, "status.json", status);
-    let nat = file(&folder, "nat.json", MANUAL);
-    let (answer, code) = plan(&format!("--from {nat} --from {status} --nodes 10"));
-    assert_eq!((number(&answer, "required_nat_ips"), code), (Some(2), 1));
-    assert!(notes(&answer).contains("lacks 1 NAT IPs"), "{answer:#}");
-    assert_eq!(plan(&format!("--from {nat} --from {status} --nodes 10 --nat-ips 2")).1, 0, "trying something else");
-}
-
-#[test]
-fn a_hold_time_that_is_too_long_is_named_with_its_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let nat = file(&folder, "nat.json", &MANUAL.replacen('{', r#"{"tcpTimeWaitTimeoutSec":7200,"#, 1));
-    let said = run(&format!("--from {nat}")).stderr;
-    let said = String::from_utf8_lossy(&said);
-    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(flat.contains("`tcp-time-wait` is `tcpTimeWaitTimeoutSec` of `"), "{said}");
-}
-
-/// Exercises a gateway that adds NAT IPs by itself, and says how many it has now. If this fails, the present number is taken for
-/// the most it can have.
-#[test]
-fn ips_that_a_gateway_has_added_by_itself_limit_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let nat = file(&folder, "nat.json", &MANUAL.replace("MANUAL_ONLY", "AUTO_ONLY"));
-    let status = |missing: &str| {
-        let text = format!(
-            r#"{{"result":{{"natStatus":[{{"name":"nat-gke","autoAllocatedNatIps":["1.2.3.4"]{missing}}}]}}}}"#
-        );
-        file(&folder, "status.json", &text)
-    };
-    let (answer, code) = plan(&format!("--from {nat} --from {} --nodes 2000", status("")));
-    assert_eq!((number(&answer, "nat_ips"), code), (None, 0), "{answer:#}");
-    assert!(notes(&answer).contains("1 NAT IP is in use now"), "{answer:#}");
-    let (answer, code) = plan(&format!("--from {nat} --from {} --nodes 20", status(r#","minExtraNatIpsNeeded":2"#)));
-    assert_eq!(code, 1);
-    let options = answer["options"].as_array().unwrap();
-    assert!(options.iter().all(|option| option["says"] != "" && !option.to_string().contains("ip-pool")), "{answer:#}");
-}
-
-#[test]
-fn files_that_say_nothing_are_refused_with_the_reason() {
-    let folder = tempfile::tempdir().unwrap();
-    for (text, words) in [
-        ("", "is empty"),
-        ("nonsense", "no JSON"),
-        (r#"{"natIpAllocateOption":"X","minPortsPerVm":-1}"#, "has a bad `minPortsPerVm`"),
-        (r#"{"apiVersion":"v1","kind":"List"}"#, "looks like Kubernetes objects"),
-        (
-            r#"{"natIpAllocateOption":"X","enableDynamicPortAllocation":true,"enableEndpointIndependentMapping":true}"#,
-            "exclude each other",
-        ),
-        (r#"{"natIpAllocateOption":"X","enableDynamicPortAllocation":true,"minPortsPerVm":100}"#, "power of two"),
-    ] {
-        let path = file(&folder, "bad.json", text);
-        let output = run(&format!("--from {path}"));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(64), "{text}: {said}");
-        assert!(said.contains(words) && !said.contains('\u{1b}'), "{text}: {said}");
-    }
-    let large = folder.path().join("large.json");
-    std::fs::File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();
-    let output = run(&format!("--from {}", large.display()));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("16777216"), "{output:?}");
-}
-
-#[test]
-fn standard_input_is_a_file_like_any_other() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_headroom"))
-        .args(["plan", "nat", "--from", "-", "-o", "json"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(MANUAL.as_bytes()).unwrap();
-    let answer: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
-    assert_eq!(number(&answer, "capacity_nodes"), Some(63));
-}
-
 /// Exercises the table. If this fails, look at the difference: it is what people paste from.
 #[test]
 fn the_table_reads_well_at_80_columns() {
@@ -489,6 +279,8 @@ fn the_table_reads_well_at_80_columns() {
         ("gcp-80-nodes", "--profile gcp --nat-ips 1 --nodes 80"),
         ("azure-lb-edge", "--profile azure-lb --nodes 50 --surge 1 --demand 600"),
         ("aws", "--profile aws --nodes 80 --demand 1000"),
+        ("gcp-nothing-said", "--profile gcp"),
+        ("azure-lb-nothing-said", "--profile azure-lb"),
     ] {
         let table = String::from_utf8(run(args).stdout).unwrap();
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");

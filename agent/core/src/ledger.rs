@@ -132,8 +132,16 @@ impl Ledger {
     /// Tells the source ports of flows apart, for a NAT with endpoint-independent mapping: 8 KiB more for each address.
     #[must_use]
     pub fn telling_sources_apart(mut self, filter: SourceFilter) -> Self {
-        self.conntrack.tell_sources_apart(filter);
+        self.conntrack.tell_sources_apart(Some(filter));
         self
+    }
+
+    /// The NAT has other settings from now on. What was forgotten already stays so.
+    pub fn remember_for(&mut self, remember: Duration, filter: Option<SourceFilter>) {
+        self.conntrack.remember_for(remember);
+        self.conntrack.tell_sources_apart(filter);
+        self.no_ports.remember_for(remember);
+        self.tcp.remember_for(remember);
     }
 
     /// Takes in one fact.

@@ -24,3 +24,4 @@ pub mod ports;
 pub mod report;
 pub mod sizing;
 pub mod time;
+pub mod watched;

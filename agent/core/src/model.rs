@@ -38,13 +38,14 @@ struct View<'a> {
     node_ports: Option<&'a NodePorts>,
     demand: &'a Demand,
     accounts: &'a [Account],
+    holders: &'a Holders<'a>,
     lost_lately: bool,
 }
 
 /// Makes the report of this moment.
 pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now) -> Report {
     let nat = demand::of_own_rules(policy.nat_on(ledger.platform()), ledger);
-    let node_ports = nat.node_ports();
+    let node_ports = nat.node_ports_at(now.wall);
     let demand = demand::of(ledger, nat.hold, &policy.scope(nat.profile), now.node);
     memory.note(ledger, &demand.accounts, node_ports.as_ref(), now.node);
 
@@ -57,7 +58,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         coverage: freshness::report(ledger, &coverage, now.node),
         programs: ledger.programs().values().map(program).collect(),
         lost: ledger.lost().into_iter().map(|(what, total)| (what.name().to_owned(), total)).collect(),
-        nat: needs::report(ledger, memory, policy, &holders, (&nat, node_ports.as_ref()), &demand, now.node),
+        nat: needs::report(ledger, memory, policy, &holders, (&nat, node_ports.as_ref()), &demand, now),
         overlap: overlap::report(ledger, policy, &holders, now),
         ipam: IpamReport { networks: ipam::networks(ledger, policy, now), cleaner: None },
         conntrack: pressure::report(ledger, &holders, now),
@@ -72,6 +73,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         node_ports: node_ports.as_ref(),
         demand: &demand,
         accounts: &demand.accounts,
+        holders: &holders,
         lost_lately: memory.lost_lately(now.node),
     };
     report.findings = rules::findings(&view, &report);

@@ -10,6 +10,7 @@ use headroom_core::model::nat::remedy::Names;
 use headroom_core::model::nat::{Basis, Described, Mode, NatSettings, ObservedPorts, Profile};
 use headroom_core::observe::{Cloud, Fact, Platform, SourceId};
 use headroom_core::report::Report;
+use headroom_core::time::WallTime;
 use node::{Node, counter, outside};
 
 /// The report on a node that holds so many ports to one destination.
@@ -25,17 +26,21 @@ fn finding(report: &Report, id: FindingId) -> Option<&Finding> {
 }
 
 fn of(profile: Profile, described: Described) -> NatSettings {
-    described.settings(profile, Basis::Configured).unwrap()
+    described.settings(profile).unwrap()
 }
 
 /// Exercises the order observed, configured, assumed. If this fails, a node is judged by a page of documentation although
 /// the cloud has said what it gave.
 #[test]
 fn what_the_cloud_gave_wins_over_what_the_settings_mean() {
-    let configured = of(Profile::Gcp, Described { nat_ips: Some(1), ..Described::default() });
+    let assumed = of(Profile::Gcp, Described { nat_ips: Some(1), ..Described::default() });
+    let allocation = report(assumed, 100).nat.allocation;
+    assert_eq!((allocation.ports, allocation.basis), (Some(1024), Basis::Assumed), "nobody has set the ports");
+    let static_ports = Described { nat_ips: Some(1), mode: Some(Mode::Static), ..Described::default() };
+    let configured = of(Profile::Gcp, static_ports);
     let allocation = report(configured.clone(), 100).nat.allocation;
     assert_eq!((allocation.ports, allocation.basis), (Some(1024), Basis::Configured));
-    let observed = ObservedPorts { ports: 64, why: "as the mapping has it".to_owned() };
+    let observed = ObservedPorts { ports: 64, why: "as the mapping has it".to_owned(), at: None };
     let observed = NatSettings { observed: Some(observed), ..configured };
     // An allocation below the demand: the node is out of ports, and says on whose word.
     let report = report(observed.clone(), 100);
@@ -86,6 +91,20 @@ fn what_rests_on_an_assumption_is_critical_only_once_a_connect_has_failed() {
     assert_eq!(finding(&failing, FindingId::NatPortsExhausted).unwrap().severity, Severity::Critical);
 }
 
+/// Exercises a number of nodes over defaults that nobody has confirmed. If this fails, an assumption alarms like a fact, or a fact
+/// like an assumption.
+#[test]
+fn nodes_without_ports_are_a_warning_while_what_is_reserved_is_assumed() {
+    let described = Described { nat_ips: Some(1), nodes: Some(80), ..Described::default() };
+    for (mode, severity, doubted) in [(None, Severity::Warning, true), (Some(Mode::Static), Severity::Critical, false)]
+    {
+        let report = report(of(Profile::Gcp, Described { mode, ..described.clone() }), 0);
+        let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+        assert!(small.severity == severity && small.title.contains("17 get no ports"), "{small:?}");
+        assert_eq!(small.evidence.iter().any(|evidence| evidence.said.contains("is assumed")), doubted, "{small:?}");
+    }
+}
+
 /// Exercises a shared gateway. If this fails, a cluster runs dry together while each node looks fine.
 #[test]
 fn a_demand_that_all_nodes_could_not_have_is_told() {
@@ -112,12 +131,53 @@ fn a_gateway_that_says_it_lacks_ips_is_believed() {
 /// Exercises the node that came too late. If this fails, a node whose images cannot be pulled looks healthy until it dials.
 #[test]
 fn a_node_that_was_left_out_is_told_so_even_while_it_is_idle() {
-    let observed = Some(ObservedPorts { ports: 0, why: "as the mapping has it".to_owned() });
+    let observed = Some(ObservedPorts { ports: 0, why: "as the mapping has it".to_owned(), at: None });
     let nat = of(Profile::Gcp, Described { nat_ips: Some(1), observed, ..Described::default() });
     let report = report(nat, 0);
     let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
     assert!(small.severity == Severity::Critical && small.title.contains("no NAT ports at all"), "{}", small.title);
     assert!(small.remedy.contains("use 2 NAT IPs"), "{}", small.remedy);
+}
+
+/// Exercises a gateway that has lost its last NAT IP. If this fails, all nodes are cut off while none of them says so.
+#[test]
+fn a_gateway_without_a_nat_ip_is_told_even_while_the_node_is_idle() {
+    let none = Described { mode: Some(Mode::Static), no_ips: true, ..Described::default() };
+    let report = report(of(Profile::Gcp, none.clone()), 0);
+    assert_eq!((report.nat.allocation.ports, report.nat.allocation.capacity_nodes), (Some(0), Some(0)));
+    let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+    assert_eq!(
+        (small.severity, small.title.as_str()),
+        (Severity::Critical, "the NAT gateway has no NAT IP: whatever passes it fails")
+    );
+    assert!(
+        small.remedy.contains("--nat-external-ip-pool=ADDRESS-1\n") || small.remedy.ends_with("ADDRESS-1"),
+        "{}",
+        small.remedy
+    );
+    assert!(finding(&report, FindingId::NatPortsExhausted).is_none(), "told once");
+    let one = Described { nat_ips: Some(1), ..none };
+    assert_eq!(self::report(of(Profile::Gcp, one), 0).nat.allocation.ports, Some(1024), "somebody knows better");
+}
+
+/// Exercises the age of an observation, which the report is asked for again and again. If this fails, it is as fresh as ever after
+/// a week.
+#[test]
+fn an_observation_grows_old() {
+    let saved = WallTime::from_secs(1_800_000_000);
+    let observed = Some(ObservedPorts { ports: 64, why: "as the mapping has it".to_owned(), at: Some(saved) });
+    let mut node = Node::new();
+    node.policy.nat = Some(of(Profile::Gcp, Described { observed, ..Described::default() }));
+    for (second, why) in [
+        (30, "64 ports, as the mapping has it, 30 s old"),
+        (3600, "64 ports, as the mapping has it, 60 min old"),
+        (7200, "64 ports, as the mapping has it, 2 h old: the NAT may have given something else since"),
+    ] {
+        let allocation = node.report(second).nat.allocation;
+        assert_eq!((allocation.why.as_str(), allocation.age_secs), (why, Some(second)));
+        assert_eq!(allocation.basis, Basis::Observed);
+    }
+    assert_eq!(report(of(Profile::Gcp, Described::default()), 0).nat.allocation.age_secs, None);
 }
 
 #[test]
@@ -222,7 +282,7 @@ fn a_gateway_that_adds_ips_is_not_told_how_many_to_take() {
 /// Exercises a node that was left out. If this fails, one fault is told twice, once with a demand that means nothing.
 #[test]
 fn a_node_without_ports_is_told_once() {
-    let observed = Some(ObservedPorts { ports: 0, why: "as the mapping has it".to_owned() });
+    let observed = Some(ObservedPorts { ports: 0, why: "as the mapping has it".to_owned(), at: None });
     let report = report(NatSettings { observed, ..of(Profile::Gcp, Described::default()) }, 100);
     assert!(finding(&report, FindingId::NatGatewayTooSmall).unwrap().title.contains("no NAT ports at all"));
     assert!(finding(&report, FindingId::NatPortsExhausted).is_none());
@@ -231,7 +291,7 @@ fn a_node_without_ports_is_told_once() {
 /// Exercises a setting that has not reached the gateway. If this fails, the remedy lowers it.
 #[test]
 fn a_setting_is_not_lowered_to_what_is_missing() {
-    let observed = Some(ObservedPorts { ports: 64, why: "as the mapping has it".to_owned() });
+    let observed = Some(ObservedPorts { ports: 64, why: "as the mapping has it".to_owned(), at: None });
     let set = |min_ports| Described { min_ports: Some(min_ports), observed: observed.clone(), ..Described::default() };
     let remedy = |described| {
         let report = report(of(Profile::Gcp, described), 95);

@@ -154,6 +154,9 @@ fn local_ports_are_compared_with_what_connect_can_use() {
     assert_eq!(found.severity, Severity::Warning);
     assert!(found.title.contains("uses 90 of 90 local ports towards 203.0.113.7:443/tcp (100 %)"), "{}", found.title);
     assert!(found.remedy.contains("ip_local_port_range=\"10240 65535\""), "{}", found.remedy);
+    // A closed connection keeps its port for a minute: 90 / 60.
+    let rate = "has 90 usable ports, enough for 1.5 connections a second that this side closes first";
+    assert!(found.evidence.iter().any(|evidence| evidence.said.ends_with(rate)), "{found:?}");
 }
 
 /// Exercises what connect() passes over. If this fails, a node whose range is full of servers fails before anybody is warned.

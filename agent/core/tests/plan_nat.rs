@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use headroom_core::model::nat::{Basis, Described, Mode, NatSettings, Profile, granted};
+use headroom_core::model::nat::{Described, Mode, NatSettings, Profile, granted};
 use headroom_core::sizing::nat::{Demand, NatPlan, NodesDemand, Question, plan};
 use proptest::prelude::*;
 
@@ -42,8 +42,9 @@ prop_compose! {
         surge in prop::option::of(0_u32..5),
         alias_ranges in any::<Option<bool>>(),
         auto_ips in any::<Option<bool>>(),
+        no_ips in prop::bool::weighted(0.1),
     ) -> Described {
-        Described { mode, min_ports, max_ports, nat_ips, nodes, surge, alias_ranges, auto_ips, ..Described::default() }
+        Described { mode, min_ports, max_ports, nat_ips, nodes, surge, alias_ranges, auto_ips, no_ips, ..Described::default() }
     }
 }
 
@@ -63,7 +64,7 @@ fn settings() -> impl Strategy<Value = NatSettings> {
         if described.mode != Some(Mode::Dynamic) {
             described.max_ports = None;
         }
-        described.settings(profile, Basis::Configured).ok()
+        described.settings(profile).ok()
     })
 }
 
@@ -73,7 +74,7 @@ proptest! {
     /// Whatever is described is either refused or planned; an answer agrees with itself.
     #[test]
     fn every_plan_agrees_with_itself(profile in profile(), described in described(), demand in demand()) {
-        let Ok(nat) = described.settings(profile, Basis::Configured) else { return Ok(()) };
+        let Ok(nat) = described.settings(profile) else { return Ok(()) };
         let plan = answer(&nat, &demand);
         if let (Some(nodes), Some(capacity)) = (plan.nodes, plan.capacity_nodes) {
             prop_assert_eq!(plan.nodes_without_ports, Some(nodes.saturating_sub(capacity)));

@@ -9,7 +9,7 @@ use headroom_core::ports::PortRange;
 use ipnet::IpNet;
 
 /// The NAT in front of the node.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "The NAT in front of the node (by default recognised from the platform)")]
 pub struct NatArgs {
     /// Which NAT.

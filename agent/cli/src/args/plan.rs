@@ -68,10 +68,10 @@ pub struct PlanNatArgs {
     #[arg(long, value_name = "PORTS[,NODESxPORTS…]", value_parser = demand, allow_negative_numbers = true)]
     pub demand: Option<Demand>,
     /// How long a connection lives, for the rate at which a node can open them [default: 0s]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub lifetime: Option<Duration>,
     /// How long the NAT holds a port after a TCP connection closed [default: the profile's, 2m on Cloud NAT]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, allow_hyphen_values = true)]
     pub tcp_time_wait: Option<Duration>,
     /// Output format.
     #[arg(short, long, value_enum, default_value_t)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::engine::Engine;
 use crate::lanes::{self, DEADLINE, Pace};
 use crate::output::web::{self, Published};
 use crate::settings::Settings;
+use crate::settings::watch::{self as files, Look};
 
 /// Requests under way when it is time to stop get this long.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -38,11 +40,12 @@ pub(super) fn run(args: &AgentArgs) -> anyhow::Result<u8> {
         return Err(UsageError(anyhow::anyhow!("--tick must be 1s to 1h")).into());
     }
     // Few threads: the agent waits nearly all the time.
+    let looks = files::start(&args.node, &args.nat, &settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(serve(settings))
+    runtime.block_on(serve(settings, looks))
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<u8> {
+async fn serve(settings: Settings, looks: Option<Receiver<Look>>) -> anyhow::Result<u8> {
     // Listen before anything is attached: a taken port is the commonest mistake.
     let listener = tokio::net::TcpListener::bind(settings.listen)
         .await
@@ -60,7 +63,7 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
         let (settings, stop, progress) = (settings.clone(), Arc::clone(&stop), progress.clone());
         thread::Builder::new().name("ledger".to_owned()).spawn(move || {
             let _alive = alive;
-            own(&settings, &publish, &stop, &progress)
+            own(&settings, looks.as_ref(), &publish, &stop, &progress)
         })?
     };
     let cleaner = cleaner::start(&settings, &progress)?;
@@ -101,6 +104,7 @@ async fn serve(settings: Settings) -> anyhow::Result<u8> {
 /// Owns the ledger: takes in facts, publishes a report every tick.
 fn own(
     settings: &Settings,
+    looks: Option<&Receiver<Look>>,
     publish: &watch::Sender<Option<Published>>,
     stop: &AtomicBool,
     progress: &cleaner::Progress,
@@ -111,6 +115,7 @@ fn own(
     let mut since_report = settings.tick;
     while !stop.load(Ordering::Relaxed) {
         let began = clock::thread_cpu();
+        looks.into_iter().flat_map(Receiver::try_iter).for_each(|look| look.tell(&mut engine));
         let mut report = engine.report();
         cleaner::tell(&mut report, progress.report());
         let pause = SAMPLE.max(clock::thread_cpu().saturating_sub(began).saturating_mul(IDLE_PER_SAMPLE));

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use headroom_core::model::nat::{BadNatSettings, Described, ObservedPorts};
-use headroom_host::bounded;
+use headroom_core::time::WallTime;
 use headroom_host::nat_documents::{self, Instance, MAX_BYTES, Said};
+use headroom_host::{bounded, clock};
 
 /// What all files say together.
 #[derive(Debug, Default)]
@@ -19,6 +21,8 @@ pub(crate) struct Documents {
     pub(crate) instances: BTreeMap<String, Instance>,
     /// Which files named machines, and of which tools.
     pub(crate) machines_from: Vec<String>,
+    /// When machines had the ports that are said of them: as the document says, or when it was saved.
+    pub(crate) ports_at: BTreeMap<String, WallTime>,
     /// Where settings are that a NAT may refuse.
     pub(crate) places: Places,
 }
@@ -28,7 +32,12 @@ pub(crate) struct Documents {
 pub(crate) struct Places(BTreeMap<&'static str, String>);
 
 impl Places {
-    /// What the NAT refuses, with the places in files of what neither flags nor the configuration file set.
+    /// A place that wins over those that are known.
+    pub(crate) fn put(&mut self, setting: &'static str, place: String) {
+        self.0.insert(setting, place);
+    }
+
+    /// What the NAT refuses, with the places in files of what no flag set.
     pub(crate) fn blame(&self, bad: BadNatSettings, set: &Described) -> anyhow::Error {
         let fields = bad.fields();
         let there =
@@ -47,9 +56,9 @@ pub(crate) fn read(paths: &[PathBuf], gateway: Option<&str>) -> anyhow::Result<D
     let mut all = Documents::default();
     for path in paths {
         let name = if path == Path::new("-") { "standard input".to_owned() } else { format!("`{}`", path.display()) };
-        let bytes = bytes(path).with_context(|| format!("read {name}"))?;
+        let (bytes, saved) = bytes(path).with_context(|| format!("read {name}"))?;
         let said = nat_documents::read(&bytes, gateway).map_err(|bad| anyhow::anyhow!("{name} {bad}"))?;
-        all.take(said, &name)?;
+        all.take(said, &name, saved)?;
     }
     // As many as it has now, of those that it adds as it needs them.
     if all.described.auto_ips == Some(true)
@@ -61,22 +70,33 @@ pub(crate) fn read(paths: &[PathBuf], gateway: Option<&str>) -> anyhow::Result<D
     Ok(all)
 }
 
-fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
+/// What is in a file, and when it was saved.
+fn bytes(path: &Path) -> anyhow::Result<(Vec<u8>, WallTime)> {
     if path != Path::new("-") {
         // The user named it, so that a link is meant; what it leads to still has to be a file.
         let path = std::fs::canonicalize(path)?;
-        return bounded::read(&path, MAX_BYTES).map_err(|refusal| anyhow::anyhow!("it {refusal}"));
+        let saved = wall(std::fs::metadata(&path)?.modified()?);
+        let bytes = bounded::read(&path, MAX_BYTES).map_err(|refusal| anyhow::anyhow!("it {refusal}"))?;
+        return Ok((bytes, saved));
     }
     let mut bytes = Vec::new();
     std::io::stdin().lock().take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > MAX_BYTES {
         bail!("it has more than {MAX_BYTES} bytes");
     }
-    Ok(bytes)
+    Ok((bytes, clock::now().wall))
+}
+
+fn wall(time: SystemTime) -> WallTime {
+    let millis = |span: std::time::Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    WallTime::from_millis(match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => millis(after),
+        Err(before) => millis(before.duration()).saturating_neg(),
+    })
 }
 
 impl Documents {
-    fn take(&mut self, said: Said, name: &str) -> anyhow::Result<()> {
+    fn take(&mut self, said: Said, name: &str, saved: WallTime) -> anyhow::Result<()> {
         if let (Some(first), Some(profile)) = (self.described.profile, said.described.profile)
             && first != profile
         {
@@ -94,6 +114,10 @@ impl Documents {
             self.machines_from.push(format!("{name} ({})", said.tool));
         }
         for (machine, instance) in said.instances {
+            let measured = || humantime::parse_rfc3339_weak(instance.at.as_deref()?).ok().map(wall);
+            if instance.ports.is_some() {
+                self.ports_at.entry(machine.clone()).or_insert_with(|| measured().unwrap_or(saved));
+            }
             let known = self.instances.entry(machine).or_default();
             known.addresses.extend(instance.addresses);
             known.ports = known.ports.or(instance.ports);
@@ -116,7 +140,8 @@ impl Documents {
             Some((machine, Instance { ports: Some(ports), at, .. })) => {
                 let at = at.as_ref().map_or_else(String::new, |at| format!(" at {at}"));
                 let why = format!("as {from} has it for {machine}{at}");
-                self.described.observed = Some(ObservedPorts { ports: *ports, why });
+                let at = self.ports_at.get(machine).copied();
+                self.described.observed = Some(ObservedPorts { ports: *ports, why, at });
             }
             Some(_) => {}
             None => {

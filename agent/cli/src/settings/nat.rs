@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
-use headroom_core::model::nat::{Basis, Described, NatSettings, Profile, SetTimes};
+use headroom_core::model::nat::{Described, NatSettings, Profile, SetTimes};
 use headroom_core::ports::PortRange;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use crate::args::nat::{ModeArg, ProfileArg};
 #[serde(deny_unknown_fields, default, expecting = "the table `[nat]`")]
 pub(super) struct NatFile {
     profile: Option<ProfileArg>,
-    from: Vec<PathBuf>,
+    pub(super) from: Vec<PathBuf>,
     gateway: Option<String>,
     mode: Option<ModeArg>,
     min_ports: Option<u32>,
@@ -69,6 +69,28 @@ impl NatFile {
     }
 }
 
+impl NatFile {
+    /// What it sets of that which a NAT may refuse, and under which key.
+    fn keys(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let keys = [
+            ("min-ports", "min_ports", self.min_ports.is_some()),
+            ("max-ports", "max_ports", self.max_ports.is_some()),
+            ("mode", "mode", self.mode.is_some()),
+            ("endpoint-independent", "endpoint_independent", self.endpoint_independent.is_some()),
+            ("nat-ips", "nat_ips", self.nat_ips.is_some()),
+            ("nodes", "nodes", self.nodes.is_some()),
+            ("tcp-time-wait", "tcp_time_wait_secs", self.tcp_time_wait_secs.is_some()),
+            ("tcp-reset", "tcp_transitory_secs", self.tcp_transitory_secs.is_some()),
+            ("tcp-reset", "tcp_reset_secs", self.tcp_reset_secs.is_some()),
+            ("tcp-established-idle", "tcp_established_idle_secs", self.tcp_established_idle_secs.is_some()),
+            ("udp-idle", "udp_hold_down_secs", self.udp_hold_down_secs.is_some()),
+            ("udp-idle", "udp_idle_secs", self.udp_idle_secs.is_some()),
+            ("icmp-idle", "icmp_idle_secs", self.icmp_idle_secs.is_some()),
+        ];
+        keys.into_iter().filter(|(.., set)| *set).map(|(setting, key, _)| (setting, key))
+    }
+}
+
 impl NatArgs {
     fn described(&self) -> Described {
         Described {
@@ -96,24 +118,27 @@ impl NatArgs {
     }
 }
 
-/// The NAT as described; `None` if nothing was said about it. `node` is asked who this node is, where a file tells of many.
+/// The NAT as described; `None` if nothing was said about it. `config` is where `file` was read, `node` is asked who this node
+/// is, where a file tells of many.
 pub(super) fn settings(
     args: &NatArgs,
-    file: &NatFile,
+    (file, config): (&NatFile, Option<&Path>),
     node: impl FnOnce() -> (Option<String>, BTreeSet<IpAddr>),
 ) -> anyhow::Result<Option<NatSettings>> {
-    let from = if args.nat_from.is_empty() { &file.from } else { &args.nat_from };
-    let documents = documents::read(from, args.nat_gateway.as_deref().or(file.gateway.as_deref()))?;
-    let places = documents.places.clone();
+    let documents = documents::read(from(args, file), args.nat_gateway.as_deref().or(file.gateway.as_deref()))?;
+    let mut places = documents.places.clone();
+    if let Some(config) = config {
+        file.keys().for_each(|(setting, key)| places.put(setting, format!("`nat.{key}` of `{}`", config.display())));
+    }
     let documents = if documents.instances.is_empty() {
         documents.described
     } else {
         let (name, addresses) = node();
         documents.of_node(name.as_deref(), &addresses)
     };
-    let described = args.described().or(file.described());
+    let flags = args.described();
+    let described = flags.clone().or(file.described());
     same_nat(described.profile, documents.profile)?;
-    let set = described.clone();
     let described = described.or(documents);
     if described.is_empty() {
         return Ok(None);
@@ -121,7 +146,12 @@ pub(super) fn settings(
     let Some(profile) = described.profile else {
         bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)");
     };
-    described.settings(profile, Basis::Configured).map(Some).map_err(|bad| places.blame(bad, &set))
+    described.settings(profile).map(Some).map_err(|bad| places.blame(bad, &flags))
+}
+
+/// Files that say something about the NAT: those of the flags, or else of the configuration.
+pub(super) fn from<'a>(args: &'a NatArgs, file: &'a NatFile) -> &'a [PathBuf] {
+    if args.nat_from.is_empty() { &file.from } else { &args.nat_from }
 }
 
 /// Refuses files of another NAT than the one that was named.
@@ -135,10 +165,13 @@ pub(crate) fn same_nat(named: Option<Profile>, of_files: Option<Profile>) -> any
 }
 
 /// Prefixes that bypass the NAT, each once.
-pub(super) fn bypass(args: &[IpNet], file: &[IpNet]) -> anyhow::Result<Vec<IpNet>> {
+pub(super) fn bypass(args: &[IpNet], (file, config): (&[IpNet], Option<&Path>)) -> anyhow::Result<Vec<IpNet>> {
     let mut prefixes: Vec<IpNet> = args.iter().chain(file).map(IpNet::trunc).collect();
-    if let Some(all) = prefixes.iter().find(|prefix| prefix.prefix_len() == 0) {
-        bail!("`bypass` {all} leaves nothing for the NAT: for a node without one, the profile is `none`");
+    if let Some(index) = prefixes.iter().position(|prefix| prefix.prefix_len() == 0) {
+        let config = config.filter(|_| index >= args.len());
+        let place = config.map_or_else(String::new, |config| format!(" (`nat.bypass` of `{}`)", config.display()));
+        let all = prefixes.remove(index);
+        bail!("`bypass` {all}{place} leaves nothing for the NAT: for a node without one, the profile is `none`");
     }
     prefixes.sort_unstable();
     prefixes.dedup();

@@ -58,7 +58,7 @@ impl std::fmt::Display for FindingId {
 catalog! {
     /// Demand has reached the allocation.
     NatPortsExhausted = "nat-ports-exhausted", "The node has used up its NAT ports to a destination", since "0.1.0";
-    means "All NAT ports this node was given are held towards one destination (protocol, address and port), or more connections want one than there are. A NAT port can serve many destinations at once, but each connection to the same destination needs a port of its own, and the NAT keeps it for a while after the connection has closed (two minutes for TCP with Cloud NAT's defaults).";
+    means "All NAT ports this node was given are held towards one destination (protocol, address and port), or more connections want one than there are. A NAT port can serve many destinations at once, but each connection to the same destination needs a port of its own, and the NAT keeps it for a while after the connection has closed (two minutes for TCP with Cloud NAT's defaults). Behind an Azure load balancer a port serves one UDP flow to an address at a time, whatever the port there: UDP flows to all ports of an address count together.";
     matters "New connections to that destination are dropped by the NAT without a word: connect() hangs until it times out, image pulls and API calls fail now and then, other destinations work. Nothing on the node logs it.";
     remedy "Open fewer connections: pool and reuse them, use HTTP keep-alive, spread over more destination addresses. Or give the node more ports: with Cloud NAT static allocation raise `min_ports_per_vm`; with dynamic allocation raise `max_ports_per_vm`; add NAT IPs if the sum does not fit. On AWS and behind an Azure NAT gateway add NAT IPs; on AKS' load balancer allocate more outbound ports. The finding has the lines to type, `headroom plan nat` what fits. Reach Google APIs without NAT through Private Google Access.";
 
@@ -70,7 +70,7 @@ catalog! {
 
     /// Not every node can get its ports.
     NatGatewayTooSmall = "nat-gateway-too-small", "The NAT gateway cannot serve all nodes", since "0.1.0";
-    means "The ports reserved for every node, times the number of nodes, are more than the NAT IPs have (64,512 each). On GKE with static allocation every node gets at least 1,024 ports, whatever the console shows, because nodes have alias IP ranges: one NAT IP serves 63 nodes. Where nothing is reserved (AWS, Azure NAT gateway): if all nodes needed as much to one destination as this one does, the gateway would have too few. Or the gateway itself says that it lacks NAT IPs, or has given this node nothing.";
+    means "The ports reserved for every node, times the number of nodes, are more than the NAT IPs have (64,512 each). On GKE with static allocation every node gets at least 1,024 ports, whatever the console shows, because nodes have alias IP ranges: one NAT IP serves 63 nodes. Where nothing is reserved (AWS, Azure NAT gateway): if all nodes needed as much to one destination as this one does, the gateway would have too few. Or the gateway itself says that it lacks NAT IPs, has none at all, or has given this node nothing.";
     matters "Nodes beyond that number get no ports at all: their pods reach nothing on the internet that goes through the NAT. Image pulls from other registries fail while Google's own work.";
     remedy "Switch to dynamic port allocation (enable_dynamic_port_allocation = true, enable_endpoint_independent_mapping = false, min_ports_per_vm = 64, max_ports_per_vm = 1024 or more), or add NAT IPs. `headroom plan nat` calculates what fits, for every cloud's NAT.";
 
@@ -88,7 +88,7 @@ catalog! {
 
     /// Local ports run out.
     EphemeralPortsLow = "ephemeral-ports-low", "Local ports towards a destination run low", since "0.1.0";
-    means "Most ports of ip_local_port_range are taken for connections from one source address to one destination (80 % unless configured otherwise), or connect() failed within the last minute because all of them were (the kernel says EADDRNOTAVAIL). Usable are the ports of the range, an even number of them, without those in ip_local_reserved_ports.";
+    means "Most ports of ip_local_port_range are taken for connections from one source address to one destination (80 % unless configured otherwise), or connect() failed within the last minute because all of them were (the kernel says EADDRNOTAVAIL). Usable are the ports of the range, an even number of them, without those in ip_local_reserved_ports and those that somebody listens on. A port that a socket is bound to by hand without listening cannot be used either, and is not subtracted: /proc/net/tcp does not list sockets that are only bound, and does not tell of open ones how they got their port. Where programs bind many ports by hand, fewer are usable than is told.";
     matters "When the last one is taken, connect() fails at once with an error, not a time-out. The limit is per source address and destination, and ports stay taken for 60 seconds after the side that closed first.";
     remedy "Reuse connections; let the server close first; widen net.ipv4.ip_local_port_range in the pod (keep it apart from the NodePort range or reserve that range).";
 

@@ -122,8 +122,12 @@ impl Conntrack {
         }
     }
 
-    pub(super) fn tell_sources_apart(&mut self, filter: SourceFilter) {
-        self.source_ports = Some(SourcePorts::new(filter));
+    pub(super) fn tell_sources_apart(&mut self, filter: Option<SourceFilter>) {
+        self.source_ports = filter.map(SourcePorts::new);
+    }
+
+    pub(super) fn remember_for(&mut self, remember: Duration) {
+        self.limits.remember = remember;
     }
 
     pub(super) fn begin_dump(&mut self, scope: Scope) {

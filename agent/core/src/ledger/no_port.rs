@@ -34,6 +34,10 @@ impl NoPorts {
         Self { remember, rows: BTreeMap::new(), incoming: BTreeMap::new() }
     }
 
+    pub(super) fn remember_for(&mut self, remember: Duration) {
+        self.remember = remember;
+    }
+
     pub(super) fn begin(&mut self) {
         self.incoming.clear();
     }

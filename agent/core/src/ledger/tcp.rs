@@ -245,6 +245,10 @@ impl TcpConnections {
         }
     }
 
+    pub(super) fn remember_for(&mut self, remember: Duration) {
+        self.remember = remember;
+    }
+
     pub(super) fn begin_counters(&mut self) {
         self.reading = self.reading.saturating_add(1);
     }

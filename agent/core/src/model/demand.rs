@@ -17,12 +17,14 @@ use crate::observe::SourceId;
 use crate::time::NodeTime;
 
 mod given_out;
+mod group;
 mod own;
 mod share;
 mod tcp_sum;
 mod weight;
 
 pub(super) use given_out::of_own_rules;
+pub use group::{Group, groups, worst};
 pub use own::{LocalUse, Masqueraded};
 pub use share::{Share, Shares};
 use tcp_sum::TcpSum;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ids::PodName;
 use crate::ledger::Ledger;
-use crate::model::demand::{Account, Share};
+use crate::model::demand::{Account, Group, Share};
 use crate::report::{OmittedPods, OwnerReport, PodDemand, PodShare};
 
 /// Holders listed per destination at most.
@@ -105,7 +105,22 @@ impl<'a> Holders<'a> {
 
     /// Who holds ports of one destination, the largest first; and how many are left out.
     pub(super) fn shares(&self, account: &Account) -> (Vec<PodShare>, u32) {
-        let mut shares: Vec<(IpAddr, Share)> = account.by_source.iter().collect();
+        self.largest(account.destination, account.by_source.iter().collect())
+    }
+
+    /// Who holds ports of destinations that count together, likewise.
+    pub(super) fn shares_of(&self, group: &Group<'_>) -> (Vec<PodShare>, u32) {
+        let mut sums: BTreeMap<IpAddr, Share> = BTreeMap::new();
+        for (address, share) in group.accounts().flat_map(|account| account.by_source.iter()) {
+            let sum = sums.entry(address).or_default();
+            sum.held = sum.held.saturating_add(share.held);
+            sum.wanting = sum.wanting.saturating_add(share.wanting);
+            sum.forgotten = sum.forgotten.saturating_add(share.forgotten);
+        }
+        self.largest(group.largest.destination, sums.into_iter().collect())
+    }
+
+    fn largest(&self, destination: Destination, mut shares: Vec<(IpAddr, Share)>) -> (Vec<PodShare>, u32) {
         shares.sort_by_key(|(address, share)| {
             (std::cmp::Reverse((share.held, share.wanting, share.forgotten)), *address)
         });
@@ -114,7 +129,7 @@ impl<'a> Holders<'a> {
             shares
                 .into_iter()
                 .take(MAX_SHARES)
-                .map(|(address, share)| self.share(account.destination, address, share))
+                .map(|(address, share)| self.share(destination, address, share))
                 .collect(),
             omitted,
         )

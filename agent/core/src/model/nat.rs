@@ -2,15 +2,17 @@
 //! and the ports these mean for this node. Nothing is read here; numbers carry the page they come from.
 
 mod hold;
+mod observed;
 mod ports;
 mod profile;
 pub mod remedy;
 mod settings;
 
 pub use hold::{HoldTimes, MAX_HOLD, SetTimes};
+pub use observed::ObservedPorts;
 pub use ports::{
     ALIAS_FLOOR, AZURE_LB_TIERS, DYNAMIC_MAX_DEFAULT, DYNAMIC_MIN_DEFAULT, NodePorts, STATIC_DEFAULT, azure_lb_tier,
     granted, static_ports,
 };
-pub use profile::{Capacity, PORTS_PER_NAT_IP, Profile, Sharing};
-pub use settings::{BadNatSettings, Basis, Described, Mode, NatSettings, ObservedPorts};
+pub use profile::{Capacity, PORTS_PER_NAT_IP, Profile, Serves, Sharing};
+pub use settings::{BadNatSettings, Basis, Described, Mode, NatSettings};

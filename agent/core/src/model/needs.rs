@@ -4,22 +4,23 @@ use std::time::Duration;
 
 use crate::flow::{Destination, Protocol};
 use crate::ledger::{Ledger, Spans};
-use crate::model::demand::{Account, Demand, LocalUse, Masqueraded};
+use crate::model::demand::{self, Account, Demand, Group, LocalUse, Masqueraded};
 use crate::model::holders::Holders;
 use crate::model::memory::{Memory, Shrunk};
-use crate::model::nat::{HoldTimes, NatSettings, NodePorts};
+use crate::model::nat::{HoldTimes, NatSettings, NodePorts, Profile};
 use crate::model::policy::Policy;
 use crate::observe::{Outcome, Snapshot, SourceId};
 use crate::report::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, LocalReport, MasqueradedReport, NatReport,
     OmittedDestinations, RateReport, SourcesReport, WorstDestination,
 };
-use crate::time::NodeTime;
+use crate::time::{NodeTime, Now};
 
 /// What the demand of one protocol is judged by.
 struct Judge<'a> {
     ledger: &'a Ledger,
     accounts: &'a [Account],
+    profile: Profile,
     /// The NAT is known to map sources whatever their destination.
     endpoint_independent: bool,
     hold: HoldTimes,
@@ -34,11 +35,13 @@ pub(super) fn report(
     holders: &Holders<'_>,
     (nat, given): (&NatSettings, Option<&NodePorts>),
     demand: &Demand,
-    now: NodeTime,
+    present: Now,
 ) -> NatReport {
+    let now = present.node;
     let judge = Judge {
         ledger,
         accounts: &demand.accounts,
+        profile: nat.profile,
         endpoint_independent: nat.endpoint_independent == Some(true),
         hold: nat.hold,
         limit: given.map(|given| given.ports),
@@ -61,7 +64,7 @@ pub(super) fn report(
     NatReport {
         profile: nat.profile.name().to_owned(),
         endpoint_independent: nat.endpoint_independent,
-        allocation: allocation(nat, given, memory.shrunk(now), now),
+        allocation: allocation(nat, given, memory.shrunk(now), present),
         demand: demands,
         destinations: listed.map(|account| destination(account, holders, seen, memory, now)).collect(),
         omitted: omitted(&demand.accounts, policy.max_destinations),
@@ -92,17 +95,14 @@ impl Judge<'_> {
         if !observed {
             return DemandReport::default();
         }
-        // Largest demand first.
-        let mut of_protocol =
-            self.accounts.iter().filter(|account| account.in_scope && account.destination.protocol == protocol);
-        let worst = of_protocol.next().filter(|account| account.demand() > 0);
+        let worst = demand::worst(self.accounts, protocol, self.profile);
         let sources = self.sources(protocol);
         let ports = match sources.ports.filter(|_| self.endpoint_independent) {
             Some(ports) => ports,
             // What could not be told is not less than what the worst destination shows.
-            None => worst.map_or(0, Account::demand),
+            None => worst.as_ref().map_or(0, Group::demand),
         };
-        let rate = worst.and_then(|worst| self.rate(worst, memory));
+        let rate = worst.as_ref().and_then(|worst| self.rate(worst, memory));
         let Some(history) = memory.demand(protocol) else { return DemandReport::default() };
         history.record(self.now, ports);
         let peak = |secs| history.peak(self.now, Duration::from_secs(secs));
@@ -112,9 +112,9 @@ impl Judge<'_> {
             peak_1m: peak(60),
             peak_10m: peak(600),
             peak_1h: peak(3600),
-            worst: worst.map(|account| {
-                let endpoint = account.destination.endpoint;
-                WorstDestination { address: endpoint.address, port: endpoint.port }
+            worst: worst.map(|group| {
+                let endpoint = group.largest.destination.endpoint;
+                WorstDestination { address: endpoint.address, port: endpoint.port, destinations: group.destinations() }
             }),
             exhausted_in_secs: exhaustion.as_ref().map(|exhaustion| exhaustion.within.as_secs()),
             exhausted_basis: exhaustion.map(|exhaustion| exhaustion.basis("ports")),
@@ -153,14 +153,15 @@ impl Judge<'_> {
 
     /// How fast connections to a destination come, and how fast they may: each holds a port for as long as it lives, and then
     /// for the NAT's hold time. How long they live follows from how many there are and how fast they come (Little).
-    fn rate(&self, account: &Account, memory: &Memory) -> Option<RateReport> {
-        let per_sec = per_sec(account, memory, self.now)?;
-        let held_after = match account.destination.protocol {
+    fn rate(&self, group: &Group<'_>, memory: &Memory) -> Option<RateReport> {
+        let known = group.accounts().filter_map(|account| per_sec(account, memory, self.now));
+        let per_sec = known.reduce(|sum, more| sum + more)?;
+        let held_after = match group.largest.destination.protocol {
             Protocol::TCP => self.hold.tcp_time_wait,
             Protocol::UDP => self.hold.udp_held(),
             _ => self.hold.icmp_idle,
         };
-        let Some(lifetime) = (per_sec > 0.0).then(|| f64::from(account.active) / per_sec) else {
+        let Some(lifetime) = (per_sec > 0.0).then(|| f64::from(group.active()) / per_sec) else {
             let basis = "no connection has ended or begun lately: how long they live is not known".to_owned();
             return Some(RateReport { per_sec: 0.0, allowed_per_sec: None, basis });
         };
@@ -194,7 +195,7 @@ fn seconds(secs: f64) -> String {
     if secs < 10.0 { format!("{secs:.1} s") } else { format!("{secs:.0} s") }
 }
 
-fn allocation(nat: &NatSettings, given: Option<&NodePorts>, shrunk: Option<Shrunk>, now: NodeTime) -> AllocationReport {
+fn allocation(nat: &NatSettings, given: Option<&NodePorts>, shrunk: Option<Shrunk>, now: Now) -> AllocationReport {
     let why = given.map_or_else(
         || {
             "no NAT settings were given (--nat-profile …) and none follow from the platform; demand is not judged"
@@ -203,11 +204,13 @@ fn allocation(nat: &NatSettings, given: Option<&NodePorts>, shrunk: Option<Shrun
         |given| given.why.clone(),
     );
     // Connections above a smaller allocation are cut, or live until they end: either way they are shown as held.
-    let shrunk = shrunk.map(|shrunk| format!("; {} ports until {} s ago", shrunk.from, now.since(shrunk.at).as_secs()));
+    let shrunk =
+        shrunk.map(|shrunk| format!("; {} ports until {} s ago", shrunk.from, now.node.since(shrunk.at).as_secs()));
     AllocationReport {
         ports: given.map(|given| given.ports),
         basis: given.map_or(nat.basis, |given| given.basis),
         why: why + &shrunk.unwrap_or_default(),
+        age_secs: nat.observed.as_ref().and_then(|observed| observed.age(now.wall)).map(|age| age.as_secs()),
         capacity_nodes: given.and_then(|given| given.capacity_nodes),
         notes: nat.notes.clone(),
     }

@@ -36,12 +36,15 @@ pub enum SourceId {
     Services,
     /// What machine this is: name, kernel, cloud.
     Platform,
+    /// Files that somebody has named to say what the NAT is: the configuration, what tools of a cloud printed.
+    NatFiles,
 }
 
 impl SourceId {
     /// All of them, in the order they are shown.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Platform,
+        Self::NatFiles,
         Self::Tcp,
         Self::Conntrack,
         Self::Sockets,
@@ -76,6 +79,7 @@ impl SourceId {
             Self::Rules => "rules",
             Self::Services => "services",
             Self::Platform => "platform",
+            Self::NatFiles => "nat-files",
         }
     }
 }

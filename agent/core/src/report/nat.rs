@@ -49,6 +49,9 @@ pub struct AllocationReport {
     pub basis: Basis,
     /// In words.
     pub why: String,
+    /// How long ago the NAT gave so many, where that was observed and the time is known.
+    #[serde(default)]
+    pub age_secs: Option<u64>,
     /// Nodes that fit behind the gateway, where NAT IPs are known.
     pub capacity_nodes: Option<u32>,
     /// What to know about it besides.
@@ -68,7 +71,7 @@ pub struct DemandReports {
     pub icmp: DemandReport,
 }
 
-/// Demand of one protocol: the largest over its destinations in scope.
+/// Demand of one protocol: the largest over its destinations in scope, or over their addresses, see [`WorstDestination`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DemandReport {
     /// held + wanting of the worst destination now; absent if flows could not be observed.
@@ -118,13 +121,21 @@ pub struct RateReport {
     pub basis: String,
 }
 
-/// Address and port of a destination.
+/// The destination that needs most.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorstDestination {
     /// Address.
     pub address: IpAddr,
-    /// Port.
+    /// Port; where several count together, the one that needs most.
     pub port: u16,
+    /// How many ports of the address count together: 1, except where a port of the NAT serves only one flow to an address at a
+    /// time, whatever the port there (UDP behind an Azure load balancer).
+    #[serde(default = "one")]
+    pub destinations: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// One destination.
@@ -276,7 +287,9 @@ pub struct LocalReport {
     pub used_at_most: u32,
     /// `ip_local_port_range` of its network namespace.
     pub range: PortRange,
-    /// How many ports of it connect() can use.
+    /// How many ports of it connect() can use: without those that are reserved and those listened on. Ports that sockets are
+    /// bound to by hand without listening are not subtracted, since `/proc/net/tcp` does not show them (inet_diag does since
+    /// Linux 6.8, from inside each namespace).
     pub usable: u32,
     /// How many more it could use if nobody listened on them.
     #[serde(default)]

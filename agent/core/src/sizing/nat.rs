@@ -86,6 +86,9 @@ pub struct NatPlan {
     pub why: String,
     /// NAT IPs; absent where the gateway adds them by itself.
     pub nat_ips: Option<u32>,
+    /// Nobody has said how many there are: one is assumed, and the nodes that fit rest on it.
+    #[serde(default)]
+    pub nat_ips_assumed: bool,
     /// Nodes that are wanted.
     pub nodes: Option<u32>,
     /// Nodes that fit; absent where nothing limits them.
@@ -135,6 +138,7 @@ pub fn plan(question: &Question) -> Result<NatPlan, NothingToPlan> {
         max_ports_per_node: sums.ports.ports,
         why: sums.ports.why.clone(),
         nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(1)),
+        nat_ips_assumed: ips_assumed(nat),
         nodes: nat.nodes,
         capacity_nodes: sums.capacity_nodes,
         nodes_without_ports: sums.without_ports(),
@@ -187,6 +191,9 @@ struct Sums {
 impl Sums {
     fn of(question: &Question) -> Option<Self> {
         let nat = &question.nat;
+        if nat.nat_ips == Some(0) {
+            return Self::without_ips(question);
+        }
         let capacity = nat.profile.capacity()?;
         let ports = nat.node_ports()?;
         let ips = nat.nat_ips.unwrap_or(if nat.auto_ips { capacity.max_ips.unwrap_or(1) } else { 1 });
@@ -226,7 +233,8 @@ impl Sums {
             required = required.max(Some(u64::from(ips).saturating_add(u64::from(missing))));
         }
         if automatic_azure_lb(nat) {
-            (capacity_nodes, required) = azure_lb_tiers(nat, ips, question.demand.largest());
+            let (fit, with) = azure_lb_tiers(nat, ips, question.demand.largest());
+            (capacity_nodes, required) = (fit, total.and(with));
         }
         Some(Self {
             capacity,
@@ -245,6 +253,20 @@ impl Sums {
         })
     }
 
+    /// Of a gateway that has no NAT IP: nobody gets anything, and what is needed is what it would take to serve the nodes.
+    fn without_ips(question: &Question) -> Option<Self> {
+        let with = Self::of(&with_an_ip(question))?;
+        Some(Self {
+            ports: question.nat.node_ports()?,
+            ips: 0,
+            pool: 0,
+            each: 0,
+            capacity_nodes: Some(0),
+            required_nat_ips: with.required_nat_ips.or(Some(1)),
+            ..with
+        })
+    }
+
     fn without_ports(&self) -> Option<u32> {
         Some(self.nodes?.saturating_sub(self.capacity_nodes.unwrap_or(u32::MAX)))
     }
@@ -253,6 +275,18 @@ impl Sums {
         let room = self.required_nat_ips.is_none_or(|required| required <= self.ips);
         room && !self.stuck && self.without_ports().is_none_or(|nodes| nodes == 0) && self.largest <= self.ports.ports
     }
+}
+
+/// Nobody has said how many NAT IPs there are. Masquerading has one address unless somebody gives it more.
+fn ips_assumed(nat: &NatSettings) -> bool {
+    nat.nat_ips.is_none() && !nat.auto_ips && nat.profile != Profile::Linux
+}
+
+/// The same of a gateway with one NAT IP.
+fn with_an_ip(question: &Question) -> Question {
+    // Counted from the one that it has then.
+    let missing_ips = question.nat.missing_ips.map(|missing| missing.saturating_sub(1));
+    Question { nat: NatSettings { nat_ips: Some(1), missing_ips, ..question.nat.clone() }, ..question.clone() }
 }
 
 fn automatic_azure_lb(nat: &NatSettings) -> bool {

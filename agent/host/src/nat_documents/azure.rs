@@ -179,8 +179,15 @@ pub(super) fn nat_gateways(items: &[Value], gateway: Option<&str>) -> Result<Sai
             notes
                 .push("it has public IP prefixes, whose addresses are not in this document: give --nat-ips".to_owned());
         }
+        // Where both lists are there, and empty.
+        let empty = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(Vec::is_empty);
+        let no_ips = empty(&found.public_ip_addresses) && found.public_ip_prefixes.is_none_or(|list| list.is_empty());
+        if no_ips {
+            notes.push("it has no public IP address: nothing is translated".to_owned());
+        }
         let described = Described {
             profile: Some(Profile::AzureNatgw),
+            no_ips,
             nat_ips: length(found.public_ip_addresses.as_ref()).filter(|_| prefixes.is_none()),
             times: SetTimes { tcp_established_idle: time(found.idle_timeout_in_minutes, 60), ..SetTimes::default() },
             names: Names { gateway: found.name, group: found.resource_group, ..Names::default() },

@@ -27,6 +27,8 @@ pub(super) struct RouterNat {
     name: Option<String>,
     #[serde(alias = "nat_ips")]
     nat_ips: Option<Vec<Option<String>>>,
+    #[serde(alias = "drain_nat_ips")]
+    drain_nat_ips: Option<Vec<Option<String>>>,
     #[serde(alias = "nat_ip_allocate_option")]
     nat_ip_allocate_option: Option<String>,
     #[serde(alias = "min_ports_per_vm")]
@@ -146,6 +148,18 @@ pub(super) fn said(nat: RouterNat, names: Names) -> Said {
         notes.push("NAT rules give some destinations addresses of their own: not counted here".to_owned());
     }
     let nat_ips = nat.nat_ips.map(|ips| distinct(&ips.into_iter().flatten().collect::<Vec<_>>()));
+    let manual = nat.nat_ip_allocate_option.as_deref() == Some("MANUAL_ONLY");
+    let no_ips = manual && nat_ips == Some(0);
+    if no_ips {
+        let drains = nat.drain_nat_ips.is_some_and(|ips| !ips.is_empty());
+        let old = if drains { "; those that drain serve old connections only" } else { "" };
+        notes.push(format!("it takes NAT IPs that are listed (MANUAL_ONLY), and none is: nothing is translated{old}"));
+    } else if manual && nat_ips.is_none() {
+        notes.push(
+            "it takes NAT IPs that are listed (MANUAL_ONLY), but the list is not there: their number is not known"
+                .to_owned(),
+        );
+    }
     let described = Described {
         profile: Some(Profile::Gcp),
         mode: Some(if nat.enable_dynamic_port_allocation == Some(true) { Mode::Dynamic } else { Mode::Static }),
@@ -153,6 +167,7 @@ pub(super) fn said(nat: RouterNat, names: Names) -> Said {
         max_ports: number(nat.max_ports_per_vm).filter(|max| *max != 0),
         nat_ips: nat_ips.filter(|ips| *ips != 0 && !auto_ips),
         auto_ips: Some(auto_ips),
+        no_ips,
         alias_ranges: primary_only.then_some(false),
         endpoint_independent: nat.enable_endpoint_independent_mapping,
         times: SetTimes {

@@ -57,6 +57,32 @@ fn every_field_of_a_gateway_is_taken() {
     assert!(said.notes.iter().any(|note| note.contains("NAT rules")));
 }
 
+/// Exercises a gateway whose list of addresses is empty. If this fails, one NAT IP is assumed where nothing is translated.
+#[test]
+fn a_gateway_without_a_nat_ip_is_told_from_one_whose_ips_are_not_known() {
+    let gateway = |rest: &str| said(&format!(r#"{{"name":"nat","natIpAllocateOption":"MANUAL_ONLY"{rest}}}"#));
+    for (rest, none, words) in [
+        (r#","natIps":[]"#, true, "nothing is translated"),
+        (r#","natIps":[],"drainNatIps":["https://x/addresses/a"]"#, true, "serve old connections only"),
+        ("", false, "their number is not known"),
+        (r#","natIps":null"#, false, "their number is not known"),
+    ] {
+        let said = gateway(rest);
+        assert_eq!((said.described.no_ips, said.described.nat_ips), (none, None), "{rest}");
+        assert!(said.notes.iter().any(|note| note.contains(words)), "{rest}: {:?}", said.notes);
+    }
+    let served = gateway(r#","natIps":["a"]"#);
+    assert!(!served.described.no_ips && served.notes.is_empty(), "{served:?}");
+    let automatic = said(&DEFAULTS.replacen('{', r#"{"natIps":[],"#, 1));
+    assert!(!automatic.described.no_ips && automatic.notes.is_empty(), "it adds them by itself: {automatic:?}");
+    let azure = |lists: &str| {
+        said(&format!(r#"{{"name":"n","type":"Microsoft.Network/natGateways","idleTimeoutInMinutes":4{lists}}}"#))
+    };
+    assert!(azure(r#","publicIpAddresses":[]"#).notes[0].contains("no public IP address"));
+    assert!(!azure(r#","publicIpAddresses":[],"publicIpPrefixes":[{"id":"p"}]"#).described.no_ips);
+    assert!(!azure("").described.no_ips);
+}
+
 #[test]
 fn one_of_several_gateways_is_chosen_by_its_name() {
     let router = r#"{"kind":"compute#router","name":"r","region":"https://x/regions/asia-northeast1","nats":[

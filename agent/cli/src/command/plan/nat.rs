@@ -1,8 +1,9 @@
 //! `headroom plan nat`: NAT sizes.
 
 use anyhow::{Context, bail};
-use headroom_core::model::nat::{Basis, Described, ObservedPorts, SetTimes};
+use headroom_core::model::nat::{Described, ObservedPorts, SetTimes};
 use headroom_core::sizing::nat::{Demand, NodesDemand, Question, plan};
+use headroom_host::clock;
 
 use crate::args::Format;
 use crate::args::plan::PlanNatArgs;
@@ -37,7 +38,7 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
     let profile = described
         .profile
         .context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux), or `--from FILE`")?;
-    let nat = described.settings(profile, Basis::Configured).map_err(|bad| documents.places.blame(bad, &flags))?;
+    let nat = described.settings(profile).map_err(|bad| documents.places.blame(bad, &flags))?;
     let nodes = nat.nodes.map(|nodes| nodes.saturating_add(nat.surge.unwrap_or(0)));
     if let (Some(nodes), Some(demand)) = (nodes, &args.demand)
         && demand.other_nodes() > nodes
@@ -57,7 +58,7 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
 /// What files tell of single machines: how many there are, what they have (unless something else is being tried), what they
 /// need.
 fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
-    let Documents { described, instances, machines_from, .. } = documents;
+    let Documents { described, instances, machines_from, ports_at, .. } = documents;
     if what_if {
         described.missing_ips = None;
     }
@@ -79,7 +80,10 @@ fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
     {
         let range = if least == most { String::new() } else { format!(" ({least} to {most})") };
         let why = format!("as {from} has it for {count} machines{range}");
-        described.observed = Some(ObservedPorts { ports: most, why });
+        // The oldest of them tells how far all can be relied on.
+        let observed = ObservedPorts { ports: most, why, at: ports_at.values().min().copied() };
+        described.notes.extend(observed.told_age(clock::now().wall).map(|age| format!("what machines have is {age}")));
+        described.observed = Some(observed);
     }
     let mut used: Vec<u32> = instances.values().filter_map(|machine| machine.used).collect();
     used.sort_unstable();

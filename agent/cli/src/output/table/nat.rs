@@ -127,8 +127,11 @@ fn demand(out: &mut String, protocol: &str, demand: &DemandReport, independent: 
         }
     };
     if let Some(worst) = &demand.worst {
-        let worst = headroom_core::flow::Endpoint::new(worst.address, worst.port);
-        let _written = write!(text, "{} {worst}", if sources.is_some() { "; most of them to" } else { " for" });
+        let to = match worst.destinations {
+            0 | 1 => headroom_core::flow::Endpoint::new(worst.address, worst.port).to_string(),
+            ports => format!("{} ({ports} ports there, which count together)", worst.address),
+        };
+        let _written = write!(text, "{} {to}", if sources.is_some() { "; most of them to" } else { " for" });
     }
     if let Some(peak) = demand.peak_1h.filter(|peak| *peak > ports) {
         let _written = write!(text, ", peak {peak}");

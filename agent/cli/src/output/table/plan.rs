@@ -15,7 +15,8 @@ pub use pods::pods;
 pub fn nat(plan: &NatPlan, width: Width) -> String {
     let mut out = String::new();
     let nodes = plan.nodes.map_or_else(String::new, |nodes| format!(" · {}", count(nodes, "node")));
-    let ips = plan.nat_ips.map_or_else(|| "as many NAT IPs as needed".to_owned(), |ips| count(ips, "NAT IP"));
+    let assumed = if plan.nat_ips_assumed { " assumed" } else { "" };
+    let ips = plan.nat_ips.map_or_else(|| "as many NAT IPs as needed".to_owned(), |ips| count(ips, "NAT IP") + assumed);
     width.wrap(&mut out, "headroom plan nat · ", "  ", &format!("{} · {ips}{nodes}", plan.profile));
 
     heading(&mut out, "What is there", width);
@@ -27,7 +28,11 @@ pub fn nat(plan: &NatPlan, width: Width) -> String {
         Some(Mode::Static) | None => plan.ports_per_node.to_string(),
     };
     row("ports per node", format!("{ports} ({basis}: {})", plan.why));
-    row("nodes that fit", plan.capacity_nodes.map_or_else(|| "any number".to_owned(), |nodes| nodes.to_string()));
+    let behind = if plan.nat_ips_assumed { " behind the 1 NAT IP that is assumed" } else { "" };
+    row(
+        "nodes that fit",
+        plan.capacity_nodes.map_or_else(|| "any number".to_owned(), |nodes| format!("{nodes}{behind}")),
+    );
     if let Some(nodes) = plan.nodes_without_ports.filter(|nodes| *nodes > 0) {
         row("nodes without ports", nodes.to_string());
     }
@@ -55,7 +60,13 @@ pub fn nat(plan: &NatPlan, width: Width) -> String {
             lines.for_each(|line| width.wrap(&mut out, &" ".repeat(15), &" ".repeat(17), line));
         }
     }
-    verdict_of_plan(&mut out, plan.fits, width);
+    // Without nodes or a demand nothing was asked that might not fit.
+    if plan.fits && plan.nodes_without_ports.is_none() && plan.required_nat_ips.is_none() {
+        out.push('\n');
+        width.wrap(&mut out, "", "", "no nodes were given (--nodes): whether they fit is not told");
+    } else {
+        verdict_of_plan(&mut out, plan.fits, width);
+    }
     out
 }
 

@@ -78,5 +78,5 @@ pub(crate) fn of_own_rules(nat: NatSettings, ledger: &Ledger) -> NatSettings {
     let ports = limit.ports.saturating_mul(ips);
     let each = if ips > 1 { format!(" for each of {ips} addresses") } else { String::new() };
     let why = format!("as this node's own rules limit masquerading: {}{each}", limit.said);
-    NatSettings { observed: Some(ObservedPorts { ports, why }), ..nat }
+    NatSettings { observed: Some(ObservedPorts { ports, why, at: None }), ..nat }
 }

@@ -50,6 +50,12 @@ impl LocalUse {
         self.open.saturating_add(self.time_wait)
     }
 
+    /// Connections to the destination that can begin every second without end where this side closes first: each port then waits
+    /// for a minute.
+    pub fn sustained_per_sec(&self) -> f64 {
+        f64::from(self.usable) / super::LATELY.as_secs_f64()
+    }
+
     /// In use at most.
     pub fn possible(&self) -> u32 {
         self.open.saturating_add(self.time_wait.max(self.closed))
@@ -111,7 +117,8 @@ impl Local {
     fn new(settings: PortSettings, listening: &[PortRange], exact: bool) -> Self {
         let (range, all) = (settings.ephemeral, settings.usable());
         // connect() passes over a port that a socket is bound to by hand (`fastreuse >= 0` in `__inet_hash_connect`), whatever
-        // address that has. Only those that listen can be told from the rest.
+        // address that has. Only those that listen can be told from the rest: `/proc/net/tcp` shows no socket that is only bound (inet_diag
+        // does since Linux 6.8, from inside the namespace), and not how an open one got its port.
         let taken = PortRange::joined([settings.reserved.as_slice(), listening].concat());
         let usable = PortSettings { reserved: taken, ..settings }.usable();
         Self { range, usable, listening: all.saturating_sub(usable), exact }

@@ -1,6 +1,7 @@
 //! How many ports a node gets: each NAT's rule, as a function of its settings.
 
 use super::{Basis, Mode, NatSettings, Profile, Sharing};
+use crate::time::WallTime;
 
 /// Ports that Cloud NAT gives every node with alias IP ranges under static allocation, at least.
 pub const ALIAS_FLOOR: u32 = 1024;
@@ -85,7 +86,7 @@ impl NatSettings {
                 self.shared(self.ports_of_an_ip(capacity.per_destination))
             }
         };
-        let Some(observed) = &self.observed else { return Some(rule) };
+        let Some(observed) = &self.observed else { return Some(self.if_it_has_ips(rule)) };
         // What the NAT itself says it gave is better than what its documentation makes of the settings.
         let dynamic = self.profile == Profile::Gcp && self.mode == Mode::Dynamic;
         // What it may still grow to is what its settings say.
@@ -103,6 +104,23 @@ impl NatSettings {
         Some(NodePorts { ports, reserved, capacity_nodes: self.fit(reserved), basis, why })
     }
 
+    /// The same, with the age of what was observed.
+    pub fn node_ports_at(&self, now: WallTime) -> Option<NodePorts> {
+        let ports = self.node_ports()?;
+        let age = self.observed.as_ref().and_then(|observed| observed.told_age(now));
+        let why = age.map_or_else(|| ports.why.clone(), |age| format!("{}, {age}", ports.why));
+        Some(NodePorts { why, ..ports })
+    }
+
+    /// Whatever the settings are, nothing comes from a gateway without NAT IPs.
+    fn if_it_has_ips(&self, rule: NodePorts) -> NodePorts {
+        if self.nat_ips != Some(0) {
+            return rule;
+        }
+        let why = "the gateway has no NAT IP: it translates nothing".to_owned();
+        NodePorts { ports: 0, capacity_nodes: Some(0), why, ..rule }
+    }
+
     /// Nodes that fit with so many ports reserved for each.
     pub(crate) fn fit(&self, reserved: u32) -> Option<u32> {
         let nodes = self.pool()?.checked_div(u64::from(reserved))?;
@@ -114,7 +132,11 @@ impl NatSettings {
         let ports = static_ports(asked, self.alias_ranges);
         let rounded = static_ports(asked, false);
         let given = asked.map_or_else(|| format!("default of {STATIC_DEFAULT}"), |min| format!("minimum of {min}"));
-        let why = if ports > rounded {
+        let why = if self.basis == Basis::Assumed {
+            // Nobody has said anything else.
+            let raised = format!(", raised to {ALIAS_FLOOR} as nodes are taken to have alias IP ranges");
+            format!("static with {rounded} ports by default{}", if ports > rounded { raised.as_str() } else { "" })
+        } else if ports > rounded {
             format!("static, {given}, raised to {ALIAS_FLOOR} because nodes have alias IP ranges")
         } else if asked.is_some_and(|min| min != rounded) {
             format!("static, {given}, rounded up to a power of two")
@@ -126,7 +148,9 @@ impl NatSettings {
 
     fn gcp_dynamic(&self) -> NodePorts {
         let (min, max) = (self.dynamic_min(), self.dynamic_max());
-        let why = format!("dynamic, {min} to {max} ports per node; growing takes time, packets may drop meanwhile");
+        let default = |set: Option<u32>| if set.is_none_or(|ports| ports == 0) { " (default)" } else { "" };
+        let range = format!("{min}{} to {max}{}", default(self.min_ports), default(self.max_ports));
+        let why = format!("dynamic, {range} ports per node; growing takes time, packets may drop meanwhile");
         NodePorts { ports: max, reserved: min, capacity_nodes: self.fit(min), basis: self.basis, why }
     }
 
@@ -158,6 +182,7 @@ impl NatSettings {
     fn shared(&self, per_ip: u32) -> NodePorts {
         let (ips, said) = match self.nat_ips {
             Some(ips) => (ips, if ips == 1 { "1 IP".to_owned() } else { format!("{ips} IPs") }),
+            None if self.profile == Profile::Linux => (1, "1 IP as masquerading has".to_owned()),
             None => (1, "1 IP assumed".to_owned()),
         };
         let whose = match self.nodes {
@@ -260,6 +285,8 @@ mod tests {
             let got = settings.node_ports().unwrap();
             assert_eq!((got.ports, got.reserved, got.capacity_nodes), (ports, 0, None), "{profile} {ips}");
         }
+        let sixteen = NatSettings { nat_ips: Some(16), ..NatSettings::of(Profile::AzureNatgw, Basis::Configured) };
+        assert_eq!(sixteen.pool(), Some(1_032_192), "over one million, as its documentation has it");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::Protocol;
+
 /// Source ports of one NAT IP: 1024-65535.
 pub const PORTS_PER_NAT_IP: u32 = 64_512;
 
@@ -30,6 +32,15 @@ pub enum Sharing {
     Reserved,
     /// Whoever comes first; a port serves any number of destinations at once, each of them once.
     PerDestination,
+}
+
+/// What a port of the NAT serves once at a time: two flows to it take two ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// A destination: address and port.
+    Destination,
+    /// An address: flows to two ports of it cannot share a port of the NAT.
+    Address,
 }
 
 /// What a NAT can do.
@@ -85,6 +96,17 @@ impl Profile {
             // Endpoints of AWS have private addresses, or those of a prefix list that somebody routes past the NAT.
             Self::Aws | Self::Linux => &[],
             Self::None => &["199.36.153.4/30", "199.36.153.8/30", "168.63.129.16/32"],
+        }
+    }
+
+    /// What a port of it serves once at a time. This is what makes the demand of flows: see [`crate::model::demand::Group`].
+    pub const fn port_serves(self, protocol: Protocol) -> Serves {
+        match (self, protocol) {
+            // azure-docs `load-balancer-outbound-connections.md`: for UDP one port for each destination IP, whatever the port
+            // there, by an algorithm that is called port-restricted cone NAT. A socket that talks to several ports of an address
+            // may take one port for all of them; nothing tells, so that its flows count one by one.
+            (Self::AzureLb, Protocol::UDP) => Serves::Address,
+            _ => Serves::Destination,
         }
     }
 

@@ -258,7 +258,8 @@ fn gcloud(nat: &NatSettings, target: Target) -> String {
     command.extend(target.min_ports.map(|ports| format!(" --min-ports-per-vm={ports}")));
     command.extend(target.max_ports.map(|ports| format!(" --max-ports-per-vm={ports}")));
     if let Some(ips) = target.nat_ips {
-        command.push_str(&format!(" --nat-external-ip-pool=ADDRESS-1,…,ADDRESS-{ips}"));
+        let addresses = if ips > 1 { format!("ADDRESS-1,…,ADDRESS-{ips}") } else { "ADDRESS-1".to_owned() };
+        command.push_str(&format!(" --nat-external-ip-pool={addresses}"));
     }
     command
 }
@@ -282,7 +283,10 @@ fn azure_natgw(nat: &NatSettings, ips: u32) -> Vec<Change> {
             change("terraform", format!("resource \"{resource}\" \"nat\" {{ count = {ips} … }}")),
             change(
                 "az",
-                format!("az network nat gateway update -g {group} -n {gateway} --public-ip-addresses IP-1 … IP-{ips}"),
+                format!(
+                    "az network nat gateway update -g {group} -n {gateway} --public-ip-addresses IP-1{}",
+                    if ips > 1 { format!(" … IP-{ips}") } else { String::new() }
+                ),
             ),
         ];
     }
@@ -327,6 +331,10 @@ fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
 
 /// What to do where the gateway says itself how many NAT IPs it lacks.
 pub fn missing_ips(nat: &NatSettings, missing: u32) -> Remedy {
+    if nat.nat_ips == Some(0) {
+        let target = Target { nat_ips: Some(missing.max(1)), ..Target::default() };
+        return Remedy { says: "give the gateway NAT IPs".to_owned(), changes: changes(nat, target) };
+    }
     let with_ips = nat.nat_ips.filter(|_| !nat.auto_ips).map(|ips| ips.saturating_add(missing));
     let says = match with_ips {
         Some(ips) => format!("use {ips} NAT IPs or lower min_ports_per_vm"),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hold::MAX_HOLD;
 use super::remedy::Names;
-use super::{HoldTimes, Profile, SetTimes};
+use super::{HoldTimes, ObservedPorts, Profile, SetTimes};
 use crate::ports::PortRange;
 
 /// How Cloud NAT gives ports to a node.
@@ -39,15 +39,6 @@ pub enum Basis {
     Assumed,
 }
 
-/// Ports that the NAT itself says it has given this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObservedPorts {
-    /// How many.
-    pub ports: u32,
-    /// Who said so.
-    pub why: String,
-}
-
 /// The NAT in front of this node; checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatSettings {
@@ -62,7 +53,7 @@ pub struct NatSettings {
     pub min_ports: Option<u32>,
     /// Maximum ports per node as configured, dynamic only; absent or 0 = 65,536.
     pub max_ports: Option<u32>,
-    /// NAT IPs of the gateway.
+    /// NAT IPs of the gateway; zero only where it was seen to have none.
     pub nat_ips: Option<u32>,
     /// The gateway adds NAT IPs by itself; how many there are at the moment then limits nothing.
     pub auto_ips: bool,
@@ -132,6 +123,10 @@ impl NatSettings {
             && ips > most
         {
             return Err(self.out_of_range("nat-ips", ips, format!("1 to {most} on one gateway")));
+        }
+        let idle = [("tcp-established-idle", self.hold.tcp_established_idle), ("udp-idle", self.hold.udp_idle)];
+        if let Some((field, _)) = idle.into_iter().find(|(_, idle)| idle.is_zero()) {
+            return Err(BadNatSettings::ForgottenAtOnce { field });
         }
         if let Some((field, _)) = self.hold.after_end().into_iter().find(|(_, held)| *held > MAX_HOLD) {
             return Err(BadNatSettings::HeldTooLong { field });
@@ -228,6 +223,12 @@ pub enum BadNatSettings {
         /// Which setting.
         field: &'static str,
     },
+    /// Whatever is open would count as forgotten.
+    #[error("`{field}` is 0: a NAT that forgets flows at once translates none; leave it out for the NAT's own time")]
+    ForgottenAtOnce {
+        /// Which setting.
+        field: &'static str,
+    },
     /// Settings of nothing.
     #[error("`profile` none takes no further settings: there is no NAT to describe")]
     NoneWithSettings,
@@ -237,7 +238,9 @@ impl BadNatSettings {
     /// The settings that it is about.
     pub fn fields(&self) -> Vec<&'static str> {
         match self {
-            Self::OutOfRange { field, .. } | Self::HeldTooLong { field } => vec![field],
+            Self::OutOfRange { field, .. } | Self::HeldTooLong { field } | Self::ForgottenAtOnce { field } => {
+                vec![field]
+            }
             Self::MaxNotAboveMin { .. } => vec!["max-ports", "min-ports"],
             Self::MaxWithStatic => vec!["max-ports", "mode"],
             Self::IndependentWithDynamic => vec!["endpoint-independent", "mode"],
@@ -261,6 +264,8 @@ pub struct Described {
     pub nat_ips: Option<u32>,
     /// See [`NatSettings::auto_ips`].
     pub auto_ips: Option<bool>,
+    /// The gateway has no NAT IP at all.
+    pub no_ips: bool,
     /// See [`NatSettings::nodes`].
     pub nodes: Option<u32>,
     /// See [`NatSettings::surge`].
@@ -293,6 +298,7 @@ impl Described {
             max_ports: self.max_ports.or(other.max_ports),
             nat_ips: self.nat_ips.or(other.nat_ips),
             auto_ips: self.auto_ips.or(other.auto_ips),
+            no_ips: self.no_ips || other.no_ips,
             nodes: self.nodes.or(other.nodes),
             surge: self.surge.or(other.surge),
             alias_ranges: self.alias_ranges.or(other.alias_ranges),
@@ -317,6 +323,7 @@ impl Described {
             "nodes" => self.nodes.is_some(),
             "tcp-time-wait" => self.times.tcp_time_wait.is_some(),
             "tcp-reset" => self.times.tcp_reset.or(self.times.tcp_transitory).is_some(),
+            "tcp-established-idle" => self.times.tcp_established_idle.is_some(),
             "udp-idle" => self.times.udp_idle.or(self.times.udp_hold_down).is_some(),
             "icmp-idle" => self.times.icmp_idle.is_some(),
             _ => false,
@@ -328,12 +335,20 @@ impl Described {
         *self == Self::default()
     }
 
-    /// The settings of that NAT, its own defaults filled in.
+    /// Whether something is said that decides how many ports Cloud NAT gives a node. Other NATs have no default that stands
+    /// alone: see [`NatSettings::node_ports`].
+    fn says_ports(&self) -> bool {
+        self.mode.is_some() || self.min_ports.is_some() || self.max_ports.is_some()
+    }
+
+    /// The settings of that NAT, its own defaults filled in. Where nothing is said about the ports of a node, they are assumed.
     ///
     /// # Errors
     /// See [`NatSettings::check`].
-    pub fn settings(self, profile: Profile, basis: Basis) -> Result<NatSettings, BadNatSettings> {
-        let own = NatSettings::of(profile, basis);
+    pub fn settings(self, profile: Profile) -> Result<NatSettings, BadNatSettings> {
+        let assumed = profile == Profile::Gcp && !self.says_ports();
+        let own = NatSettings::of(profile, if assumed { Basis::Assumed } else { Basis::Configured });
+        let no_ips = self.no_ips && self.nat_ips.is_none() && self.auto_ips != Some(true);
         if profile == Profile::None && !(Self { profile: None, ..self.clone() }).is_empty() {
             return Err(BadNatSettings::NoneWithSettings);
         }
@@ -357,7 +372,8 @@ impl Described {
             ..own
         };
         settings.check()?;
-        Ok(settings)
+        // Nobody sets a gateway to have none, but there are some.
+        Ok(NatSettings { nat_ips: if no_ips { Some(0) } else { settings.nat_ips }, ..settings })
     }
 }
 
@@ -366,7 +382,7 @@ mod tests {
     use super::*;
 
     fn text(profile: Profile, described: Described) -> String {
-        described.settings(profile, Basis::Configured).unwrap_err().to_string()
+        described.settings(profile).unwrap_err().to_string()
     }
 
     fn ports(mode: Mode, min_ports: Option<u32>, max_ports: Option<u32>) -> Described {
@@ -391,13 +407,48 @@ mod tests {
         assert!(gcp(Described { nat_ips: Some(301), ..Described::default() }).contains("1 to 300"));
     }
 
+    /// Exercises both ends of what is accepted. If this fails, people are told that a setting is wrong that the NAT takes.
+    #[test]
+    fn what_the_nat_takes_at_its_bounds_is_taken() {
+        let taken = |profile: Profile, described: Described| {
+            described.clone().settings(profile).unwrap_or_else(|bad| panic!("{described:?}: {bad}"))
+        };
+        for min in [2, 57_344] {
+            taken(Profile::Gcp, ports(Mode::Static, Some(min), None));
+        }
+        for (min, max) in [(Some(32), Some(64)), (Some(32_768), Some(65_536)), (None, Some(64)), (Some(32_768), None)] {
+            taken(Profile::Gcp, ports(Mode::Dynamic, min, max));
+        }
+        let ips = |nat_ips| Described { nat_ips: Some(nat_ips), ..Described::default() };
+        for (profile, most) in
+            [(Profile::Gcp, 300), (Profile::Aws, 8), (Profile::AzureNatgw, 16), (Profile::AzureLb, 100)]
+        {
+            taken(profile, ips(most));
+            assert!(ips(most + 1).settings(profile).is_err(), "{profile}");
+        }
+        taken(Profile::AzureLb, Described { min_ports: Some(64_000), ..Described::default() });
+        let hour = SetTimes { tcp_time_wait: Some(MAX_HOLD), ..SetTimes::default() };
+        taken(Profile::Gcp, Described { times: hour, ..Described::default() });
+    }
+
+    /// Exercises idle times of nothing. If this fails, open connections are said to need no ports.
+    #[test]
+    fn a_nat_that_forgets_at_once_is_refused() {
+        let zero = Some(std::time::Duration::ZERO);
+        let established = SetTimes { tcp_established_idle: zero, ..SetTimes::default() };
+        let udp = SetTimes { udp_idle: zero, ..SetTimes::default() };
+        for (times, field) in [(established, "`tcp-established-idle` is 0"), (udp, "`udp-idle` is 0")] {
+            assert!(text(Profile::Gcp, Described { times, ..Described::default() }).starts_with(field));
+        }
+    }
+
     #[test]
     fn zero_and_absent_mean_the_default() {
         for zero in [None, Some(0)] {
-            assert!(ports(Mode::Static, zero, zero).settings(Profile::Gcp, Basis::Configured).is_ok());
-            let dynamic = ports(Mode::Dynamic, zero, zero).settings(Profile::Gcp, Basis::Configured).unwrap();
+            assert!(ports(Mode::Static, zero, zero).settings(Profile::Gcp).is_ok());
+            let dynamic = ports(Mode::Dynamic, zero, zero).settings(Profile::Gcp).unwrap();
             assert_eq!((dynamic.dynamic_min(), dynamic.dynamic_max()), (32, 65_536));
-            assert!(ports(Mode::Static, zero, zero).settings(Profile::AzureLb, Basis::Configured).is_ok());
+            assert!(ports(Mode::Static, zero, zero).settings(Profile::AzureLb).is_ok());
         }
     }
 

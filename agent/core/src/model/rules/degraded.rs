@@ -38,6 +38,8 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
             {
                 ("not every namespace was seen: verdicts stay undetermined".to_owned(), Severity::Unknown)
             }
+            // They are read again and again; what is in force is what they said before somebody spoilt them.
+            SourceId::NatFiles => ("the NAT is judged by what the files said before".to_owned(), Severity::Warning),
             _ if works_partly => ("what it shows is true, but not all there is".to_owned(), Severity::Info),
             SourceId::Tcp if works(SourceId::Conntrack) => {
                 ("conntrack stands in: held ports are known, failed connects are not".to_owned(), Severity::Info)
@@ -92,7 +94,10 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
             title: format!("{source}: {why}"),
             subject: source.to_string(),
             evidence: vec![Evidence::seen(*source, open)],
-            remedy: "`headroom doctor` says what each source needs".to_owned(),
+            remedy: match source {
+                SourceId::NatFiles => "mend the file: it is read again as soon as it has changed".to_owned(),
+                _ => "`headroom doctor` says what each source needs".to_owned(),
+            },
         });
     }
     if !report.lost.is_empty() {
@@ -133,7 +138,7 @@ fn cut_short(view: &View<'_>, source: SourceId) -> bool {
         SourceId::Sockets => Snapshot::Sockets,
         SourceId::Rules => Snapshot::Rules,
         SourceId::Services => Snapshot::Services,
-        SourceId::ConntrackUse | SourceId::CiliumConntrack | SourceId::Platform => return false,
+        SourceId::ConntrackUse | SourceId::CiliumConntrack | SourceId::Platform | SourceId::NatFiles => return false,
     };
     view.ledger.bracket_of(source, snapshot).is_some_and(|bracket| bracket.outcome != Outcome::Complete)
 }

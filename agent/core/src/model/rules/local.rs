@@ -76,8 +76,16 @@ fn numbers(used: &LocalUse) -> Evidence {
         SourceId::Tcp,
         format!(
             "{} to {}: {} open or being opened, {} in TIME_WAIT when the sockets were read last, {} closed in the last minute; \
-             ip_local_port_range {} has {} usable ports{listening}{reserved}",
-            used.source, used.destination, used.open, used.time_wait, used.closed, used.range, used.usable
+             ip_local_port_range {} has {} usable ports{listening}, enough for {:.1} connections a second that this side closes \
+             first{reserved}",
+            used.source,
+            used.destination,
+            used.open,
+            used.time_wait,
+            used.closed,
+            used.range,
+            used.usable,
+            used.sustained_per_sec()
         ),
     )
 }

@@ -1,5 +1,7 @@
 //! Rules on NAT ports: demand against allocation, the gateway's size, connects without an answer.
 
+use std::cmp::Reverse;
+
 use super::collision;
 use super::local::SEARCH_FAILS_PERCENT;
 use super::{percent, pod_name};
@@ -7,18 +9,21 @@ use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
 use crate::ledger::TcpTally;
 use crate::model::View;
-use crate::model::demand::Account;
-use crate::model::nat::{Basis, Mode, NodePorts, Profile, granted, remedy};
+use crate::model::demand::{self, Account, Group};
+use crate::model::nat::{Basis, Mode, NodePorts, Profile, Sharing, granted, remedy};
 use crate::observe::SourceId;
 use crate::report::{DemandReport, Report};
 
 pub(super) fn nat_ports(view: &View<'_>, report: &Report) -> Vec<Finding> {
     // Where the NAT gave none at all, that alone is to be told: `no_ports_here`.
-    let left_out = view.nat.observed.as_ref().is_some_and(|observed| observed.ports == 0);
-    let Some(ports) = view.node_ports.filter(|_| !left_out) else { return Vec::new() };
-    let in_scope = view.accounts.iter().filter(|account| account.in_scope);
-    let worth = in_scope.filter(|account| percent(account.demand(), ports.ports) >= u64::from(view.policy.low_percent));
-    let mut findings: Vec<Finding> = worth.take(10).map(|account| nat_ports_of(account, ports, view, report)).collect();
+    let Some(ports) = view.node_ports.filter(|_| !left_out(view)) else { return Vec::new() };
+    let low = u64::from(view.policy.low_percent);
+    let mut worth: Vec<Group<'_>> = demand::groups(view.accounts, view.nat.profile)
+        .filter(|group| percent(group.demand(), ports.ports) >= low)
+        .collect();
+    worth.sort_by_key(|group| Reverse(group.demand()));
+    let mut findings: Vec<Finding> =
+        worth.iter().take(10).map(|group| nat_ports_of(group, ports, view, report)).collect();
     if view.nat.endpoint_independent == Some(true) {
         let demands =
             [("tcp", &report.nat.demand.tcp), ("udp", &report.nat.demand.udp), ("icmp", &report.nat.demand.icmp)];
@@ -54,44 +59,48 @@ fn all_sources(protocol: &str, demand: &DemandReport, ports: &NodePorts, view: &
     })
 }
 
-fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &Report) -> Finding {
+fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &Report) -> Finding {
+    let account = group.largest;
     let destination = account.destination;
-    let exhausted = account.demand() >= ports.ports;
+    let (held, wanting) = (group.held(), group.wanting());
+    let exhausted = group.demand() >= ports.ports;
     // Nobody has said how many ports there are: without a sign that one was missing, the assumption may be wrong.
     let assumed = ports.basis == Basis::Assumed;
     let tcp = account.tcp();
-    let missed = account.wanting > 0 || tcp.failed_lately.unanswered() > 0 || tcp.syn_retransmitted_lately > 0;
-    let who = report.nat.destinations.iter().find(|listed| {
-        listed.protocol == destination.protocol
-            && listed.address == destination.endpoint.address
-            && listed.port == destination.endpoint.port
-    });
-    let worst_holder = who.and_then(|listed| listed.pods.first());
-    let because = worst_holder.map(|pod| format!(", {} by {}", pod.held, pod_name(pod))).unwrap_or_default();
-    let wanting = if account.wanting > 0 { format!(", {} more wanted", account.wanting) } else { String::new() };
-    let share = percent(account.held, ports.ports);
-    let title =
-        format!("{destination} holds {} of {} NAT ports ({share} %){because}{wanting}", account.held, ports.ports);
+    let missed = wanting > 0 || tcp.failed_lately.unanswered() > 0 || tcp.syn_retransmitted_lately > 0;
+    let (pods, _omitted) = view.holders.shares_of(group);
+    let because = pods.first().map(|pod| format!(", {} by {}", pod.held, pod_name(pod))).unwrap_or_default();
+    let more = if wanting > 0 { format!(", {wanting} more wanted") } else { String::new() };
+    let share = percent(held, ports.ports);
+    let subject = group.subject();
+    let title = format!("{subject} holds {held} of {} NAT ports ({share} %){because}{more}", ports.ports);
 
     let mut evidence = vec![
-        Evidence::seen(
-            account.source,
-            format!("{} held ({} open now), {} wanting", account.held, account.active, account.wanting),
-        ),
+        Evidence::seen(account.source, format!("{held} held ({} open now), {wanting} wanting", group.active())),
         Evidence::given(format!("allocation: {} ports, {}", ports.ports, report.nat.allocation.why)),
     ];
-    if view.nat.profile == Profile::Linux
-        && !exhausted
-        && percent(account.demand(), ports.ports) >= SEARCH_FAILS_PERCENT
+    if !group.others.is_empty() {
+        evidence.push(Evidence::given(format!(
+            "a port of {} serves one {} flow to an address at a time, whatever the port there: {} destinations count together, \
+             {destination} needs most of it ({})",
+            view.nat.profile.title(),
+            destination.protocol,
+            group.destinations(),
+            account.demand()
+        )));
+    }
+    if view.nat.profile == Profile::Linux && !exhausted && percent(group.demand(), ports.ports) >= SEARCH_FAILS_PERCENT
     {
         evidence.push(Evidence::given(format!(
-            "the kernel tries at most 248 ports for a new connection: from some {SEARCH_FAILS_PERCENT} % on it finds none now and              then"
+            "the kernel tries at most 248 ports for a new connection: from some {SEARCH_FAILS_PERCENT} % on it finds none now \
+             and then"
         )));
     }
     if assumed {
         let doubt = if missed { "" } else { "no connect has failed, so it may be wrong; " };
         evidence.push(Evidence::given(format!(
-            "the allocation is assumed: {doubt}say what the NAT has with --nat-from or --nat-profile and friends"
+            "the allocation is assumed: {doubt}say what the NAT has with --nat-from, or \
+             --nat-profile, --nat-min-ports and friends"
         )));
     }
     if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
@@ -118,7 +127,7 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         let said = format!("{} connections/s, {allowed} can be sustained: {}", rate.per_sec, rate.basis);
         evidence.push(Evidence::seen(account.source, said));
     }
-    for pod in who.map(|listed| listed.pods.as_slice()).unwrap_or_default().iter().take(5) {
+    for pod in pods.iter().take(5) {
         evidence.push(Evidence::seen(
             account.source,
             format!("{} ({}): {} held, {} wanting", pod_name(pod), pod.address, pod.held, pod.wanting),
@@ -128,9 +137,9 @@ fn nat_ports_of(account: &Account, ports: &NodePorts, view: &View<'_>, report: &
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
         severity: if exhausted && (missed || !assumed) { Severity::Critical } else { Severity::Warning },
         title,
-        subject: destination.to_string(),
+        subject,
         evidence,
-        remedy: remedy::more_ports(view.nat, ports, account.demand()).text(),
+        remedy: remedy::more_ports(view.nat, ports, group.demand()).text(),
     }
 }
 
@@ -142,21 +151,31 @@ fn failed_lately(tcp: &TcpTally) -> String {
 /// Nodes without ports where ports are reserved; where they are shared, a demand that all nodes together could not have.
 pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
     let Some(ports) = view.node_ports else { return Vec::new() };
-    let by_number = view.nat.nodes.and_then(|nodes| {
-        if ports.reserved == 0 { all_alike(view, ports, nodes) } else { no_ports_left(view, ports, nodes) }
+    let sharing = view.nat.profile.capacity().map(|capacity| capacity.sharing);
+    let by_number = view.nat.nodes.and_then(|nodes| match sharing? {
+        Sharing::PerDestination => all_alike(view, ports, nodes),
+        Sharing::Reserved => no_ports_left(view, ports, nodes),
     });
     no_ports_here(view).or(by_number).or_else(|| gateway_says(view, ports)).into_iter().collect()
 }
 
-/// The NAT has left this very node out.
+/// The NAT has left this very node out, or has no NAT IP to serve any.
+fn left_out(view: &View<'_>) -> bool {
+    view.nat.observed.as_ref().map_or(view.nat.nat_ips == Some(0), |observed| observed.ports == 0)
+}
+
 fn no_ports_here(view: &View<'_>) -> Option<Finding> {
-    let observed = view.nat.observed.as_ref().filter(|observed| observed.ports == 0)?;
+    let ports = view.node_ports.filter(|_| left_out(view))?;
+    let (title, why) = match &view.nat.observed {
+        Some(observed) => ("this node was given no NAT ports at all: whatever passes the NAT fails", &observed.why),
+        None => ("the NAT gateway has no NAT IP: whatever passes it fails", &ports.why),
+    };
     Some(Finding {
         id: FindingId::NatGatewayTooSmall,
         severity: Severity::Critical,
-        title: "this node was given no NAT ports at all: whatever passes the NAT fails".to_owned(),
+        title: title.to_owned(),
         subject: "gateway".to_owned(),
-        evidence: vec![Evidence::given(format!("allocation: 0 ports, {}", observed.why))],
+        evidence: vec![Evidence::given(format!("allocation: 0 ports, {why}"))],
         remedy: remedy::missing_ips(view.nat, view.nat.missing_ips.unwrap_or(1)).text(),
     })
 }
@@ -178,17 +197,26 @@ fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Findi
     let (ips, capacity) = (view.nat.nat_ips?, ports.capacity_nodes?);
     let short = nodes.checked_sub(capacity).filter(|short| *short > 0)?;
     let pool = view.nat.pool()?;
+    let assumed = ports.basis == Basis::Assumed;
+    let doubt = assumed.then(|| {
+        Evidence::given(
+            "what is reserved per node is assumed: say what the NAT has with --nat-from, or --nat-mode, --nat-min-ports and \
+             friends",
+        )
+    });
     Some(Finding {
         id: FindingId::NatGatewayTooSmall,
-        severity: Severity::Critical,
+        severity: if assumed { Severity::Warning } else { Severity::Critical },
         title: format!("{capacity} nodes fit behind the NAT gateway, there are {nodes}: {short} get no ports"),
         subject: "gateway".to_owned(),
-        evidence: vec![Evidence::given(format!(
+        evidence: std::iter::once(Evidence::given(format!(
             "{ips} NAT IPs x {} ports, {} reserved per node ({})",
             pool / u64::from(ips.max(1)),
             ports.reserved,
             ports.why
-        ))],
+        )))
+        .chain(doubt)
+        .collect(),
         remedy: remedy::bigger_gateway(view.nat, ports).text(),
     })
 }

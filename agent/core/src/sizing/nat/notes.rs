@@ -1,6 +1,6 @@
 //! What to know besides the numbers of a plan.
 
-use super::{LINUX_FULL_PERCENT, Question, Sums, automatic_azure_lb};
+use super::{LINUX_FULL_PERCENT, Question, Sums, automatic_azure_lb, ips_assumed};
 use crate::model::nat::{AZURE_LB_TIERS, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier};
 
 /// Addresses of a public AWS gateway, unless somebody has asked for more.
@@ -25,7 +25,7 @@ pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
 fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     if nat.auto_ips {
         notes.push(format!("the gateway adds NAT IPs by itself, up to {} of them", sums.ips));
-    } else if nat.nat_ips.is_none() {
+    } else if ips_assumed(nat) {
         notes.push("1 NAT IP is assumed: say how many there are with --nat-ips".to_owned());
     }
     if let Some(missing) = nat.missing_ips {
@@ -118,7 +118,14 @@ fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
         }
         return;
     }
-    let Some(nodes) = sums.nodes else { return };
+    let Some(nodes) = sums.nodes else {
+        let tiers = AZURE_LB_TIERS.iter().map(|(most, ports)| format!("{ports} up to {most} nodes"));
+        notes.push(format!(
+            "the more nodes there are, the fewer ports each has for each frontend IP: {}",
+            tiers.collect::<Vec<_>>().join(", ")
+        ));
+        return;
+    };
     let pool = nodes.saturating_add(sums.surge);
     let Some(ports) = azure_lb_tier(pool) else {
         notes.push("Azure's table ends at 1000 nodes: allocate ports by hand".to_owned());

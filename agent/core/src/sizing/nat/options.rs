@@ -1,15 +1,18 @@
 //! Ways to make a plan fit that does not: each is planned itself before it is offered.
 
-use super::{Demand, PlanOption, Question, Sums};
+use super::{Demand, PlanOption, Question, Sums, with_an_ip};
 use crate::model::nat::remedy::{self, Target};
 use crate::model::nat::{ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, Mode, NatSettings, Profile, STATIC_DEFAULT};
 
 pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
     let nat = &question.nat;
+    // Without NAT IPs nodes have no ports, but their settings may give them enough.
+    let served = if sums.ips == 0 { Sums::of(&with_an_ip(question)) } else { None };
+    let served = served.as_ref().unwrap_or(sums);
     let targets = match (nat.profile, nat.mode) {
-        (Profile::Gcp, Mode::Static) => vec![more_static(nat, sums), dynamic(&question.demand)],
-        (Profile::Gcp, Mode::Dynamic) => vec![more_dynamic(sums), smaller_minimum(nat)],
-        (Profile::AzureLb, _) => vec![by_hand(sums), fewer_by_hand(nat, sums)],
+        (Profile::Gcp, Mode::Static) => vec![more_static(nat, served), dynamic(&question.demand)],
+        (Profile::Gcp, Mode::Dynamic) => vec![more_dynamic(served), smaller_minimum(nat)],
+        (Profile::AzureLb, _) => vec![by_hand(served), fewer_by_hand(nat, served)],
         (Profile::Aws | Profile::AzureNatgw | Profile::Linux, _) => vec![Some(Target::default())],
         (Profile::None, _) => Vec::new(),
     };
@@ -45,7 +48,7 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     }
     let target = Target { nat_ips: (needed > sums.ips && !nat.auto_ips).then_some(needed), ..target };
     let mut says = vec![setting(nat, target)];
-    says.extend(target.nat_ips.map(|ips| format!("{ips} NAT IPs")));
+    says.extend(target.nat_ips.map(|ips| if ips == 1 { "1 NAT IP".to_owned() } else { format!("{ips} NAT IPs") }));
     says.retain(|part| !part.is_empty());
     // Nothing to change helps nobody.
     if says.is_empty() {
@@ -66,6 +69,8 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
 fn caution(nat: &NatSettings, target: Target, ports: u32) -> Option<String> {
     let ports_change = target.min_ports.is_some() || target.max_ports.is_some();
     match (nat.profile, target.mode) {
+        // What nodes do not have cannot be cut.
+        (Profile::Gcp, _) if ports == 0 => None,
         (Profile::Gcp, Some(Mode::Dynamic)) => Some(format!(
             "a maximum below the {ports} ports that nodes have now would cut connections; going back to static allocation \
              closes all of them"

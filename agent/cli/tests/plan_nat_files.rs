@@ -1,0 +1,261 @@
+//! `headroom plan nat --from`, the real binary: what tools of a cloud have printed, and what people make of it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+mod plan;
+
+use plan::{notes, number, plan, run};
+
+/// Exercises settings of files that no NAT would have. If this fails, people look for the mistake in their flags.
+#[test]
+fn what_a_file_has_wrong_is_named_by_its_place_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat =
+        r#"{"name":"nat","natIpAllocateOption":"AUTO_ONLY","enableDynamicPortAllocation":true,"minPortsPerVm":100}"#;
+    let gcloud = file(&folder, "nat.json", nat);
+    let routers =
+        file(&folder, "routers.json", &format!(r#"[{{"name":"r","nats":[]}},{{"name":"s","nats":[{nat}]}}]"#));
+    let independent = r#"{"name":"nat","natIpAllocateOption":"AUTO_ONLY","enableEndpointIndependentMapping":true}"#;
+    let independent = file(&folder, "independent.json", independent);
+    let terraform = |kind: &str, values: &str| {
+        let resource = format!(r#"{{"type":"{kind}","name":"n","address":"{kind}.n","values":{values}}}"#);
+        let text = format!(r#"{{"format_version":"1.0","values":{{"root_module":{{"resources":[{resource}]}}}}}}"#);
+        file(&folder, &format!("{kind}.json"), &text)
+    };
+    let state = terraform(
+        "google_compute_router_nat",
+        r#"{"name":"n","enable_dynamic_port_allocation":true,"min_ports_per_vm":128,"max_ports_per_vm":64}"#,
+    );
+    let aks = terraform(
+        "azurerm_kubernetes_cluster",
+        r#"{"name":"c","network_profile":[{"load_balancer_profile":[{"outbound_ports_allocated":1001}]}]}"#,
+    );
+    for (args, words) in [
+        (format!("--from {gcloud}"), "`min-ports` is 100"),
+        (format!("--from {gcloud}"), "(`min-ports` is `minPortsPerVm` of `"),
+        (format!("--from {routers}"), "(`min-ports` is `[1].nats[0].minPortsPerVm` of `"),
+        (format!("--from {gcloud} --min-ports 48"), "`min-ports` is 48: Cloud NAT takes a power of two"),
+        (
+            format!("--from {independent} --mode dynamic"),
+            "(`endpoint-independent` is `enableEndpointIndependentMapping` of",
+        ),
+        (format!("--from {state}"), "`max-ports` is `values.root_module.resources[0].values.max_ports_per_vm` of"),
+        (format!("--from {state}"), "`min-ports` is `values.root_module.resources[0].values.min_ports_per_vm` of"),
+        (format!("--from {aks}"), "network_profile[0].load_balancer_profile[0].outbound_ports_allocated` of"),
+    ] {
+        let output = run(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{args}: {said}");
+        assert!(said.split_whitespace().collect::<Vec<_>>().join(" ").contains(words), "{args}: {said}");
+    }
+    let said = String::from_utf8_lossy(&run(&format!("--from {gcloud} --min-ports 48")).stderr).into_owned();
+    assert!(!said.contains("nat.json"), "the flag is wrong, not the file: {said}");
+    // A value that is new to headroom is an assumption, and said to be one.
+    let unknown = file(&folder, "new.json", r#"{"name":"nat","natIpAllocateOption":"MIXED","natIps":["a"]}"#);
+    let (answer, _) = plan(&format!("--from {unknown}"));
+    assert!(notes(&answer).contains("`MIXED` of NAT IPs is not known: taken as MANUAL_ONLY"), "{answer:#}");
+}
+
+/// A file with that text; it goes with the folder.
+fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const MANUAL: &str = r#"{"name":"nat-gke","natIpAllocateOption":"MANUAL_ONLY","natIps":["https://x/addresses/a"],
+    "sourceSubnetworkIpRangesToNat":"LIST_OF_SUBNETWORKS","subnetworks":[{"sourceIpRangesToNat":["ALL_IP_RANGES"]}]}"#;
+
+#[test]
+fn a_file_describes_the_nat_and_flags_win_over_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", MANUAL);
+    let (answer, code) = plan(&format!("--from {nat} --nodes 80"));
+    assert_eq!((number(&answer, "capacity_nodes"), code), (Some(63), 1));
+    let gcloud = answer["options"][0]["changes"][1]["text"].as_str().unwrap();
+    assert!(gcloud.contains("nats update nat-gke --router=ROUTER"), "{gcloud}");
+    let what_if = format!("--from {nat} --nodes 80 --mode dynamic --min-ports 64 --max-ports 1024");
+    assert_eq!(number(&plan(&what_if).0, "capacity_nodes"), Some(1008));
+    let other = run(&format!("--from {nat} --profile aws"));
+    assert_eq!(other.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("about Cloud NAT"));
+    let automatic = file(&folder, "auto.json", &MANUAL.replace("MANUAL_ONLY", "AUTO_ONLY"));
+    let (answer, code) = plan(&format!("--from {automatic} --nodes 80"));
+    assert_eq!((number(&answer, "required_nat_ips"), number(&answer, "nat_ips"), code), (Some(2), None, 0));
+}
+
+#[test]
+fn what_machines_were_given_wins_over_what_the_settings_mean() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", MANUAL);
+    let machine = |name: usize, ports: &str| {
+        format!(r#"{{"instanceName":"n{name}","interfaceNatMappings":[{{"natIpPortRanges":[{ports}]}}]}}"#)
+    };
+    let machines: Vec<String> = (1..=4)
+        .map(|number| machine(number, &format!("\"35.0.0.1:{}-{}\"", 1024 * number, 1024 * number + 511)))
+        .chain([machine(5, "")])
+        .collect();
+    let mapping = file(&folder, "mapping.json", &format!("[{}]", machines.join(",")));
+    let (answer, _) = plan(&format!("--from {nat} --from {mapping}"));
+    assert_eq!((number(&answer, "ports_per_node"), number(&answer, "nodes")), (Some(512), Some(5)));
+    assert_eq!((answer["basis"].as_str(), number(&answer, "capacity_nodes")), (Some("observed"), Some(126)));
+    assert!(notes(&answer).contains("1 of 5 machines have no ports now: n5"), "{answer:#}");
+    let series = r#"{"timeSeries":[{"metric":{"type":"compute.googleapis.com/nat/port_usage"},
+        "resource":{"labels":{"instance_id":"7"}},"points":[{"value":{"int64Value":"3000"}}]}]}"#;
+    let series = file(&folder, "series.json", series);
+    let (answer, code) = plan(&format!("--from {nat} --from {series}"));
+    assert!(code == 1 && notes(&answer).contains("needs 3000 ports to one destination gets 1024"), "{answer:#}");
+}
+
+#[test]
+fn the_gateways_own_word_on_what_it_lacks_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let status =
+        r#"{"result":{"natStatus":[{"name":"nat-gke","userAllocatedNatIps":["1.2.3.4"],"minExtraNatIpsNeeded":1}]}}"#;
+    let status = file(&folder, "status.json", status);
+    let nat = file(&folder, "nat.json", MANUAL);
+    let (answer, code) = plan(&format!("--from {nat} --from {status} --nodes 10"));
+    assert_eq!((number(&answer, "required_nat_ips"), code), (Some(2), 1));
+    assert!(notes(&answer).contains("lacks 1 NAT IPs"), "{answer:#}");
+    assert_eq!(plan(&format!("--from {nat} --from {status} --nodes 10 --nat-ips 2")).1, 0, "trying something else");
+}
+
+#[test]
+fn a_hold_time_that_is_too_long_is_named_with_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", &MANUAL.replacen('{', r#"{"tcpTimeWaitTimeoutSec":7200,"#, 1));
+    let said = run(&format!("--from {nat}")).stderr;
+    let said = String::from_utf8_lossy(&said);
+    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains("`tcp-time-wait` is `tcpTimeWaitTimeoutSec` of `"), "{said}");
+}
+
+/// Exercises a gateway that adds NAT IPs by itself, and says how many it has now. If this fails, the present number is taken for
+/// the most it can have.
+#[test]
+fn ips_that_a_gateway_has_added_by_itself_limit_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", &MANUAL.replace("MANUAL_ONLY", "AUTO_ONLY"));
+    let status = |missing: &str| {
+        let text = format!(
+            r#"{{"result":{{"natStatus":[{{"name":"nat-gke","autoAllocatedNatIps":["1.2.3.4"]{missing}}}]}}}}"#
+        );
+        file(&folder, "status.json", &text)
+    };
+    let (answer, code) = plan(&format!("--from {nat} --from {} --nodes 2000", status("")));
+    assert_eq!((number(&answer, "nat_ips"), code), (None, 0), "{answer:#}");
+    assert!(notes(&answer).contains("1 NAT IP is in use now"), "{answer:#}");
+    let (answer, code) = plan(&format!("--from {nat} --from {} --nodes 20", status(r#","minExtraNatIpsNeeded":2"#)));
+    assert_eq!(code, 1);
+    let options = answer["options"].as_array().unwrap();
+    assert!(options.iter().all(|option| option["says"] != "" && !option.to_string().contains("ip-pool")), "{answer:#}");
+}
+
+#[test]
+fn files_that_say_nothing_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, words) in [
+        ("", "is empty"),
+        ("nonsense", "no JSON"),
+        (r#"{"natIpAllocateOption":"X","minPortsPerVm":-1}"#, "has a bad `minPortsPerVm`"),
+        (r#"{"apiVersion":"v1","kind":"List"}"#, "looks like Kubernetes objects"),
+        (
+            r#"{"natIpAllocateOption":"X","enableDynamicPortAllocation":true,"enableEndpointIndependentMapping":true}"#,
+            "exclude each other",
+        ),
+        (r#"{"natIpAllocateOption":"X","enableDynamicPortAllocation":true,"minPortsPerVm":100}"#, "power of two"),
+    ] {
+        let path = file(&folder, "bad.json", text);
+        let output = run(&format!("--from {path}"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{text}: {said}");
+        assert!(said.contains(words) && !said.contains('\u{1b}'), "{text}: {said}");
+    }
+    let large = folder.path().join("large.json");
+    std::fs::File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();
+    let output = run(&format!("--from {}", large.display()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("16777216"), "{output:?}");
+}
+
+#[test]
+fn standard_input_is_a_file_like_any_other() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_headroom"))
+        .args(["plan", "nat", "--from", "-", "-o", "json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(MANUAL.as_bytes()).unwrap();
+    let answer: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(number(&answer, "capacity_nodes"), Some(63));
+}
+
+/// Exercises a gateway whose last NAT IP was taken away. If this fails, nodes are said to fit that reach nothing.
+#[test]
+fn behind_a_gateway_without_a_nat_ip_nothing_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let none = MANUAL.replace(r#""natIps":["https://x/addresses/a"]"#, r#""natIps":[]"#);
+    for (name, text, args, required) in [
+        ("static.json", none.clone(), "", None),
+        ("static.json", none.clone(), " --nodes 64", Some(2)),
+        ("dynamic.json", none.replacen('{', r#"{"enableDynamicPortAllocation":true,"#, 1), " --nodes 2017", Some(2)),
+    ] {
+        let path = file(&folder, name, &text);
+        let (answer, code) = plan(&format!("--from {path}{args}"));
+        assert_eq!((number(&answer, "nat_ips"), number(&answer, "ports_per_node")), (Some(0), Some(0)), "{answer:#}");
+        assert_eq!((number(&answer, "capacity_nodes"), code), (Some(0), 1), "{args}: {answer:#}");
+        assert_eq!(number(&answer, "required_nat_ips"), required.or(Some(1)), "{args}: {answer:#}");
+        assert!(notes(&answer).contains("nothing is translated"), "{answer:#}");
+        let option = answer["options"][0].to_string();
+        assert!(option.contains("NAT IP") && option.contains("ADDRESS-1"), "{option}");
+    }
+    let path = file(&folder, "static.json", &none);
+    assert_eq!(plan(&format!("--from {path} --nodes 63 --nat-ips 1")).1, 0, "trying one");
+}
+
+/// Exercises the basis. If this fails, numbers that nobody has set or seen pass for the gateway's settings.
+#[test]
+fn defaults_are_assumed_and_settings_are_configured() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = file(&folder, "nat.json", MANUAL);
+    for (args, basis, why) in [
+        (
+            "--profile gcp",
+            "assumed",
+            "static with 64 ports by default, raised to 1024 as nodes are taken to have alias",
+        ),
+        ("--profile gcp --nat-ips 2 --nodes 9", "assumed", "by default"),
+        ("--profile gcp --alias-ranges false", "assumed", "static with 64 ports by default"),
+        ("--profile gcp --mode static", "configured", "static, default of 64, raised to 1024"),
+        ("--profile gcp --min-ports 128", "configured", "static, minimum of 128, raised to 1024"),
+        ("--profile gcp --mode dynamic", "configured", "dynamic, 32 (default) to 65536 (default) ports per node"),
+        ("--profile gcp --mode dynamic --min-ports 64", "configured", "dynamic, 64 to 65536 (default) ports per node"),
+        ("--profile aws", "assumed", "1 IP assumed"),
+        ("--profile aws --nat-ips 1", "configured", "1 IP"),
+        ("--profile azure-lb --nat-ips 1", "assumed", "at most 50 nodes assumed"),
+        ("--profile azure-lb --nat-ips 1 --nodes 3", "configured", "with 3 nodes"),
+        ("--profile linux", "configured", "1 IP as masquerading has"),
+        (&format!("--from {nat}"), "configured", "static, default of 64, raised to 1024"),
+    ] {
+        let (answer, _) = plan(args);
+        assert_eq!(answer["basis"], basis, "{args}: {answer:#}");
+        assert!(answer["why"].as_str().unwrap().contains(why), "{args}: {answer:#}");
+    }
+}
+
+/// Exercises the age of what was saved. If this fails, somebody plans with the ports of last week.
+#[test]
+fn what_machines_had_is_told_with_its_age() {
+    let folder = tempfile::tempdir().unwrap();
+    let mapping = r#"[{"instanceName":"n1","interfaceNatMappings":[{"natIpPortRanges":["35.0.0.1:64-127"]}]}]"#;
+    let path = file(&folder, "mapping.json", mapping);
+    assert!(notes(&plan(&format!("--from {path}")).0).contains(" s old"));
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(5 * 3600 + 60);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    let notes = notes(&plan(&format!("--from {path}")).0);
+    assert!(notes.contains("what machines have is 5 h old: the NAT may have given something else since"), "{notes}");
+}
