@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+#[path = "plan/binary.rs"]
 mod plan;
 
 use plan::{notes, number, plan, run};

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+#[path = "plan/binary.rs"]
 mod plan;
 
 use plan::{notes, number, plan, run};

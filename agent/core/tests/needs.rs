@@ -78,7 +78,12 @@ fn an_allocation_that_shrinks_below_demand_is_told_as_such() {
     let said: String = found.evidence.iter().map(|evidence| evidence.said.as_str()).collect();
     assert!(said.contains("128 ports until 0 s ago"), "{said}");
     assert_eq!(report.nat.demand.tcp.exhausted_in_secs, None, "it is exhausted, not about to be");
-    assert!(!node.report(1060 + 601).nat.allocation.why.contains("until"));
+    // It has more than before: that it once shrank says nothing any more.
+    node.policy.nat = Some(given(256));
+    assert!(!node.report(1070).nat.allocation.why.contains("until"));
+    node.policy.nat = Some(given(64));
+    assert!(node.report(1080).nat.allocation.why.contains("256 ports until 0 s ago"));
+    assert!(!node.report(1080 + 601).nat.allocation.why.contains("until"));
 }
 
 #[test]

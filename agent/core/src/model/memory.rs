@@ -49,6 +49,8 @@ impl Memory {
         {
             self.shrunk = Some(Shrunk { from: before, at: now });
         }
+        // It has as many again, or more.
+        self.shrunk = self.shrunk.filter(|shrunk| given.is_none_or(|ports| ports < shrunk.from));
         self.allocation = given.or(self.allocation);
         if ledger.works(SourceId::Tcp) {
             self.rates.note(accounts, now);
