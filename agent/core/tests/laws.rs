@@ -286,10 +286,9 @@ proptest! {
         let closed = closed.min(before + opened);
         let source = IpAddr::from([10, 0, 0, 9]);
         let destination = endpoint(7, 443);
-        let counter = |opened: u32, closed: u32| TcpCounter {
-            destination, source, attempted: opened.into(), opened: opened.into(), closed: closed.into(),
-            reset: 0, refused: 0, timed_out: 0, unreachable: 0, given_up: 0, no_local_port: 0, syn_retransmitted: 0,
-        };
+        let zero = TcpCounter::zero(destination, source);
+        let counter =
+            |opened: u32, closed: u32| TcpCounter { attempted: opened.into(), opened: opened.into(), closed: closed.into(), ..zero };
         let mut ledger = Ledger::new(LedgerLimits::default());
         let counters = |ledger: &mut Ledger, from: u64, counter: TcpCounter| {
             ledger.apply(at(from, Fact::Begin(Snapshot::TcpCounters)));

@@ -107,20 +107,8 @@ fn fill(ledger: &mut Ledger, scene: Scene) {
 }
 
 fn counter(destination: Endpoint, source: IpAddr, round: u64) -> TcpCounter {
-    TcpCounter {
-        destination,
-        source,
-        attempted: 2 * round,
-        opened: 2 * round,
-        closed: round,
-        reset: 0,
-        refused: 0,
-        timed_out: 0,
-        unreachable: 0,
-        given_up: 0,
-        no_local_port: 0,
-        syn_retransmitted: 0,
-    }
+    let zero = TcpCounter::zero(destination, source);
+    TcpCounter { attempted: 2 * round, opened: 2 * round, closed: round, ..zero }
 }
 
 fn entry(number: u32, port: u16) -> ConntrackEntry {

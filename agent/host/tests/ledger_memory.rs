@@ -26,20 +26,9 @@ fn read(ledger: &mut Ledger, second: u64, closed: impl Fn(u32) -> u64) {
         // In the order of a hash: far from that of the addresses.
         let [_, second, third, fourth] = (pair.wrapping_mul(40_503) % PAIRS).to_be_bytes();
         let closed = closed(pair);
-        put(Fact::TcpCounter(TcpCounter {
-            destination: Endpoint::new(IpAddr::from([203, second, third, fourth]), 443),
-            source: IpAddr::from([10, 0, 0, 9]),
-            attempted: closed,
-            opened: closed,
-            closed,
-            reset: 0,
-            refused: 0,
-            timed_out: 0,
-            unreachable: 0,
-            given_up: 0,
-            no_local_port: 0,
-            syn_retransmitted: 0,
-        }));
+        let destination = Endpoint::new(IpAddr::from([203, second, third, fourth]), 443);
+        let zero = TcpCounter::zero(destination, IpAddr::from([10, 0, 0, 9]));
+        put(Fact::TcpCounter(TcpCounter { attempted: closed, opened: closed, closed, ..zero }));
     }
     put(Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
 }

@@ -147,20 +147,8 @@ impl Scene {
 
     /// A counter of connections from the pod to a destination, at zero.
     pub(crate) fn nothing(&self, destination: SocketAddr) -> TcpCounter {
-        TcpCounter {
-            destination: Endpoint::new(destination.ip(), destination.port()),
-            source: self.pod_address(destination.ip()),
-            attempted: 0,
-            opened: 0,
-            closed: 0,
-            reset: 0,
-            refused: 0,
-            timed_out: 0,
-            unreachable: 0,
-            given_up: 0,
-            no_local_port: 0,
-            syn_retransmitted: 0,
-        }
+        let to = Endpoint::new(destination.ip(), destination.port());
+        TcpCounter::zero(to, self.pod_address(destination.ip()))
     }
 
     /// Waits until headroom counted exactly that, and lost nothing.

@@ -36,6 +36,26 @@ pub struct TcpCounter {
     pub syn_retransmitted: u64,
 }
 
+impl TcpCounter {
+    /// A pair that has not dialled yet.
+    pub fn zero(destination: Endpoint, source: IpAddr) -> Self {
+        Self {
+            destination,
+            source,
+            attempted: 0,
+            opened: 0,
+            closed: 0,
+            reset: 0,
+            refused: 0,
+            timed_out: 0,
+            unreachable: 0,
+            given_up: 0,
+            no_local_port: 0,
+            syn_retransmitted: 0,
+        }
+    }
+}
+
 /// One socket of a socket table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Socket {

@@ -101,18 +101,13 @@ pub(crate) fn udp(source_port: u16, remaining: u32, assured: bool) -> ConntrackE
 
 pub(crate) fn counter(opened: u64, closed: u64, reset: u64, failed: u64) -> TcpCounter {
     TcpCounter {
-        destination: outside(443),
-        source: POD,
         attempted: opened + failed,
         opened,
         closed,
         reset,
-        refused: 0,
         timed_out: failed,
-        unreachable: 0,
-        given_up: 0,
-        no_local_port: 0,
         syn_retransmitted: failed * 2,
+        ..TcpCounter::zero(outside(443), POD)
     }
 }
 

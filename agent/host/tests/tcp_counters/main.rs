@@ -55,20 +55,7 @@ fn counters(source: &mut TcpSource) -> Vec<TcpCounter> {
 }
 
 fn nothing(destination: SocketAddr, source: IpAddr) -> TcpCounter {
-    TcpCounter {
-        destination: Endpoint::new(destination.ip(), destination.port()),
-        source,
-        attempted: 0,
-        opened: 0,
-        closed: 0,
-        reset: 0,
-        refused: 0,
-        timed_out: 0,
-        unreachable: 0,
-        given_up: 0,
-        no_local_port: 0,
-        syn_retransmitted: 0,
-    }
+    TcpCounter::zero(Endpoint::new(destination.ip(), destination.port()), source)
 }
 
 /// Waits until the counter of a destination is as expected: the last state changes happen after our calls return.
