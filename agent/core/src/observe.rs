@@ -24,7 +24,7 @@ mod rules;
 mod source;
 mod tcp;
 
-pub use cilium::{CiliumConntrack, CiliumHairpin};
+pub use cilium::{CiliumConntrack, CiliumHairpin, CiliumMap};
 pub use conntrack::{ConntrackCounter, ConntrackEntry, ConntrackTcpState, FlowKey, NoPort};
 pub use conntrack_use::{ConntrackCpu, ConntrackStats, ConntrackTimeouts, ConntrackUse};
 pub use loss::Loss;

@@ -10,9 +10,9 @@ use headroom_core::ledger::{Ledger, LedgerLimits};
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
-    CiliumConntrack, CiliumHairpin, ConntrackCpu, ConntrackEntry, ConntrackStats, ConntrackTcpState, ConntrackTimeouts,
-    ConntrackUse, CoverageDetail, Fact, FlowKey, Observation, Outcome, Sandbox, ServiceProxy, Snapshot, Socket,
-    SocketState, SocketTimer, SourceId, TcpCounter,
+    CiliumConntrack, CiliumHairpin, CiliumMap, ConntrackCpu, ConntrackEntry, ConntrackStats, ConntrackTcpState,
+    ConntrackTimeouts, ConntrackUse, CoverageDetail, Fact, FlowKey, Observation, Outcome, Sandbox, ServiceProxy,
+    Snapshot, Socket, SocketState, SocketTimer, SourceId, TcpCounter,
 };
 use headroom_core::report::Report;
 use headroom_core::time::{NodeTime, Now, WallTime};
@@ -163,20 +163,8 @@ fn table(node: &mut Node, second: u64, open: std::ops::Range<u16>, outcome: Outc
 
 /// What the kernel counted of the pod's connections to that Service.
 fn counter(opened: u64) -> TcpCounter {
-    TcpCounter {
-        destination: Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80),
-        source: POD,
-        attempted: opened,
-        opened,
-        closed: 0,
-        reset: 0,
-        refused: 0,
-        timed_out: 0,
-        unreachable: 0,
-        given_up: 0,
-        no_local_port: 0,
-        syn_retransmitted: 0,
-    }
+    let zero = TcpCounter::zero(Endpoint::new(IpAddr::from([10, 96, 0, 10]), 80), POD);
+    TcpCounter { attempted: opened, opened, ..zero }
 }
 
 /// Exercises the whole answer to "who fills conntrack". If this fails, somebody raises a limit instead of fixing a pod.

@@ -1,35 +1,34 @@
-//! Entries of Cilium's conntrack map, one after the other: 14 bytes of a key, 56 of a value.
+//! Entries of Cilium's conntrack maps, one after the other: 14 bytes of a key for IPv4, 38 for IPv6; 56 of a value.
 #![no_main]
 
 use headroom_core::observe::CiliumHairpin;
 use headroom_fuzz::sow;
 use headroom_host::source::cilium_conntrack::Halves;
-use headroom_host::source::cilium_conntrack::layout::{KEY_BYTES, VALUE_BYTES};
+use headroom_host::source::cilium_conntrack::layout::{KEY_V4_BYTES, KEY_V6_BYTES, VALUE_BYTES};
 use libfuzzer_sys::fuzz_target;
 
-/// Both entries of a pod's connection to itself.
-fn seed() -> Vec<u8> {
+/// Both entries of a pod's connection to itself, from that address.
+fn seed(own: &[u8], pod: &[u8]) -> Vec<u8> {
     let half = |direction: u8, flags: u8| {
-        let mut entry = vec![169, 254, 42, 1, 10, 244, 1, 160, 0, 80, 169, 224, 6, direction];
-        entry.resize(KEY_BYTES + VALUE_BYTES, 0);
-        entry[KEY_BYTES + 36] = flags;
-        entry[KEY_BYTES + 38] = 5;
-        entry
+        let key = [own, pod, &[0, 80, 169, 224, 6, direction]].concat();
+        let mut value = [0; VALUE_BYTES];
+        (value[36], value[38]) = (flags, 5);
+        [&key[..], &value].concat()
     };
     [half(0, 0x1a), half(1, 0x1b)].concat()
 }
 
 /// A seed that is refused would teach the fuzzer little.
 fn begin() {
-    let seed = seed();
-    assert_eq!(pairs(&seed).len(), 1);
-    sow([&*seed]);
+    let (v4, v6) = (seed(&[169, 254, 42, 1], &[10, 244, 1, 160]), seed(&[0xfe; 16], &[0xfd; 16]));
+    assert_eq!((pairs::<KEY_V4_BYTES>(&v4).len(), pairs::<KEY_V6_BYTES>(&v6).len()), (1, 1));
+    sow([&*v4, &v6]);
 }
 
-fn pairs(bytes: &[u8]) -> Vec<CiliumHairpin> {
+fn pairs<const K: usize>(bytes: &[u8]) -> Vec<CiliumHairpin> {
     let mut halves = Halves::default();
-    for entry in bytes.chunks_exact(KEY_BYTES + VALUE_BYTES) {
-        if let Some((key, value)) = entry.split_first_chunk::<KEY_BYTES>()
+    for entry in bytes.chunks_exact(K + VALUE_BYTES) {
+        if let Some((key, value)) = entry.split_first_chunk::<K>()
             && let Some(value) = value.first_chunk::<VALUE_BYTES>()
         {
             halves.see(key, value);
@@ -39,5 +38,6 @@ fn pairs(bytes: &[u8]) -> Vec<CiliumHairpin> {
 }
 
 fuzz_target!(init: begin(), |bytes: &[u8]| {
-    assert!(pairs(bytes).len() <= bytes.len() / (KEY_BYTES + VALUE_BYTES));
+    assert!(pairs::<KEY_V4_BYTES>(bytes).len() <= bytes.len() / (KEY_V4_BYTES + VALUE_BYTES));
+    assert!(pairs::<KEY_V6_BYTES>(bytes).len() <= bytes.len() / (KEY_V6_BYTES + VALUE_BYTES));
 });

@@ -4,7 +4,7 @@
 //! of its own, with that bpffs at `/sys/fs/bpf`: the machine's stays as it is.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -15,8 +15,9 @@ use crate::lab::Lab;
 use crate::netns::Netns;
 use crate::process;
 
-/// The address that stands for a pod that talks to itself.
+/// The addresses that stand for a pod that talks to itself.
 const SELF: Ipv4Addr = Ipv4Addr::new(169, 254, 42, 1);
+const SELF_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// A bpffs with maps on it. Unmounted with the lab's directory.
 #[derive(Debug)]
@@ -49,8 +50,13 @@ impl CiliumMaps {
             .with_context(|| format!("mount a bpffs at `{}`", bpffs.display()))?;
         let maps = Self { lab: lab.clone(), bpffs };
         std::fs::create_dir_all(maps.globals()).context("make Cilium's directory on the bpffs")?;
-        maps.make("cilium_ct4_global", "lru_hash", (key_bytes, value_bytes), 131_072)?;
+        maps.pin("cilium_ct4_global", key_bytes, value_bytes)?;
         Ok(maps)
+    }
+
+    /// Makes a further map of connections, empty.
+    pub fn pin(&self, name: &str, key_bytes: u32, value_bytes: u32) -> Result<()> {
+        self.make(name, "lru_hash", (key_bytes, value_bytes), 131_072)
     }
 
     fn globals(&self) -> PathBuf {
@@ -81,8 +87,8 @@ impl CiliumMaps {
         self.enter(&batch)
     }
 
-    /// Enters connections of a pod to itself, from as many source ports as there are.
-    pub fn add(&self, pod: SocketAddrV4, from: impl IntoIterator<Item = u16>, what: Hairpin) -> Result<()> {
+    /// Enters connections of a pod to itself, from as many source ports as there are; those of IPv6 have a map of their own.
+    pub fn add(&self, pod: SocketAddr, from: impl IntoIterator<Item = u16>, what: Hairpin) -> Result<()> {
         let mut batch = String::new();
         for port in from {
             // RxClosing 1, TxClosing 2, LBLoopback 8, SeenNonSyn 0x10; 0x1a is what `cilium bpf ct list` showed of a leak.
@@ -115,18 +121,22 @@ impl CiliumMaps {
     fn write(
         &self,
         batch: &mut String,
-        pod: SocketAddrV4,
+        pod: SocketAddr,
         from: u16,
         direction: u8,
         (flags, rev_nat): (u16, u16),
     ) -> Result<()> {
-        let (ports, own) = ([pod.port().to_be_bytes(), from.to_be_bytes()].concat(), pod.ip().octets());
-        let key = [&SELF.octets()[..], &own, &ports, &[6, direction]].concat();
+        let ports = [pod.port().to_be_bytes(), from.to_be_bytes()].concat();
+        let (map, addresses) = match pod.ip() {
+            IpAddr::V4(own) => ("cilium_ct4_global", [SELF.octets(), own.octets()].concat()),
+            IpAddr::V6(own) => ("cilium_ct6_global", [SELF_V6.octets(), own.octets()].concat()),
+        };
+        let key = [&addresses[..], &ports, &[6, direction]].concat();
         let mut value = vec![0_u8; 32];
         value.extend(21_600_u32.to_ne_bytes());
         value.extend([flags, rev_nat].map(u16::to_ne_bytes).concat());
         value.resize(56, 0);
-        self.update(batch, "cilium_ct4_global", &key, &value)
+        self.update(batch, map, &key, &value)
     }
 
     /// A command in a namespace, to be started with [`Netns::spawn`], that finds the maps where Cilium pins them.

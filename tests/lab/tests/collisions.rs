@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use headroom_lab::cilium::CiliumMaps;
+use headroom_lab::cilium::{CiliumMaps, Hairpin};
 use headroom_lab::{Lab, Netns, headroom, process};
 
 /// One lab at a time: each takes both cores.
@@ -92,4 +92,41 @@ fn a_cilium_map_of_other_sizes_is_not_read_and_that_is_said() {
     assert_eq!(coverage["state"], "unknown", "{coverage}");
     assert!(coverage["why"].as_str().unwrap().contains("keys of 16 bytes, values of 64 bytes"), "{coverage}");
     assert!(report["conntrack"]["cilium"].is_null());
+}
+
+/// Exercises the maps of IPv6 and of what is not TCP, and those that nobody reads. If this fails, an IPv6 cluster leaks unseen, or a
+/// map goes unmentioned.
+#[test]
+fn each_of_ciliums_maps_is_read_or_named() {
+    let _alone = alone();
+    let lab = Lab::new().unwrap();
+    let node = Netns::add(&lab, "node").unwrap();
+    let binary = headroom::binary().unwrap();
+    let maps = CiliumMaps::new(&lab).unwrap();
+    maps.pin("cilium_ct6_global", 38, 56).unwrap();
+    maps.pin("cilium_ct_any4_global", 14, 56).unwrap();
+    maps.pin("cilium_ct_any6_global", 40, 64).unwrap();
+    maps.pin("cilium_ct4_00123", 14, 56).unwrap();
+    let pod = "[fd00::160]:8080".parse().unwrap();
+    maps.add(pod, 41_000..41_150, Hairpin::Alone).unwrap();
+    maps.add(pod, 42_000..42_003, Hairpin::Broken).unwrap();
+    let said = headroom::said(&node, maps.command(&node, binary.to_str().unwrap(), &["check", "-o", "json"])).unwrap();
+    let report = said.json().unwrap();
+    let cilium = &report["conntrack"]["cilium"];
+    let read: Vec<_> = cilium["maps"].as_array().unwrap().iter().map(|map| (&map["name"], &map["entries"])).collect();
+    let expected = [("cilium_ct4_global", 0), ("cilium_ct6_global", 156), ("cilium_ct_any4_global", 0)];
+    assert_eq!(read.len(), expected.len(), "{cilium}");
+    for ((name, entries), expected) in read.into_iter().zip(expected) {
+        assert_eq!((name.as_str(), entries.as_u64()), (Some(expected.0), Some(expected.1)), "{cilium}");
+    }
+    assert_eq!((cilium["left_behind"].as_u64(), cilium["broken"].as_u64()), (Some(153), Some(3)), "{cilium}");
+    let findings = report["findings"].as_array().unwrap();
+    let leak = findings.iter().find(|finding| finding["id"] == "conntrack-hairpin-leak").unwrap();
+    assert!(leak["title"].as_str().unwrap().starts_with("fd00::160 left 153 entries"), "{leak}");
+    let coverage = report["coverage"].as_array().unwrap();
+    let coverage = coverage.iter().find(|row| row["source"] == "cilium-conntrack").unwrap();
+    assert_eq!(coverage["state"], "degraded", "{coverage}");
+    let why = coverage["why"].as_str().unwrap();
+    assert!(why.contains("`cilium_ct4_00123` is not read"), "{why}");
+    assert!(why.contains("cilium_ct_any6_global`: it is laid out in a way that is not known here"), "{why}");
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use headroom_core::findings::Severity;
 use headroom_core::model::leak::Verdict;
+use headroom_core::observe::CiliumMap;
 use headroom_core::report::{CleanerMode, CoverageState, DestinationReport, NetworkReport, Report, RuleOwner};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -77,7 +78,7 @@ families! {
     CLEAN_ERRORS = "ipam_cleaner_errors", "none: 1 series", "Runs of the cleaner that had trouble since start; absent if it is off";
     LOCAL = "local_ports_used_ratio", "none: 1 series", "Local ports in use towards one destination against those usable, the largest of all";
     OVERLAP = "ephemeral_nodeport_overlap_ports", "none: 1 series", "NodePorts the node may pick as source ports";
-    MASQUERADE = "masquerade_nodeport_ratio", "owner, protocol, which: 40 series at most", "Of the connections that rules of an owner translate, the largest share whose new source port is in the NodePort range, or is an allocated NodePort";
+    MASQUERADE = "masquerade_nodeport_ratio", "owner, protocol, which: 60 series at most", "Of the connections that rules of an owner translate, the largest share whose new source port is in the NodePort range, or is an allocated NodePort";
     NODE_PORTS = "nodeports_allocated", "none: 1 series", "NodePorts that are allocated; absent if not known";
     LIVE = "nodeport_range_flows", "none: 1 series", "Translated flows with a source port inside the NodePort range";
     LIVE_COLLIDING = "nodeport_colliding_flows", "none: 1 series", "Of these, with an allocated NodePort as source port; absent if those are not known";
@@ -95,9 +96,9 @@ families! {
     CT_SOURCE = "conntrack_largest_source_entries", "none: 1 series", "Entries of the source that has most, as of the last dump";
     CT_FULL_IN = "conntrack_full_in_seconds", "none: 1 series", "Time until the conntrack table is full at the present trend; absent without an upward trend";
     CT_HAIRPIN = "conntrack_hairpin_entries_left_behind", "none: 1 series", "Entries without a socket of pods that talk to themselves through a Service; absent where sockets are not seen";
-    CILIUM_ENTRIES = "cilium_conntrack_entries", "none: 1 series", "Entries of Cilium's own conntrack map (TCP over IPv4)";
-    CILIUM_MAX = "cilium_conntrack_max_entries", "none: 1 series", "Room of that map";
-    CILIUM_LEFT = "cilium_conntrack_hairpin_entries_left_behind", "none: 1 series", "Entries in it left behind by pods that talk to themselves";
+    CILIUM_ENTRIES = "cilium_conntrack_entries", "map: 4 series", "Entries of Cilium's own conntrack maps (TCP and all else, over IPv4 and IPv6)";
+    CILIUM_MAX = "cilium_conntrack_max_entries", "map: 4 series", "Room of these maps";
+    CILIUM_LEFT = "cilium_conntrack_hairpin_entries_left_behind", "none: 1 series", "Entries in them left behind by pods that talk to themselves";
     CT_NO_PORT = "conntrack_no_port_packets", "none: 1 series", "Packets of new connections that this node dropped for want of a source port, since start";
     CT_DRIFT = "conntrack_drift_entries", "none: 1 series", "Entries by which the kernel's counters had to be corrected, since start";
     FINDINGS = "findings", "id, severity: one series per finding id and severity", "Findings now";
@@ -118,6 +119,11 @@ struct ProtocolLabel {
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StateLabel {
     state: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct MapLabel {
+    map: String,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -289,8 +295,9 @@ fn conntrack(writer: &mut Writer, report: &Report) {
     let left_behind = left_behind.filter(|_| table.census.is_some());
     writer.number(&CT_HAIRPIN, left_behind.map(|rows| float(rows.into_iter().sum())));
     if let Some(cilium) = &table.cilium {
-        writer.number(&CILIUM_ENTRIES, Some(float(cilium.entries)));
-        writer.number(&CILIUM_MAX, Some(float(cilium.max)));
+        let label = |map: &CiliumMap| MapLabel { map: map.name.clone() };
+        writer.family(&CILIUM_ENTRIES, cilium.maps.iter().map(|map| (label(map), float(map.entries))));
+        writer.family(&CILIUM_MAX, cilium.maps.iter().map(|map| (label(map), float(map.max))));
         writer.number(&CILIUM_LEFT, Some(float(cilium.left_behind)));
     }
     let Some(census) = &table.census else { return };

@@ -1,24 +1,42 @@
 //! Facts of Cilium's own conntrack map.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Cilium's conntrack map of TCP over IPv4, as one reading showed it.
+/// Cilium's conntrack maps, as one reading showed them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CiliumConntrack {
+    /// The maps there are: TCP and all else, over IPv4 and IPv6.
+    pub maps: Vec<CiliumMap>,
+    /// TCP connections of pods to themselves, those with most left behind first; at most 256.
+    pub hairpins: Vec<CiliumHairpin>,
+    /// Further ones that are not listed.
+    pub hairpins_omitted: u64,
+    /// Entries left behind of those that are not listed.
+    pub left_behind_omitted: u64,
+}
+
+/// One of Cilium's conntrack maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CiliumMap {
+    /// Under which name it is pinned.
+    pub name: String,
     /// Entries that were read.
     pub entries: u64,
     /// Entries at most (it is an LRU map: beyond that the oldest go).
     pub max: u64,
     /// All were read; if not, there may be more of everything.
     pub complete: bool,
-    /// Connections of pods to themselves, those with most left behind first; at most 256.
-    pub hairpins: Vec<CiliumHairpin>,
-    /// Further ones that are not listed.
-    pub hairpins_omitted: u64,
-    /// Entries left behind of those that are not listed.
-    pub left_behind_omitted: u64,
+}
+
+impl fmt::Display for CiliumMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, entries, max, complete } = self;
+        let at_least = if *complete { "" } else { "at least " };
+        write!(f, "{name} {at_least}{entries} of {max} entries")
+    }
 }
 
 impl CiliumConntrack {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
-use crate::observe::{CiliumHairpin, ConntrackCpu, ConntrackTimeouts};
+use crate::observe::{CiliumHairpin, CiliumMap, ConntrackCpu, ConntrackTimeouts};
 
 /// A comparison of conntrack's counters with its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,15 +205,18 @@ pub struct HairpinReport {
     pub left_behind: Option<u64>,
 }
 
-/// Cilium's own conntrack map (TCP over IPv4).
+/// Cilium's own conntrack maps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CiliumReport {
-    /// Entries.
+    /// Entries of the map of TCP over IPv4 (`cilium_ct4_global`); 0 where there is none.
     pub entries: u64,
-    /// Entries at most.
+    /// Entries it takes at most.
     pub max: u64,
-    /// All were read.
+    /// All maps were read whole.
     pub complete: bool,
+    /// Each map there is: TCP and all else, over IPv4 and IPv6.
+    #[serde(default)]
+    pub maps: Vec<CiliumMap>,
     /// Entries of pods that talk to themselves that were left behind.
     pub left_behind: u64,
     /// How many there were when headroom began to watch.

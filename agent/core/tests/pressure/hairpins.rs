@@ -158,9 +158,7 @@ fn connections_are_left_behind_only_when_all_sockets_are_known() {
 fn cilium(alone: u64, broken: u64) -> Fact {
     let of_pod = CiliumHairpin { address: POD, port: 8080, open: 3, closing: 1, half_closed: 0, alone, broken };
     Fact::CiliumConntrack(CiliumConntrack {
-        entries: 5000,
-        max: 131_072,
-        complete: true,
+        maps: vec![CiliumMap { name: "cilium_ct4_global".to_owned(), entries: 5000, max: 131_072, complete: true }],
         hairpins: vec![of_pod],
         hairpins_omitted: 0,
         left_behind_omitted: 0,

@@ -58,9 +58,10 @@ fn hairpins(out: &mut String, table: &ConntrackReport, width: Width) {
         width.wrap(out, "  to itself: ", "    ", &text);
     }
     if let Some(cilium) = &table.cilium {
+        let maps = cilium.maps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let text = format!(
-            "{} of {} entries; {} left behind by pods that talk to themselves, {} of them break connections",
-            cilium.entries, cilium.max, cilium.left_behind, cilium.broken
+            "{maps}; {} left behind by pods that talk to themselves, {} of them break connections",
+            cilium.left_behind, cilium.broken
         );
         width.wrap(out, "  Cilium's own: ", "    ", &text);
     }

@@ -61,7 +61,7 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
             }
             SourceId::ConntrackUse => ("how full the conntrack table is stays unknown".to_owned(), Severity::Unknown),
             SourceId::CiliumConntrack => {
-                ("whether Cilium's conntrack map fills or leaks stays unknown".to_owned(), Severity::Info)
+                ("whether Cilium's conntrack maps fill or leak stays unknown".to_owned(), Severity::Info)
             }
             SourceId::Namespaces => (
                 "port ranges and addresses of network namespaces stay unknown, verdicts undetermined".to_owned(),

@@ -87,10 +87,8 @@ fn cilium(map: &CiliumReport) -> Option<Finding> {
     let mut evidence = vec![Evidence::seen(
         SourceId::CiliumConntrack,
         format!(
-            "{} of {} entries{}; {} OUT entries left behind, {} when headroom began to watch",
-            map.entries,
-            map.max,
-            if map.complete { "" } else { " read" },
+            "{}; {} OUT entries left behind, {} when headroom began to watch",
+            map.maps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             map.left_behind,
             map.left_behind_at_start
         ),

@@ -1,15 +1,18 @@
-//! The entries of Cilium's conntrack map for IPv4: from bytes to what they say.
+//! The entries of Cilium's conntrack maps: from bytes to what they say.
 //!
-//! `struct ipv4_ct_tuple` and `struct ct_entry` of Cilium's `bpf/lib/common.h`. The key has been the same in every version; of
+//! `struct ipv4_ct_tuple`, `struct ipv6_ct_tuple` and `struct ct_entry` of Cilium's `bpf/lib/common.h`, the same for TCP and for
+//! all else. The keys have been the same in every version (that of IPv6 is packed since 1.6); of
 //! the value the first 32 bytes changed their meaning (1.16 and later), what follows did not. It is Cilium's own affair all
 //! the same: sizes are checked before anything is read, and other sizes are not.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use headroom_core::flow::{Endpoint, Protocol};
 
 /// `sizeof(struct ipv4_ct_tuple)`, packed.
-pub const KEY_BYTES: usize = 14;
+pub const KEY_V4_BYTES: usize = 14;
+/// `sizeof(struct ipv6_ct_tuple)`, packed.
+pub const KEY_V6_BYTES: usize = 38;
 /// `sizeof(struct ct_entry)`.
 pub const VALUE_BYTES: usize = 56;
 
@@ -26,7 +29,8 @@ const RX_CLOSING: u16 = 1;
 const TX_CLOSING: u16 = 1 << 1;
 const LB_LOOPBACK: u16 = 1 << 3;
 
-/// The address that stands for a pod that talks to itself (`IPV4_LOOPBACK`; `ipv4-service-loopback-address`, by default this).
+/// The address that stands for a pod that talks to itself over IPv4 (`IPV4_LOOPBACK`; `ipv4-service-loopback-address`, by default
+/// this). Over IPv6, which later versions can, the flag alone tells.
 pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(169, 254, 42, 1);
 
 /// Which of the two entries of a connection it is.
@@ -64,18 +68,27 @@ pub struct Value {
     pub blank: bool,
 }
 
-/// A key; none for entries of Services and of ICMP errors.
+/// A key of either family; none for entries of Services and of ICMP errors, and for other sizes.
 ///
 /// The addresses are the wrong way round, the ports are not (Cilium's comment: "Address fields are reversed, i.e., these field
 /// names are correct for reply direction traffic").
-pub fn key(bytes: &[u8; KEY_BYTES]) -> Option<Key> {
-    let [a, b, c, d, e, f, g, h, to_high, to_low, from_high, from_low, protocol, flags] = *bytes;
-    if flags & KEY_OTHER != 0 {
-        return None;
-    }
-    Some(Key {
-        source: Endpoint::new(Ipv4Addr::new(a, b, c, d).into(), u16::from_be_bytes([from_high, from_low])),
-        destination: Endpoint::new(Ipv4Addr::new(e, f, g, h).into(), u16::from_be_bytes([to_high, to_low])),
+pub fn key(bytes: &[u8]) -> Option<Key> {
+    let (addresses, rest) = bytes.split_at_checked(bytes.len().checked_sub(6)?)?;
+    let [to_high, to_low, from_high, from_low, protocol, flags] = *rest.first_chunk()?;
+    let (source, destination): (IpAddr, IpAddr) = match bytes.len() {
+        KEY_V4_BYTES => {
+            let (source, destination) = addresses.split_first_chunk::<4>()?;
+            (Ipv4Addr::from(*source).into(), Ipv4Addr::from(*destination.first_chunk::<4>()?).into())
+        }
+        KEY_V6_BYTES => {
+            let (source, destination) = addresses.split_first_chunk::<16>()?;
+            (Ipv6Addr::from(*source).into(), Ipv6Addr::from(*destination.first_chunk::<16>()?).into())
+        }
+        _ => return None,
+    };
+    (flags & KEY_OTHER == 0).then(|| Key {
+        source: Endpoint::new(source, u16::from_be_bytes([from_high, from_low])),
+        destination: Endpoint::new(destination, u16::from_be_bytes([to_high, to_low])),
         protocol: Protocol(protocol),
         direction: if flags & KEY_IN == 0 { Direction::Out } else { Direction::In },
     })
