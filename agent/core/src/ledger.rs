@@ -173,6 +173,7 @@ impl Ledger {
             Fact::SourceNat(rule) => self.services_of(source).shown_rule(rule),
             Fact::ServiceProxy(proxy) => self.services_of(source).shown_proxy(proxy),
             Fact::NodePort(node_port) => self.services_of(source).shown_node_port(node_port),
+            Fact::NodePortRange(range) => self.services_of(source).shown_range(range),
             Fact::ConntrackUse(used) => self.conntrack_used(used, at),
             Fact::CiliumConntrack(read) => {
                 if self.cilium.is_none() {

@@ -77,7 +77,7 @@ pub enum Snapshot {
     Namespaces,
     /// [`Fact::SourceNat`], and [`Fact::ServiceProxy`] and [`Fact::NodePort`] of proxies that work by rules.
     Rules,
-    /// [`Fact::ServiceProxy`] and [`Fact::NodePort`] of proxies that keep tables of their own.
+    /// [`Fact::ServiceProxy`], [`Fact::NodePort`] and [`Fact::NodePortRange`] of proxies that keep tables of their own.
     Services,
 }
 
@@ -162,6 +162,8 @@ pub enum Fact {
     ServiceProxy(ServiceProxy),
     /// A NodePort is allocated.
     NodePort(NodePort),
+    /// The range of NodePorts that a proxy of this node was configured with.
+    NodePortRange(PortRange),
     /// Size and statistics of the conntrack table.
     ConntrackUse(ConntrackUse),
     /// Cilium's own conntrack map.

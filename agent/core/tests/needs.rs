@@ -9,7 +9,7 @@ use headroom_core::model::evaluate;
 use headroom_core::model::nat::{Basis, NatSettings, Profile};
 use headroom_core::observe::{
     ConntrackEntry, ConntrackTcpState, Fact, Namespace, Outcome, PortChoice, RuleBackend, RuleFamily, RulePlace,
-    Snapshot, Socket, SocketState, SocketTimer, SourceId, SourceNat, SourceNatKind, SourceNatRule,
+    Snapshot, Socket, SocketState, SocketTimer, SourceId, SourceNat, SourceNatRule,
 };
 use headroom_core::ports::{PortSettings, parse_port_range, parse_reserved_ports};
 use headroom_core::report::Report;
@@ -233,22 +233,12 @@ fn masquerade(chain: &str, ports: Option<&str>) -> SourceNatRule {
         chain: chain.to_owned(),
         position: 1,
     };
+    let ports = ports.map_or(Known::Absent, |ports| Known::Present(ports.parse().unwrap()));
+    let target = SourceNat { ports, choice: PortChoice::RandomFully, ..SourceNat::MASQUERADE };
     SourceNatRule {
-        place,
         path: vec!["POSTROUTING".to_owned()],
         protocol: Some(Protocol::TCP),
-        conditions: Vec::new(),
-        exceptions: Vec::new(),
-        probability: 1.0,
-        target: SourceNat {
-            kind: SourceNatKind::Masquerade,
-            addresses: None,
-            ports: ports.map_or(Known::Absent, |ports| Known::Present(ports.parse().unwrap())),
-            choice: PortChoice::RandomFully,
-            persistent: false,
-        },
-        comments: Vec::new(),
-        unclear: Vec::new(),
+        ..SourceNatRule::new(place, target)
     }
 }
 

@@ -17,6 +17,9 @@ use headroom_core::ports::{PortRange, PortSettings, parse_reserved_ports};
 use headroom_core::report::{NodePortBasis, Report, RuleOwner};
 use headroom_core::time::{NodeTime, Now, WallTime};
 
+#[path = "overlap/remedies.rs"]
+mod remedies;
+
 const RANDOM: PortChoice = PortChoice::RandomFully;
 
 fn range(text: &str) -> PortRange {
@@ -31,28 +34,21 @@ fn rule(
     choice: PortChoice,
     chance: f64,
 ) -> SourceNatRule {
+    let place = RulePlace {
+        backend: RuleBackend::IptablesNft,
+        family: RuleFamily::Ip,
+        table: "nat".to_owned(),
+        chain: "IP-MASQ".to_owned(),
+        position,
+    };
+    let ports = ports.map_or(Known::Absent, |ports| Known::Present(range(ports)));
     SourceNatRule {
-        place: RulePlace {
-            backend: RuleBackend::IptablesNft,
-            family: RuleFamily::Ip,
-            table: "nat".to_owned(),
-            chain: "IP-MASQ".to_owned(),
-            position,
-        },
         path: vec!["POSTROUTING".to_owned()],
         protocol,
         conditions: vec!["! --dst-type LOCAL".to_owned()],
         exceptions: vec!["-d 10.0.0.0/8".to_owned()],
         probability: chance,
-        target: SourceNat {
-            kind: SourceNatKind::Masquerade,
-            addresses: None,
-            ports: ports.map_or(Known::Absent, |ports| Known::Present(range(ports))),
-            choice,
-            persistent: false,
-        },
-        comments: Vec::new(),
-        unclear: Vec::new(),
+        ..SourceNatRule::new(place, SourceNat { ports, choice, ..SourceNat::MASQUERADE })
     }
 }
 
@@ -260,9 +256,37 @@ fn the_range_widens_to_what_is_seen_outside_of_it_unless_it_was_given() {
     node.node_ports = vec![node_port(ServiceProxy::Ipvs, 20_000)];
     node.policy.allocated_node_ports = vec![(Protocol::TCP, 443)];
     assert_eq!(node.report().overlap.node_port_range, PortRange::NODE_PORTS);
+    let assumed = |node: &Node| {
+        let ephemeral = node.findings(FindingId::EphemeralOverlapsNodeport).remove(0);
+        ephemeral.evidence.iter().any(|evidence| evidence.said.contains("is assumed: Kubernetes' default"))
+    };
+    node.namespaces = vec![namespace(true, "1024-65535", "")];
+    assert!(assumed(&node));
     node.policy.node_ports_given = true;
+    assert!(!assumed(&node));
     assert_eq!(node.report().overlap.node_port_basis, NodePortBasis::Configured);
     assert_eq!(node.report().overlap.node_port_range, PortRange::NODE_PORTS);
+}
+
+/// Exercises what a proxy says itself. If this fails, a default stands in for what is known.
+#[test]
+fn the_range_that_a_proxy_was_configured_with_is_not_assumed_and_yields_to_the_users() {
+    let mut node = Node::with(vec![], vec![node_port(ServiceProxy::Cilium, 20_500)]);
+    let judged = |node: &Node| {
+        let mut ledger = node.ledger();
+        for fact in [
+            Fact::Begin(Snapshot::Services),
+            Fact::NodePortRange(range("20000-22767")),
+            Fact::End { snapshot: Snapshot::Services, outcome: Outcome::Partial(Why::new("cut")) },
+        ] {
+            ledger.apply(Observation { at: NodeTime::from_secs(1), source: SourceId::Services, fact });
+        }
+        let allocated = AllocatedNodePorts::of(&ledger, &node.policy);
+        allocated.range(&node.policy)
+    };
+    assert_eq!(judged(&node), (range("20000-22767"), NodePortBasis::Proxy));
+    (node.policy.node_ports, node.policy.node_ports_given) = (range("25000-26000"), true);
+    assert_eq!(judged(&node), (range("25000-26000"), NodePortBasis::Configured));
 }
 
 /// Exercises the fix. If this fails, following the advice gives reserved ports away.
@@ -318,51 +342,39 @@ fn harmless_is_only_said_when_all_proxies_could_be_seen() {
     assert_eq!(named.severity, Severity::Info);
 }
 
-/// Exercises the fix of rules that are nobody's we know. If this fails, it is not ready to use.
+/// Exercises rules to which no packet comes. If this fails, a rule that does nothing is blamed, or vanishes without a word.
 #[test]
-fn a_rule_is_mended_in_the_words_of_the_program_that_made_it() {
-    let mended = |backend| {
-        let mut own = rule(1, None, None, RANDOM, 1.0);
-        own.place = RulePlace { backend, chain: "out".to_owned(), table: "mine".to_owned(), ..own.place };
-        Node::with(vec![own], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade().remedy
+fn a_rule_that_no_packet_comes_to_gives_nothing_away_and_is_told_with_the_reason() {
+    let why = "never reached: behind rule 1, which takes every packet";
+    let keeping = rule(1, None, None, PortChoice::Keep, 1.0);
+    let behind = SourceNatRule {
+        path: Vec::new(),
+        unreached: Some(why.to_owned()),
+        ..rule(2, None, Some("30000-30999"), RANDOM, 1.0)
     };
-    assert_eq!(
-        mended(RuleBackend::Nftables),
-        "limit the rule to other ports: `meta l4proto tcp numgen random mod 10000 < 4692 masquerade to :1024-29999 \
-         fully-random`, followed by `meta l4proto tcp masquerade to :32768-65535 fully-random`, and the same for udp"
-    );
-    assert_eq!(
-        mended(RuleBackend::IptablesLegacy),
-        "limit the rule to other ports: for each of tcp and udp `-m statistic --mode random --probability 0.4693 -j \
-         MASQUERADE --to-ports 1024-29999 --random-fully`, followed by `-j MASQUERADE --to-ports 32768-65535 \
-         --random-fully`"
-    );
+    let node = Node::with(vec![keeping, behind.clone()], vec![node_port(ServiceProxy::Cilium, 30_080)]);
+    let report = node.report();
+    let row = &report.overlap.masquerade[1];
+    assert_eq!((row.share, row.share_allocated), (Some(0.0), Some(0.0)));
+    assert_eq!((row.unreached.as_deref(), row.share_why.as_str()), (Some(why), why));
+    assert_eq!(shares(&report, Protocol::TCP), (Some(0.0), Some(0.0)));
+    assert!(node.findings(FindingId::MasqueradeOverlapsNodeport).is_empty());
+    // The same rule in force.
+    let alone = SourceNatRule { path: vec!["POSTROUTING".to_owned()], unreached: None, ..behind };
+    assert_near(shares(&Node::with(vec![alone], vec![]).report(), Protocol::TCP).0, 1.0);
 }
 
-/// Exercises what a finding says of rules that differ. If this fails, the worst of them is told as what all do, SNAT is mended by
-/// MASQUERADE, or a condition that was not understood goes unsaid.
+/// Exercises SCTP, which has NodePorts, too. If this fails, its share is not told.
 #[test]
-fn a_finding_says_of_its_rules_what_they_are() {
-    let mut own = rule(1, None, None, RANDOM, 1.0);
-    own.place =
-        RulePlace { backend: RuleBackend::Nftables, chain: "out".to_owned(), table: "mine".to_owned(), ..own.place };
-    (own.target.kind, own.target.addresses) = (SourceNatKind::Snat, Some("192.0.2.7".to_owned()));
-    own.unclear = vec!["match `bpf`".to_owned()];
-    let mut narrow = own.clone();
-    (narrow.place.position, narrow.target.ports) = (2, Known::Present(range("30000-32767")));
-    narrow.conditions = vec!["-d 203.0.113.0/24".to_owned()];
-    let alone = Node::with(vec![own.clone()], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade();
-    assert!(!alone.title.contains("up to"), "{}", alone.title);
-    assert!(alone.remedy.contains("snat to 192.0.2.7:1024-29999 fully-random"), "{}", alone.remedy);
-    let said = &alone.evidence[0].said;
-    assert!(said.contains(" mine out rule 1:") && said.ends_with("not reckoned with: match `bpf`"), "{said}");
-    own.place.backend = RuleBackend::IptablesNft;
-    own.target.ports = Known::Present(range("1024-65535"));
-    let limited = Node::with(vec![own.clone()], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade();
-    assert!(limited.remedy.contains("-j SNAT --to-source 192.0.2.7:32768-65535 --random-fully"), "{}", limited.remedy);
-    narrow.place.backend = RuleBackend::IptablesNft;
-    let both = Node::with(vec![narrow, own], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade();
-    assert!(both.title.starts_with("up to "), "{}", both.title);
+fn the_share_is_told_for_each_protocol_that_has_node_ports() {
+    let node_port = NodePort { protocol: Protocol::SCTP, ..node_port(ServiceProxy::Cilium, 30_080) };
+    let rules = vec![rule(1, Some(Protocol::SCTP), Some("30000-30999"), RANDOM, 1.0), rule(2, None, None, RANDOM, 1.0)];
+    let report = Node::with(rules, vec![node_port]).report();
+    let told: Vec<_> = report.overlap.shares.iter().map(|row| row.protocol).collect();
+    assert_eq!(told, [Protocol::SCTP, Protocol::TCP, Protocol::UDP]);
+    assert_near(shares(&report, Protocol::SCTP).0, 1.0);
+    assert_near(shares(&report, Protocol::SCTP).1, 66.0 / 65_536.0);
+    assert_near(shares(&report, Protocol::UDP).0, 2768.0 / 65_536.0);
 }
 
 /// Exercises rules that are not understood. If this fails, they are dropped without a word, or guessed at.
@@ -383,7 +395,8 @@ fn what_is_not_understood_is_listed_with_an_unknown_share() {
     assert_eq!(odd.unclear, ["match `bpf`"]);
     // Nothing leads to the other one: it counts for nobody.
     assert!(dead.path.is_empty());
-    assert_eq!(report.overlap.shares.len(), 2);
+    assert_eq!((dead.share, dead.unreached.as_deref()), (Some(0.0), Some("never reached: nothing leads to it")));
+    assert_eq!(report.overlap.shares.len(), 3, "one for each protocol");
 }
 
 /// Exercises law 2 of the ledger. If this fails, one torn reading makes all NodePorts vanish.

@@ -45,6 +45,8 @@ pub struct Parts {
     pub comment: Option<String>,
     /// Parts that are not understood.
     pub unclear: Vec<String>,
+    /// It may let packets pass by for a reason that is not told above: a map without their key, a set that is full.
+    pub selective: bool,
 }
 
 impl Default for Parts {
@@ -56,11 +58,27 @@ impl Default for Parts {
             probability: 1.0,
             comment: None,
             unclear: Vec::new(),
+            selective: false,
         }
     }
 }
 
+impl Rule {
+    /// Whether it certainly leaves nothing over for the rules behind it in its chain.
+    fn takes_all(&self) -> bool {
+        let ends = matches!(self.action, Action::End | Action::Return | Action::Goto(_) | Action::Translate(_));
+        ends && self.parts.ask_nothing()
+    }
+}
+
 impl Parts {
+    /// Whether every packet has what this asks. Spelled out, so that nobody adds a part and forgets it here.
+    fn ask_nothing(&self) -> bool {
+        let Self { protocol, destination_port, conditions, probability, comment: _, unclear, selective } = self;
+        let chosen = protocol.is_some() || destination_port.is_some() || *selective || *probability < 1.0;
+        !chosen && conditions.is_empty() && unclear.is_empty()
+    }
+
     /// What holds for every packet that has not what this asks, if that is one thing: `mark 0x1` for `! mark 0x1`.
     fn opposite(&self) -> Option<&str> {
         match (self.protocol, self.conditions.as_slice(), self.unclear.as_slice()) {

@@ -2,19 +2,23 @@
 //! (both backends) and nft.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use headroom_core::flow::Protocol;
 use headroom_core::known::Known;
 use headroom_core::observe::{PortChoice, RuleBackend, RuleFamily, ServiceProxy, SourceNatKind, SourceNatRule};
-use headroom_host::netlink::nftables;
-use headroom_host::netlink::query::Query;
 use headroom_host::root::HostRoot;
 use headroom_host::source::rules::{Reading, read};
 use nix::sched::{CloneFlags, unshare};
 
+#[path = "rules_live/bounds.rs"]
+mod bounds;
+#[path = "rules_live/force.rs"]
+mod force;
+#[path = "rules_live/judged.rs"]
+mod judged;
+#[path = "rules_live/mended.rs"]
+mod mended;
 #[path = "rules_live/sets.rs"]
 mod sets;
 
@@ -202,7 +206,9 @@ fn native_rules_of_nftables_are_read_in_all_families() {
         format!("inet out 4: -p udp {out} chance 0.4600 Masquerade 1024-29999 Random persistent"),
         format!("inet out 5: -p tcp {out} chance 0.2500 Snat 192.0.2.1-192.0.2.4 2000-2999 Keep"),
         format!("inet out 6: IPv4 -s in {{10.9.0.0/16, 10.11.0.0/16}} {out} Masquerade Keep"),
-        format!("inet out 8: -p tcp {out} Masquerade ? (its ports are not in the rule but in a map) Keep"),
+        format!(
+            "inet out 8: -p tcp --dport in {{80, 81}} {out} Masquerade ? (its ports are not in the rule but in a map) Keep"
+        ),
     ];
     assert_eq!(all_told(&reading), expected);
     assert_eq!(reading.source_nat.iter().find(|rule| rule.place.position == 3).unwrap().comments, ["web"]);
@@ -370,75 +376,4 @@ fn read_native(rules: &str) -> Reading {
         run("nft", &["-f", "-"], rules);
         read(&HostRoot::live())
     })
-}
-
-/// Exercises the bound of chains that are read in full. If this fails, a table that nobody can tell holds the agent up.
-#[test]
-fn chains_that_translate_are_read_up_to_the_bound_and_more_are_not_read_in_part() {
-    // With the one at the hook, 2048.
-    let chains = |many: usize| {
-        let chains: String = (1..many).map(|number| format!("chain c{number} {{ masquerade\n}}\n")).collect();
-        let jumps: String = (1..many)
-            .map(|number| format!("ip saddr 10.0.{}.{} jump c{number}\n", number / 256, number % 256))
-            .collect();
-        read_native(&native(&chains, &jumps))
-    };
-    let most = chains(2048);
-    assert_eq!((most.source_nat.len(), most.missing.len()), (2047, 0), "{:?}", most.missing);
-    let more = chains(2049);
-    assert_eq!(more.source_nat.len(), 0);
-    assert!(more.missing[0].contains("more chains that lead to a translating rule than 2048"), "{:?}", more.missing);
-}
-
-/// Exercises the bound of rules that are read in full.
-#[test]
-fn rules_beside_a_translating_one_are_read_up_to_the_bound() {
-    let rules = |many: usize| read_native(&native("", &format!("masquerade\n{}", "counter\n".repeat(many - 1))));
-    let most = rules(16_384);
-    assert_eq!((most.source_nat.len(), most.rules, most.missing.len()), (1, 16_384, 0), "{:?}", most.missing);
-    let more = rules(16_385);
-    assert_eq!(more.source_nat.len(), 0);
-    assert!(
-        more.missing[0].contains("more rules in chains that lead to a translating one than 16384"),
-        "{:?}",
-        more.missing
-    );
-}
-
-/// Exercises the bounds of sets, by which elements of kube-proxy's maps are counted, too. If this fails, a long set fills the
-/// screen, or is told in part.
-#[test]
-fn sets_are_told_up_to_the_bound_and_by_their_name_beyond_it() {
-    let told = |flags: &str, many: usize, suffix: &str| {
-        let elements: Vec<_> = (1..=many).map(|number| format!("10.{number}.0.0{suffix}")).collect();
-        let set = format!("set some {{ type ipv4_addr; {flags} elements = {{ {} }} }}", elements.join(", "));
-        let reading = read_native(&native(&set, "ip daddr @some masquerade"));
-        assert_eq!(reading.missing, [""; 0]);
-        reading.source_nat[0].conditions.join(" ")
-    };
-    for (flags, suffix) in [("", ""), ("flags interval;", "/16")] {
-        let all: Vec<_> = (1..=16).map(|number| format!("10.{number}.0.0{suffix}")).collect();
-        assert_eq!(told(flags, 16, suffix), format!("-d in {{{}}}", all.join(", ")));
-        assert_eq!(told(flags, 17, suffix), "-d in @some");
-        assert_eq!(told(flags, 200, suffix), "-d in @some");
-    }
-    let sets: String =
-        (1..=65).map(|number| format!("set s{number} {{ type ipv4_addr; elements = {{ 10.0.0.1 }} }}\n")).collect();
-    let rules: String = (1..=65).map(|number| format!("ip daddr @s{number} masquerade\n")).collect();
-    let reading = read_native(&native(&sets, &rules));
-    let by_name: Vec<_> =
-        reading.source_nat.iter().map(|rule| rule.conditions.join(" ")).filter(|what| what.contains('@')).collect();
-    assert_eq!(by_name, ["-d in @s65"]);
-}
-
-/// Exercises the bound of time. If this fails, a kernel with many rules holds the agent up.
-#[test]
-fn a_list_that_is_not_read_in_time_is_none() {
-    let error = in_a_namespace(|| {
-        run("nft", &["-f", "-"], &native("", "masquerade"));
-        let mut query = Query::open().unwrap();
-        let request = nftables::request(&nftables::Request::Chains, query.next_sequence());
-        query.list("chains", &request, Instant::now(), |_| Ok(ControlFlow::Continue(()))).unwrap_err()
-    });
-    assert_eq!(error.to_string(), "listing chains takes too long");
 }

@@ -1,11 +1,11 @@
-//! Datagrams of `nf_tables` and `ipset`: chains, rules with their expressions, elements; and what a walk makes of the rules.
+//! Datagrams of `nf_tables` and `ipset`: tables, chains, rules with their expressions, elements; and what a walk makes of the rules.
 #![no_main]
 
 use headroom_core::observe::{RuleBackend, RuleFamily};
 use headroom_fuzz::sow;
 use headroom_host::netlink::message::Messages;
 use headroom_host::netlink::nftables::rule::{glance, rule};
-use headroom_host::netlink::nftables::{chain, elements, is_interrupted, raw_rule};
+use headroom_host::netlink::nftables::{chain, elements, is_interrupted, raw_rule, table};
 use headroom_host::netlink::ipset;
 use headroom_host::rules::Chain;
 use headroom_host::rules::source_nat::{Table, source_nat};
@@ -74,8 +74,9 @@ fn rules() -> Vec<u8> {
         .concat()
 }
 
-/// A chain at a hook, elements of a map, a listed ipset.
+/// A dormant table, a chain at a hook, elements of a map, a listed ipset.
 fn others() -> Vec<u8> {
+    let table = message(10 << 8, &[attribute(1, b"nat\0"), number(2, 1)]);
     let hook = attribute(4, &[number(1, 4), number(2, 100)].concat());
     let head = message(10 << 8 | 3, &[attribute(1, b"nat\0"), attribute(3, b"out\0"), hook, attribute(7, b"nat\0")]);
     let verdict = attribute(2, &attribute(2, &[number(1, 0xffff_fffc), attribute(2, b"external-A-b/c/tcp/d\0")].concat()));
@@ -83,14 +84,14 @@ fn others() -> Vec<u8> {
     let elements = message(10 << 8 | 12, &[attribute(2, b"service-nodeports\0"), attribute(3, &element)]);
     let port = attribute(7, &attribute(4, &[0x75, 0x80]));
     let set = message(6 << 8 | 7, &[attribute(2, b"KUBE-NODE-PORT-TCP\0"), attribute(8, &port)]);
-    [head, elements, set].concat()
+    [table, head, elements, set].concat()
 }
 
 /// A seed that is refused would teach the fuzzer little.
 fn begin() {
     let (rules, others) = (rules(), others());
     assert_eq!(feed(&rules), Seen { rules: 3, ..Seen::default() });
-    assert_eq!(feed(&others), Seen { chains: 1, elements: 1, ports: 1, ..Seen::default() });
+    assert_eq!(feed(&others), Seen { dormant: 1, chains: 1, elements: 1, ports: 1, ..Seen::default() });
     sow([&*rules, &others, &[&*rules, &others].concat()]);
 }
 
@@ -101,6 +102,7 @@ fuzz_target!(init: begin(), |bytes: &[u8]| {
 /// What was understood of an input.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
+    dormant: usize,
     chains: usize,
     rules: usize,
     elements: usize,
@@ -111,6 +113,7 @@ fn feed(bytes: &[u8]) -> Seen {
     let (mut found, mut seen) = (Vec::new(), Seen::default());
     for message in Messages::new(bytes).map_while(Result::ok) {
         let _interrupted = is_interrupted(&message);
+        seen.dormant += usize::from(table(&message).is_ok_and(|table| table.is_some_and(|table| table.dormant)));
         seen.chains += usize::from(chain(&message).is_ok_and(|chain| chain.is_some()));
         let _elements = elements(&message, |_element| seen.elements += 1);
         let _ports = ipset::ports(&message, |_port| seen.ports += 1);
@@ -121,10 +124,11 @@ fn feed(bytes: &[u8]) -> Seen {
         }
     }
     seen.rules = found.len();
-    let table = Table { backend: RuleBackend::Nftables, family: RuleFamily::Ip, name: "nat".to_owned() };
+    let place = Table { backend: RuleBackend::Nftables, family: RuleFamily::Ip, name: "nat".to_owned() };
     let chains = [Chain { name: "here".to_owned(), at_hook: true, rules: found }];
-    for rule in source_nat(&table, &chains) {
+    for rule in source_nat(&place, &chains) {
         assert!(rule.probability >= 0.0 && rule.probability <= 1.0, "{rule:?}");
+        assert!(rule.unreached.is_none() || rule.path.is_empty(), "{rule:?}");
     }
     seen
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::flow::Protocol;
 use crate::observe::{NodePort, Outcome, RulePlace, ServiceProxy, SourceNatRule};
+use crate::ports::PortRange;
 
 /// What one snapshot showed.
 #[derive(Debug, Default, Clone)]
@@ -11,6 +12,7 @@ struct Shown {
     source_nat: BTreeMap<RulePlace, SourceNatRule>,
     proxies: BTreeSet<ServiceProxy>,
     node_ports: BTreeMap<(Protocol, u16, ServiceProxy), NodePort>,
+    range: Option<PortRange>,
 }
 
 /// Rules and Services as one kind of snapshot shows them.
@@ -43,6 +45,10 @@ impl Services {
         }
     }
 
+    pub(super) fn shown_range(&mut self, range: PortRange) {
+        self.incoming.range = Some(range);
+    }
+
     pub(super) fn end(&mut self, outcome: &Outcome) {
         let shown = std::mem::take(&mut self.incoming);
         match outcome {
@@ -52,6 +58,7 @@ impl Services {
                 self.held.source_nat.extend(shown.source_nat);
                 self.held.proxies.extend(shown.proxies);
                 self.held.node_ports.extend(shown.node_ports);
+                self.held.range = shown.range.or(self.held.range);
             }
             Outcome::Failed(_) => {}
         }
@@ -65,6 +72,11 @@ impl Services {
     /// What makes Services reachable here.
     pub fn proxies(&self) -> impl Iterator<Item = ServiceProxy> {
         self.held.proxies.iter().copied()
+    }
+
+    /// The range of NodePorts that a proxy was configured with.
+    pub fn node_port_range(&self) -> Option<PortRange> {
+        self.held.range
     }
 
     /// The allocated NodePorts, by protocol and port.

@@ -89,6 +89,27 @@ pub struct SourceNatRule {
     pub comments: Vec<String>,
     /// Parts that are not understood; whether a packet comes here depends on them.
     pub unclear: Vec<String>,
+    /// Why no packet comes here, where that is certain.
+    #[serde(default)]
+    pub unreached: Option<String>,
+}
+
+impl SourceNatRule {
+    /// A rule that translates everything that comes to it; nothing leads there yet.
+    pub fn new(place: RulePlace, target: SourceNat) -> Self {
+        Self {
+            place,
+            path: Vec::new(),
+            protocol: None,
+            conditions: Vec::new(),
+            exceptions: Vec::new(),
+            probability: 1.0,
+            target,
+            comments: Vec::new(),
+            unclear: Vec::new(),
+            unreached: None,
+        }
+    }
 }
 
 /// How a rule translates source addresses and ports.
@@ -104,6 +125,17 @@ pub struct SourceNat {
     pub choice: PortChoice,
     /// `persistent`: the same client gets the same address.
     pub persistent: bool,
+}
+
+impl SourceNat {
+    /// MASQUERADE without arguments.
+    pub const MASQUERADE: Self = Self {
+        kind: SourceNatKind::Masquerade,
+        addresses: None,
+        ports: Known::Absent,
+        choice: PortChoice::Keep,
+        persistent: false,
+    };
 }
 
 /// From where the new source address comes.

@@ -51,6 +51,8 @@ pub enum NodePortBasis {
     Default,
     /// That default, widened to the NodePorts that were seen outside of it.
     Observed,
+    /// A proxy on this node was configured with it (Cilium's `node_config.h`).
+    Proxy,
 }
 
 /// Source ports of one or more network namespaces with the same settings.
@@ -87,6 +89,9 @@ pub struct MasqueradeReport {
     pub owner: RuleOwner,
     /// What it does, in the words of `iptables`.
     pub action: String,
+    /// The addresses it translates to, as written; absent with MASQUERADE.
+    #[serde(default)]
+    pub addresses: Option<String>,
     /// From where the new address comes.
     pub kind: SourceNatKind,
     /// The only protocol it applies to, if it is only one.
@@ -111,6 +116,10 @@ pub struct MasqueradeReport {
     pub comments: Vec<String>,
     /// Parts that are not understood.
     pub unclear: Vec<String>,
+    /// Why no packet comes to it, where that is certain: it is dead, behind a rule that takes every packet, or its table is
+    /// dormant. Its shares are 0.
+    #[serde(default)]
+    pub unreached: Option<String>,
 }
 
 /// Who made a rule.

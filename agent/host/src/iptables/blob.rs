@@ -220,6 +220,8 @@ fn rule(family: RuleFamily, entry: &Entry<'_>, position: u32, jump: Option<Strin
 /// `struct ipt_ip`; whether a jump does not come back.
 fn head_v4(head: &[u8], parts: &mut Parts) -> Option<bool> {
     let (flags, inverted) = (*head.get(82)?, *head.get(83)?);
+    // `! -s 0.0.0.0/0` has no condition to tell, and no packet is that.
+    parts.selective |= inverted != 0;
     let address = |at: usize| -> Option<[u8; 4]> { head.get(at..at + 4)?.try_into().ok() };
     interfaces(head.get(16..80)?, inverted, parts)?;
     for (name, at, bit) in [("-s", 0, 0x08), ("-d", 4, 0x10)] {
@@ -236,6 +238,7 @@ fn head_v4(head: &[u8], parts: &mut Parts) -> Option<bool> {
 /// `struct ip6t_ip6`.
 fn head_v6(head: &[u8], parts: &mut Parts) -> Option<bool> {
     let (flags, inverted) = (*head.get(131)?, *head.get(132)?);
+    parts.selective |= inverted != 0;
     let address = |at: usize| -> Option<[u8; 16]> { head.get(at..at + 16)?.try_into().ok() };
     interfaces(head.get(64..128)?, inverted, parts)?;
     for (name, at, bit) in [("-s", 0, 0x08), ("-d", 16, 0x10)] {

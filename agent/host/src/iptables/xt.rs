@@ -42,6 +42,7 @@ pub fn choice(flags: u32) -> PortChoice {
 
 /// Adds what a match asks.
 pub fn read_match(name: &str, revision: u8, data: &[u8], parts: &mut Parts) {
+    parts.selective |= name != "comment";
     if understood(name, revision, data, parts).is_none() {
         parts.unclear.push(format!("match `{name}`"));
     }

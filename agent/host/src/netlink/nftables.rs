@@ -12,6 +12,9 @@ mod value;
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
 const SUBSYSTEM: u16 = 10 << 8;
+/// `NFT_MSG_NEWTABLE`, `NFT_MSG_GETTABLE`.
+const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 /// `NFT_MSG_NEWCHAIN`, `NFT_MSG_GETCHAIN`.
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
@@ -23,11 +26,17 @@ const NEW_ELEMENTS: u16 = SUBSYSTEM | 12;
 const GET_ELEMENTS: u16 = SUBSYSTEM | 13;
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
 const FLAGS_DUMP: u16 = 0x1 | 0x300;
+/// `NFT_TABLE_F_DORMANT`.
+const TABLE_DORMANT: u32 = 1;
 /// `NLM_F_DUMP_INTR`.
 const FLAG_DUMP_INTERRUPTED: u16 = 0x10;
 
 /// Attribute types.
 pub(crate) mod nfta {
+    pub(crate) mod table {
+        pub(crate) const NAME: u16 = 1;
+        pub(crate) const FLAGS: u16 = 2;
+    }
     pub(crate) mod chain {
         pub(crate) const TABLE: u16 = 1;
         pub(crate) const NAME: u16 = 3;
@@ -67,6 +76,8 @@ pub(crate) mod nfta {
 /// What to dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
+    /// Every table of every family.
+    Tables,
     /// Every chain of every family.
     Chains,
     /// The rules of a table.
@@ -108,6 +119,7 @@ fn family(number: u8) -> Option<RuleFamily> {
 /// The bytes of a request.
 pub fn request(what: &Request<'_>, sequence: u32) -> Vec<u8> {
     let (kind, family, strings) = match what {
+        Request::Tables => (GET_TABLE, 0, Vec::new()),
         Request::Chains => (GET_CHAIN, 0, Vec::new()),
         Request::Rules(place) => (GET_RULE, number(place.family), strings(place, nfta::rule::TABLE, nfta::rule::CHAIN)),
         Request::Elements(place) => {
@@ -143,6 +155,36 @@ fn strings(place: &Place<'_>, table: u16, within: u16) -> Vec<u8> {
 /// Whether the rules changed while they were listed.
 pub fn is_interrupted(message: &Message<'_>) -> bool {
     message.flags & FLAG_DUMP_INTERRUPTED != 0
+}
+
+/// A table, as far as it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableHead {
+    /// Its family.
+    pub family: RuleFamily,
+    /// Its name.
+    pub name: String,
+    /// `flags dormant`: the kernel keeps it, and takes its chains off their hooks.
+    pub dormant: bool,
+}
+
+/// The table in a message; `None` for other messages and families.
+pub fn table(message: &Message<'_>) -> Result<Option<TableHead>, Malformed> {
+    if message.kind != NEW_TABLE {
+        return Ok(None);
+    }
+    let (Some(family), attributes) = payload(message)? else { return Ok(None) };
+    let (mut name, mut flags) = (None, 0);
+    for attribute in attributes {
+        let attribute = attribute?;
+        match attribute.kind {
+            nfta::table::NAME => name = Some(text(attribute.payload)),
+            nfta::table::FLAGS => flags = attribute.be32("NFTA_TABLE_FLAGS")?,
+            _ => {}
+        }
+    }
+    let name = name.ok_or(Malformed::Missing("NFTA_TABLE_NAME"))?;
+    Ok(Some(TableHead { family, name, dormant: flags & TABLE_DORMANT != 0 }))
 }
 
 /// A chain, as far as it matters.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use headroom_core::flow::Protocol;
-use headroom_core::observe::{RuleBackend, RuleFamily, RulePlace, SourceNatRule};
+use headroom_core::observe::{RuleBackend, RuleFamily, RulePlace, SourceNat, SourceNatRule};
 
 use super::{Action, Chain, Parts, Rule};
 
@@ -42,6 +42,8 @@ struct Walk<'a> {
     /// Taken out for good, from the hook on.
     ended: Vec<String>,
     found: BTreeMap<RulePlace, SourceNatRule>,
+    /// Chains that packets come to.
+    entered: BTreeSet<&'a str>,
     steps: usize,
     /// Why a rule may be reached on a way that was not followed.
     unfollowed: Option<&'static str>,
@@ -53,8 +55,15 @@ struct Walk<'a> {
 /// these have in common.
 pub fn source_nat(table: &Table, chains: &[Chain]) -> Vec<SourceNatRule> {
     let by_name = chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
-    let mut walk =
-        Walk { table, chains: by_name, ended: Vec::new(), found: BTreeMap::new(), steps: 0, unfollowed: None };
+    let mut walk = Walk {
+        table,
+        chains: by_name,
+        ended: Vec::new(),
+        found: BTreeMap::new(),
+        entered: BTreeSet::new(),
+        steps: 0,
+        unfollowed: None,
+    };
     for chain in chains.iter().filter(|chain| chain.at_hook) {
         walk.ended.clear();
         let way = Way { probability: 1.0, ..Way::default() };
@@ -73,6 +82,7 @@ impl<'a> Walk<'a> {
         if !inside.insert(&chain.name) {
             return;
         }
+        self.entered.insert(&chain.name);
         let mut way = way.clone();
         // Taken out for the rest of this chain only.
         let mut returned: Vec<String> = Vec::new();
@@ -113,38 +123,25 @@ impl<'a> Walk<'a> {
                 Action::End if rule.parts.probability >= 1.0 => self.ended.push(rule.parts.sentence()),
                 Action::Return | Action::End => {}
             }
+            // What follows in this chain, no packet comes to on any way.
+            if rule.takes_all() {
+                break;
+            }
         }
         inside.remove(chain.name.as_str());
     }
 
-    fn find(
-        &mut self,
-        place: RulePlace,
-        way: &Way,
-        exceptions: Vec<String>,
-        target: headroom_core::observe::SourceNat,
-    ) {
-        let Way { path, protocol, conditions, comments, unclear, probability } = way.clone();
+    fn find(&mut self, place: RulePlace, way: &Way, exceptions: Vec<String>, target: SourceNat) {
         match self.found.get_mut(&place) {
             None => {
-                let rule = SourceNatRule {
-                    place: place.clone(),
-                    path,
-                    protocol,
-                    conditions,
-                    exceptions,
-                    probability,
-                    target,
-                    comments,
-                    unclear,
-                };
+                let rule = SourceNatRule { exceptions, ..way.clone().to(place.clone(), target) };
                 self.found.insert(place, rule);
             }
             Some(rule) => {
-                rule.conditions.retain(|condition| conditions.contains(condition));
+                rule.conditions.retain(|condition| way.conditions.contains(condition));
                 rule.exceptions.retain(|exception| exceptions.contains(exception));
-                rule.probability = rule.probability.max(probability);
-                rule.protocol = rule.protocol.filter(|_| rule.protocol == protocol);
+                rule.probability = rule.probability.max(way.probability);
+                rule.protocol = rule.protocol.filter(|_| rule.protocol == way.protocol);
             }
         }
     }
@@ -152,7 +149,10 @@ impl<'a> Walk<'a> {
     /// Rules to which nothing leads: they do nothing, unless a map leads to them.
     fn unreached(&mut self, chains: &[Chain]) {
         for chain in chains {
+            let mut ahead: Option<u32> = None;
             for rule in &chain.rules {
+                let behind = ahead;
+                ahead = ahead.or_else(|| rule.takes_all().then_some(rule.position));
                 let Action::Translate(target) = &rule.action else { continue };
                 let place = place(self.table, chain, rule);
                 if self.found.contains_key(&place) {
@@ -160,17 +160,33 @@ impl<'a> Walk<'a> {
                 }
                 let way = Way { probability: 1.0, ..Way::default() };
                 let Some(mut way) = way.through(&rule.parts, None) else { continue };
-                if let Some(why) = self.unfollowed {
-                    way.path.push("…".to_owned());
-                    way.unclear.push(why.to_owned());
-                }
-                self.find(place, &way, Vec::new(), target.clone());
+                let why = match (behind, self.unfollowed) {
+                    (Some(ahead), _) => Some(format!("never reached: behind rule {ahead}, which takes every packet")),
+                    (None, Some(why)) => {
+                        way.path.push("…".to_owned());
+                        way.unclear.push(why.to_owned());
+                        None
+                    }
+                    (None, None) if self.entered.contains(chain.name.as_str()) => {
+                        Some("never reached: no packet that comes to its chain is what it asks".to_owned())
+                    }
+                    (None, None) => Some("never reached: nothing leads to its chain".to_owned()),
+                };
+                let rule = SourceNatRule { unreached: why, ..way.to(place.clone(), target.clone()) };
+                self.found.insert(place, rule);
             }
         }
     }
 }
 
 impl Way {
+    /// The rule at the end of this way.
+    fn to(self, place: RulePlace, target: SourceNat) -> SourceNatRule {
+        let Self { path, protocol, conditions, comments, unclear, probability } = self;
+        let rule = SourceNatRule::new(place, target);
+        SourceNatRule { path, protocol, conditions, comments, unclear, probability, ..rule }
+    }
+
     /// The way through a rule, by a jump of `chain` if there is one; `None` where no packet can go.
     fn through(&self, parts: &Parts, chain: Option<&str>) -> Option<Self> {
         let mut way = self.clone();
@@ -228,21 +244,13 @@ fn exceptions<'a>(all: impl Iterator<Item = &'a String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use headroom_core::known::Known;
-    use headroom_core::observe::{PortChoice, SourceNat, SourceNatKind};
 
     fn rule(position: usize, parts: Parts, action: Action) -> Rule {
         Rule { position: u32::try_from(position).unwrap(), parts, action }
     }
 
     fn masquerade() -> Action {
-        Action::Translate(SourceNat {
-            kind: SourceNatKind::Masquerade,
-            addresses: None,
-            ports: Known::Absent,
-            choice: PortChoice::Keep,
-            persistent: false,
-        })
+        Action::Translate(SourceNat::MASQUERADE)
     }
 
     fn told(chains: &[Chain]) -> SourceNatRule {
@@ -298,5 +306,38 @@ mod tests {
         assert_eq!(with(MAX_EXCEPTIONS).len(), MAX_EXCEPTIONS);
         let more = with(MAX_EXCEPTIONS + 2);
         assert_eq!((more.len(), more.last().map(String::as_str)), (MAX_EXCEPTIONS + 1, Some("2 more")));
+    }
+
+    /// Exercises rules behind one that takes every packet. If this fails, a rule that does nothing has a share, or, worse, one
+    /// that is in force has none.
+    #[test]
+    fn only_what_is_certainly_behind_a_rule_that_takes_everything_is_never_reached() {
+        let table = Table { backend: RuleBackend::Nftables, family: RuleFamily::Ip, name: "mine".to_owned() };
+        let unreached = |ahead: Parts, action: Action| {
+            let rules = vec![rule(1, ahead, action), rule(2, Parts::default(), masquerade())];
+            let other = Chain { name: "other".to_owned(), at_hook: false, rules: Vec::new() };
+            let told = source_nat(&table, &[Chain { name: "out".to_owned(), at_hook: true, rules }, other]);
+            let last = told.last().unwrap();
+            assert_eq!(last.unreached.is_some(), last.path.is_empty(), "{last:?}");
+            last.unreached.clone()
+        };
+        let never = Some("never reached: behind rule 1, which takes every packet".to_owned());
+        for action in [masquerade(), Action::Return, Action::End, Action::Goto("other".to_owned())] {
+            let commented = Parts { comment: Some("all".to_owned()), ..Parts::default() };
+            assert_eq!(unreached(commented, action.clone()), never, "{action:?}");
+            for some in [
+                Parts { protocol: Some(Protocol::TCP), ..Parts::default() },
+                Parts { destination_port: Some(80), ..Parts::default() },
+                Parts { conditions: vec!["-o eth0".to_owned()], ..Parts::default() },
+                Parts { probability: 0.999, ..Parts::default() },
+                Parts { unclear: vec!["match `bpf`".to_owned()], ..Parts::default() },
+                Parts { selective: true, ..Parts::default() },
+            ] {
+                assert_eq!(unreached(some.clone(), action.clone()), None, "{some:?} {action:?}");
+            }
+        }
+        for action in [Action::Continue, Action::Jump("other".to_owned()), Action::Map] {
+            assert_eq!(unreached(Parts::default(), action.clone()), None, "{action:?}");
+        }
     }
 }

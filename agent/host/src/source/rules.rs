@@ -50,6 +50,8 @@ pub struct Reading {
     pub missing: Vec<String>,
     /// Interfaces that could not be read at all.
     pub failed: usize,
+    /// Tables of nftables that are switched off (`flags dormant`).
+    pub dormant: usize,
 }
 
 /// Reads the rules, at once and then every so often.
@@ -127,7 +129,12 @@ impl Reading {
     }
 
     fn outcome(&self) -> (Outcome, Fact) {
-        let how = || format!("{} rules of {}", self.rules, self.seen.join(", "));
+        let dormant = match self.dormant {
+            0 => String::new(),
+            1 => "; 1 table is dormant".to_owned(),
+            many => format!("; {many} tables are dormant"),
+        };
+        let how = || format!("{} rules of {}{dormant}", self.rules, self.seen.join(", "));
         ended((!self.seen.is_empty()).then(how), &self.missing)
     }
 }
@@ -166,33 +173,17 @@ impl Source for RulesSource {
 mod tests {
     use super::*;
     use headroom_core::flow::Protocol;
-    use headroom_core::known::Known;
-    use headroom_core::observe::{PortChoice, RulePlace, SourceNat, SourceNatKind};
+    use headroom_core::observe::{RulePlace, SourceNat};
 
     fn masquerade() -> SourceNatRule {
-        SourceNatRule {
-            place: RulePlace {
-                backend: RuleBackend::Nftables,
-                family: RuleFamily::Ip,
-                table: "nat".to_owned(),
-                chain: "POSTROUTING".to_owned(),
-                position: 1,
-            },
-            path: Vec::new(),
-            protocol: None,
-            conditions: Vec::new(),
-            exceptions: Vec::new(),
-            probability: 1.0,
-            target: SourceNat {
-                kind: SourceNatKind::Masquerade,
-                addresses: None,
-                ports: Known::Absent,
-                choice: PortChoice::Keep,
-                persistent: false,
-            },
-            comments: Vec::new(),
-            unclear: Vec::new(),
-        }
+        let place = RulePlace {
+            backend: RuleBackend::Nftables,
+            family: RuleFamily::Ip,
+            table: "nat".to_owned(),
+            chain: "POSTROUTING".to_owned(),
+            position: 1,
+        };
+        SourceNatRule::new(place, SourceNat::MASQUERADE)
     }
 
     /// Exercises the bounds of what is kept. If this fails, a node with many rules fills the memory, or loses some silently.

@@ -32,6 +32,8 @@ pub struct Reading {
     pub node_ports: Vec<NodePort>,
     /// Proxies that have Services here.
     pub proxies: Vec<ServiceProxy>,
+    /// The range of NodePorts that one of them was configured with.
+    pub range: Option<PortRange>,
     /// What was read, in words.
     pub seen: Vec<String>,
     /// What could not be read, and why.
@@ -95,6 +97,7 @@ impl Source for ServicesSource {
             let reading = read(&self.root, self.range);
             let (outcome, coverage) = reading.outcome();
             reading.proxies.into_iter().for_each(|proxy| emit(Fact::ServiceProxy(proxy)));
+            reading.range.into_iter().for_each(|range| emit(Fact::NodePortRange(range)));
             reading.node_ports.into_iter().for_each(|node_port| emit(Fact::NodePort(node_port)));
             emit(Fact::End { snapshot: Snapshot::Services, outcome });
             let now = clock::node_time();

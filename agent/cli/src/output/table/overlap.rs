@@ -2,12 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use headroom_core::report::{NodePortBasis, OverlapReport, Report, ShareReport};
+use headroom_core::flow::Protocol;
+use headroom_core::observe::RuleBackend;
+use headroom_core::report::{MasqueradeReport, NodePortBasis, OverlapReport, Report, ShareReport};
 
 use super::{Width, heading};
 
 /// Rows about translating rules at most.
 const MAX_RULES: usize = 8;
+/// Rules at most that are not understood, and as many that are not in force.
+const MAX_NOTES: usize = 3;
 /// NodePorts named at most.
 const MAX_NODE_PORTS: usize = 6;
 /// From which share of its ports on somebody is named, in percent.
@@ -75,7 +79,7 @@ struct Row {
     maker: String,
     to_range: String,
     to_allocated: String,
-    protocols: BTreeSet<String>,
+    protocols: BTreeSet<Protocol>,
     families: BTreeSet<&'static str>,
     rules: u32,
 }
@@ -89,22 +93,29 @@ fn rules(out: &mut String, overlap: &OverlapReport, width: Width) {
         let same =
             |row: &&mut Row| (&row.maker, &row.to_range, &row.to_allocated) == (&maker, &to_range, &to_allocated);
         if let Some(row) = rows.iter_mut().find(same) {
-            row.protocols.insert(share.protocol.to_string());
+            row.protocols.insert(share.protocol);
             row.families.insert(share.place.family.name());
             row.rules = row.rules.max(share.rules);
         } else {
-            let protocols = BTreeSet::from([share.protocol.to_string()]);
+            let protocols = BTreeSet::from([share.protocol]);
             let families = BTreeSet::from([share.place.family.name()]);
             rows.push(Row { maker, to_range, to_allocated, protocols, families, rules: share.rules });
         }
     }
-    if rows.is_empty() {
-        return;
+    if !rows.is_empty() {
+        grid(out, rows, width);
     }
+    let noted = notes(out, overlap, width);
+    if noted || !overlap.shares.is_empty() {
+        out.push('\n');
+    }
+}
+
+fn grid(out: &mut String, rows: Vec<Row>, width: Width) {
     let more = rows.len().saturating_sub(MAX_RULES);
     let cells = rows.into_iter().take(MAX_RULES).map(|row| {
         let families = row.families.into_iter().collect::<Vec<_>>().join(",");
-        let protocols = row.protocols.into_iter().collect::<Vec<_>>().join(",");
+        let protocols = row.protocols.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         vec![row.maker, format!("{families} {protocols}"), row.rules.to_string(), row.to_range, row.to_allocated]
     });
     out.push('\n');
@@ -112,18 +123,28 @@ fn rules(out: &mut String, overlap: &OverlapReport, width: Width) {
     if more > 0 {
         width.wrap(out, "  ", "    ", &format!("and {more} more (-o json has all)"));
     }
-    let unclear = overlap.masquerade.iter().filter(|row| !row.unclear.is_empty());
-    for row in unclear.take(3) {
-        let place = format!(
-            "{} {} {} rule {}",
-            row.place.backend.name(),
-            row.place.family.name(),
-            row.place.chain,
-            row.place.position
-        );
-        width.wrap(out, "  not understood: ", "    ", &format!("{place}: {}", row.unclear.join("; ")));
+}
+
+/// Rules that are not understood, and those that do nothing; whether there are any.
+fn notes(out: &mut String, overlap: &OverlapReport, width: Width) -> bool {
+    let place = |row: &MasqueradeReport| {
+        let place = &row.place;
+        let table = if place.backend == RuleBackend::Nftables { format!("{} ", place.table) } else { String::new() };
+        format!("{} {} {table}{} rule {}", place.backend.name(), place.family.name(), place.chain, place.position)
+    };
+    let unclear: Vec<_> = overlap.masquerade.iter().filter(|row| !row.unclear.is_empty()).collect();
+    for row in unclear.iter().take(MAX_NOTES) {
+        width.wrap(out, "  not understood: ", "    ", &format!("{}: {}", place(row), row.unclear.join("; ")));
     }
-    out.push('\n');
+    let unreached = overlap.masquerade.iter().filter_map(|row| Some((row, row.unreached.as_ref()?)));
+    let unreached: Vec<_> = unreached.collect();
+    for (row, why) in unreached.iter().take(MAX_NOTES) {
+        width.wrap(out, "  not in force: ", "    ", &format!("{}: {why}", place(row)));
+    }
+    if let more @ 1.. = unreached.len().saturating_sub(MAX_NOTES) {
+        width.wrap(out, "  not in force: ", "    ", &format!("and {more} more rules (-o json has all)"));
+    }
+    !unclear.is_empty() || !unreached.is_empty()
 }
 
 fn maker(share: &ShareReport) -> String {
@@ -137,8 +158,9 @@ fn node_ports(out: &mut String, overlap: &OverlapReport, width: Width) {
     let by = if proxies.is_empty() { "no proxy for Services seen".to_owned() } else { proxies.join(", ") };
     let basis = match overlap.node_port_basis {
         NodePortBasis::Configured => "",
-        NodePortBasis::Default => " (Kubernetes' default; --node-port-range if it is another)",
-        NodePortBasis::Observed => ", as seen",
+        NodePortBasis::Proxy => " (as Cilium is configured)",
+        NodePortBasis::Default => " (assumed: Kubernetes' default; --node-port-range if it is another)",
+        NodePortBasis::Observed => " (assumed: Kubernetes' default, widened to those seen)",
     };
     let range = format!("in {}{basis}", overlap.node_port_range);
     let named: Vec<String> = overlap

@@ -14,8 +14,9 @@ use crate::report::{MasqueradeReport, ShareReport};
 
 /// Rules listed in a report at most: a node with 250 pods has as many of ptp and bridge each.
 const MAX_LISTED: usize = 512;
-/// The protocols that shares are told for.
-const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+/// The protocols that shares are told for: those with NodePorts, and with ports that the kernel translates
+/// (`nf_nat_l4proto_unique_tuple`).
+const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
 /// What the report says about rules.
 pub(super) struct Masquerade {
@@ -102,15 +103,27 @@ fn groups<'a>(rules: &[&'a SourceNatRule]) -> Vec<Vec<&'a SourceNatRule>> {
     groups
 }
 
+/// Why no packet comes to a rule, if that is so.
+fn unreached(rule: &SourceNatRule) -> Option<String> {
+    let nothing = || rule.path.is_empty().then(|| "never reached: nothing leads to it".to_owned());
+    rule.unreached.clone().or_else(nothing)
+}
+
 impl Judge<'_> {
     fn row(&self, rule: &SourceNatRule) -> MasqueradeReport {
         let protocol = rule.protocol.unwrap_or(Protocol::TCP);
-        let shares = self.shares(&rule.target, protocol);
+        let unreached = unreached(rule);
+        // No connection, so none that lands anywhere.
+        let shares = match &unreached {
+            Some(why) => Shares { range: Some(0.0), allocated: Some(0.0), why: why.clone() },
+            None => self.shares(&rule.target, protocol),
+        };
         MasqueradeReport {
             place: rule.place.clone(),
             path: rule.path.clone(),
             owner: owner(rule),
             action: action(&rule.target),
+            addresses: rule.target.addresses.clone(),
             kind: rule.target.kind,
             protocol: rule.protocol,
             conditions: rule.conditions.clone(),
@@ -123,6 +136,7 @@ impl Judge<'_> {
             share_why: shares.why,
             comments: rule.comments.clone(),
             unclear: rule.unclear.clone(),
+            unreached,
         }
     }
 
@@ -221,12 +235,13 @@ fn action(target: &SourceNat) -> String {
             words.extend(ports.map(|ports| format!("--to-ports {ports}")));
         }
         SourceNatKind::Snat => {
-            let to = format!(
-                "{}{}",
-                addresses.as_deref().unwrap_or("?"),
-                ports.map(|p| format!(":{p}")).unwrap_or_default()
-            );
-            words.push(format!("SNAT --to-source {to}"));
+            let to = addresses.as_deref().unwrap_or("?");
+            words.push(match ports {
+                // Or nobody could tell where an IPv6 address ends.
+                Some(ports) if to.contains(':') => format!("SNAT --to-source [{to}]:{ports}"),
+                Some(ports) => format!("SNAT --to-source {to}:{ports}"),
+                None => format!("SNAT --to-source {to}"),
+            });
         }
         SourceNatKind::Netmap => words.push(format!("NETMAP --to {}", addresses.as_deref().unwrap_or("?"))),
     }

@@ -26,6 +26,8 @@ pub struct Allocation<'a> {
 pub struct AllocatedNodePorts<'a> {
     ports: BTreeMap<(Protocol, u16), Allocation<'a>>,
     proxies: Vec<ServiceProxy>,
+    /// The range that a proxy was configured with.
+    range: Option<PortRange>,
     known: bool,
 }
 
@@ -74,7 +76,7 @@ impl<'a> AllocatedNodePorts<'a> {
         proxies.dedup();
         let known = !policy.allocated_node_ports.is_empty()
             || [SourceId::Rules, SourceId::Services].into_iter().all(|source| ledger.has_read(source));
-        Self { ports, proxies, known }
+        Self { ports, proxies, range: ledger.services().node_port_range(), known }
     }
 
     /// The NodePort, if it is allocated.
@@ -108,12 +110,15 @@ impl<'a> AllocatedNodePorts<'a> {
         self.proxies.iter().copied().find(|proxy| proxy.steals_replies().0)
     }
 
-    /// The NodePort range: as configured, or the default, widened to what was seen outside of it.
+    /// The NodePort range: as configured, as a proxy was, or the default, widened to what was seen outside of it.
     pub fn range(&self, policy: &Policy) -> (PortRange, NodePortBasis) {
-        let range = policy.node_ports;
         if policy.node_ports_given {
-            return (range, NodePortBasis::Configured);
+            return (policy.node_ports, NodePortBasis::Configured);
         }
+        if let Some(range) = self.range {
+            return (range, NodePortBasis::Proxy);
+        }
+        let range = policy.node_ports;
         // What the user names may be any port, and IPVS tells NodePorts from others by the range alone.
         let shown = |of: &Allocation<'_>| of.proxies.iter().any(|proxy| *proxy != ServiceProxy::Ipvs);
         let seen = self.ports.iter().filter(|(_, of)| shown(of)).map(|((_, port), _)| *port);

@@ -1,11 +1,12 @@
 //! Rules on masquerading that gives connections the ports of NodePorts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::overlap::harm;
+use super::overlap::{harm, range_basis};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
+use crate::flow::Protocol;
 use crate::model::View;
-use crate::observe::{PortChoice, RuleBackend, ServiceProxy, SourceId, SourceNatKind};
+use crate::observe::{PortChoice, RuleBackend, RuleFamily, ServiceProxy, SourceId, SourceNatKind};
 use crate::ports::PortRange;
 use crate::report::{MasqueradeReport, OverlapReport, Report, RuleOwner, ShareReport};
 
@@ -69,6 +70,7 @@ fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], 
         Evidence::seen(SourceId::Rules, said)
     }));
     evidence.extend(harm(view, overlap));
+    evidence.extend(range_basis(overlap));
     let remedy = remedy(owner, &rules, overlap);
     let bites = harmful && (allocated > 0.0 || !allocated_known);
     Finding {
@@ -134,14 +136,15 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
     let drawn = rules.iter().any(|row| row.choice != PortChoice::Keep);
     let limited = rules.iter().any(|row| row.ports.is_some());
     let native = !rules.is_empty() && rules.iter().all(|row| row.place.backend == RuleBackend::Nftables);
-    let target = Target::of(rules.first().copied());
     if !drawn && !limited {
-        return format!(
-            "keep the pods' net.ipv4.ip_local_port_range apart from {} (see ephemeral-overlaps-nodeport), or limit the \
-             rule: {}",
-            overlap.node_port_range,
-            own_rules(&beside, native, &target)
+        let apart = format!(
+            "keep the pods' net.ipv4.ip_local_port_range apart from {} (see ephemeral-overlaps-nodeport)",
+            overlap.node_port_range
         );
+        // NETMAP takes no ports.
+        let limitable = rules.iter().all(|row| row.kind != SourceNatKind::Netmap);
+        let limiting = || format!("{apart}, or limit the rule: {}", own_rules(&beside, native, rules));
+        return if limitable { limiting() } else { apart };
     }
     match owner {
         RuleOwner::IpMasqAgent if limited => format!("set `--to-ports={list}` in the arguments of ip-masq-agent"),
@@ -168,7 +171,7 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
              `--to-ports={list}`"
         ),
         RuleOwner::Calico | RuleOwner::Flannel | RuleOwner::Docker | RuleOwner::Libvirt | RuleOwner::Other => {
-            format!("limit the rule to other ports: {}", own_rules(&beside, native, &target))
+            format!("limit the rule to other ports: {}", own_rules(&beside, native, rules))
         }
     }
 }
@@ -181,60 +184,91 @@ pub(super) fn beside(node_ports: PortRange) -> Vec<PortRange> {
 }
 
 /// To what a rule translates.
-enum Target {
+enum Target<'a> {
     Masquerade,
     /// To this address, or these.
-    Snat(String),
+    Snat {
+        family: RuleFamily,
+        addresses: &'a str,
+    },
 }
 
-impl Target {
-    fn of(rule: Option<&MasqueradeReport>) -> Self {
-        let Some(rule) = rule.filter(|rule| rule.kind == SourceNatKind::Snat) else { return Self::Masquerade };
-        let to = rule.action.split_whitespace().skip_while(|word| *word != "--to-source").nth(1).unwrap_or("ADDRESS");
-        let address = if rule.ports.is_some() { to.rsplit_once(':').map_or(to, |(address, _)| address) } else { to };
-        Self::Snat(address.to_owned())
+impl<'a> Target<'a> {
+    fn of(rule: Option<&&'a MasqueradeReport>) -> Self {
+        match rule {
+            Some(rule) if rule.kind == SourceNatKind::Snat => {
+                Self::Snat { family: rule.place.family, addresses: rule.addresses.as_deref().unwrap_or("ADDRESS") }
+            }
+            _ => Self::Masquerade,
+        }
     }
 
     fn in_nft(&self, ports: PortRange) -> String {
-        match self {
-            Self::Masquerade => format!("masquerade to :{ports} fully-random"),
-            Self::Snat(address) => format!("snat to {address}:{ports} fully-random"),
-        }
+        let Self::Snat { family, addresses } = self else { return format!("masquerade to :{ports} fully-random") };
+        let v6 = addresses.contains(':');
+        // A table of both families has to be told which one the address is of.
+        let ip = match family {
+            RuleFamily::Inet if v6 => "ip6 ",
+            RuleFamily::Inet => "ip ",
+            RuleFamily::Ip | RuleFamily::Ip6 => "",
+        };
+        let to = if v6 { format!("[{}]", addresses.replace('-', "]-[")) } else { (*addresses).to_owned() };
+        format!("snat {ip}to {to}:{ports} fully-random")
     }
 
     fn in_iptables(&self, ports: PortRange) -> String {
         match self {
             Self::Masquerade => format!("-j MASQUERADE --to-ports {ports} --random-fully"),
-            Self::Snat(address) => format!("-j SNAT --to-source {address}:{ports} --random-fully"),
+            Self::Snat { addresses, .. } if addresses.contains(':') => {
+                format!("-j SNAT --to-source [{addresses}]:{ports} --random-fully")
+            }
+            Self::Snat { addresses, .. } => format!("-j SNAT --to-source {addresses}:{ports} --random-fully"),
         }
     }
 }
 
-/// Rules to write instead of one without ports: both ranges in the right proportion, or the only one there is. In the words of
-/// `nft` where the rule is one of its own.
-fn own_rules(beside: &[PortRange], native: bool, target: &Target) -> String {
-    let jump = |ports: &PortRange| if native { target.in_nft(*ports) } else { target.in_iptables(*ports) };
-    match beside {
-        [below, above] if native => {
-            let chance = u64::from(below.count()) * 10_000 / u64::from(below.count() + above.count());
-            format!(
-                "`meta l4proto tcp numgen random mod 10000 < {chance} {}`, followed by `meta l4proto tcp {}`, and the same for udp",
-                jump(below),
-                jump(above)
-            )
+/// Rules that give connections the ports beside the NodePorts: both ranges in the right proportion, or the only one there is. In
+/// the words of `nft` where the rule is one of its own.
+fn own_rules(beside: &[PortRange], native: bool, rules: &[&MasqueradeReport]) -> String {
+    let target = Target::of(rules.first());
+    let only: BTreeSet<Protocol> = rules.iter().filter_map(|row| row.protocol).collect();
+    let (place, protocols, rest) = if rules.iter().all(|row| row.protocol.is_some()) {
+        ("instead of it", only.into_iter().collect(), "")
+    } else {
+        // Ports can only be told to rules of one protocol.
+        let all = vec![Protocol::TCP, Protocol::UDP, Protocol::SCTP];
+        ("in front of it", all, "; the rule itself is left with what has no ports")
+    };
+    let [first, others @ ..] = protocols.as_slice() else { return String::new() };
+    let one = |ports: &PortRange, chance: Option<f64>| match (native, chance) {
+        (true, Some(chance)) => {
+            // In whole numbers, as `nft` takes them.
+            let of = format!("numgen random mod 10000 < {:.0}", chance * 10_000.0);
+            format!("`meta l4proto {first} {of} {}`", target.in_nft(*ports))
         }
-        [only] if native => format!("`meta l4proto tcp {}`, and the same for udp", jump(only)),
+        (true, None) => format!("`meta l4proto {first} {}`", target.in_nft(*ports)),
+        (false, Some(chance)) => {
+            let of = format!("-m statistic --mode random --probability {chance:.4}");
+            format!("`-p {first} {of} {}`", target.in_iptables(*ports))
+        }
+        (false, None) => format!("`-p {first} {}`", target.in_iptables(*ports)),
+    };
+    let lines = match beside {
         [below, above] => {
             let chance = f64::from(below.count()) / f64::from(below.count() + above.count());
-            format!(
-                "for each of tcp and udp `-m statistic --mode random --probability {chance:.4} {}`, followed by `{}`",
-                jump(below),
-                jump(above)
-            )
+            format!("{} and behind that {}", one(below, Some(chance)), one(above, None))
         }
-        [only] => format!("`{}` for each of tcp and udp", jump(only)),
-        _ => "there is no port beside the NodePorts".to_owned(),
-    }
+        [only] => one(only, None),
+        _ => return "there is no port beside the NodePorts".to_owned(),
+    };
+    let same = match others {
+        [] => String::new(),
+        some => {
+            let names = some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+            format!(", and the same for {names}")
+        }
+    };
+    format!("{place}, with its conditions, {lines}{same}{rest}")
 }
 
 /// A share in per cent, with as many digits as it takes to see it.

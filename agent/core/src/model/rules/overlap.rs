@@ -4,7 +4,7 @@ use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
 use crate::observe::SourceId;
 use crate::ports::{PortRange, PortSettings};
-use crate::report::{EphemeralReport, OverlapReport, ProxyReport, Report};
+use crate::report::{EphemeralReport, NodePortBasis, OverlapReport, ProxyReport, Report};
 
 /// Network namespaces that may pick an allocated NodePort as source port.
 pub(super) fn ephemeral(view: &View<'_>, report: &Report) -> Vec<Finding> {
@@ -22,6 +22,7 @@ fn ephemeral_of(view: &View<'_>, row: &EphemeralReport, overlap: &OverlapReport)
         format!("ip_local_port_range {range}, {ports} of {} NodePorts not reserved", node_ports.count()),
     )];
     evidence.extend(harm(view, overlap));
+    evidence.extend(range_basis(overlap));
     let reserve = row.reserve.as_ref().map_or_else(|| node_ports.to_string(), Clone::clone);
     let beside = if row.reserved.is_empty() { "" } else { " (keeps what is reserved already)" };
     let reserving = if host {
@@ -66,6 +67,22 @@ fn ways_out(row: &EphemeralReport, node_ports: PortRange, reserving: String) -> 
         ));
     }
     ways.join("; or ")
+}
+
+/// From where the NodePort range is known, unless the user gave it.
+pub(super) fn range_basis(overlap: &OverlapReport) -> Option<Evidence> {
+    let range = overlap.node_port_range;
+    match overlap.node_port_basis {
+        NodePortBasis::Configured | NodePortBasis::Proxy => None,
+        NodePortBasis::Default => Some(format!(
+            "the NodePort range {range} is assumed: Kubernetes' default (--node-port-range if the cluster has another)"
+        )),
+        NodePortBasis::Observed => Some(format!(
+            "the NodePort range {range} is assumed: Kubernetes' default, widened to the NodePorts that were seen \
+             (--node-port-range if the cluster has another)"
+        )),
+    }
+    .map(Evidence::given)
 }
 
 /// Said where Services made by eBPF or IPVS could not be looked for.

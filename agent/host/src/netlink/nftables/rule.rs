@@ -25,6 +25,11 @@ const CONTINUE: i32 = -1;
 /// `NFT_REG32_00`; before it are four registers of 16 bytes.
 const FIRST_SMALL_REGISTER: u32 = 8;
 
+/// Expressions that no packet is let pass by at, but for what is told of them otherwise. Of others it depends: `payload` breaks off where
+/// a packet is too short, `lookup` where a map lacks the key, `dynset` where a set is full, `objref` where a limit is reached.
+const PASSING: [&[u8]; 11] =
+    [b"match", b"target", b"immediate", b"masq", b"nat", b"redir", b"reject", b"counter", b"log", b"notrack", b"last"];
+
 /// What a rule is worth reading for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Glance<'a> {
@@ -228,6 +233,7 @@ impl<'a> Fields<'a> {
 
 impl Run<'_> {
     fn step(&mut self, name: &[u8], data: Attributes<'_>) -> Result<(), Malformed> {
+        self.parts.selective |= !PASSING.contains(&name);
         match name {
             b"match" => {
                 let (name, revision, info) = extension(data)?;
@@ -245,6 +251,8 @@ impl Run<'_> {
             }
             b"nat" => {
                 let fields = Fields::of(data)?;
+                // There the rule is for packets of the address's family only.
+                self.parts.selective |= self.family == RuleFamily::Inet;
                 if fields.number(1) == Some(0) {
                     let flags = fields.number(7).unwrap_or(0);
                     let addresses = self.addresses(fields.number(3), fields.number(4));
@@ -262,8 +270,15 @@ impl Run<'_> {
             b"cmp" | b"range" => self.compare(name, &Fields::of(data)?)?,
             b"lookup" => self.look_up(lookup(data)?),
             b"limit" | b"quota" | b"connlimit" => self.parts.conditions.push(format!("{} …", text(name))),
+            b"dynset" => {
+                let set = Fields::of(data)?.0.get(&1).map_or_else(String::new, |name| text(name));
+                self.parts.conditions.push(format!("room in @{set}"));
+            }
+            // NFT_OBJECT_COUNTER, and what is attached to connections; others are limits, or from a map.
+            b"objref" if matches!(Fields::of(data.clone())?.number(1), Some(1 | 3 | 7..=9)) => {}
+            b"objref" => self.parts.conditions.push("limit …".to_owned()),
             // They let every packet pass.
-            b"counter" | b"log" | b"notrack" | b"last" | b"dynset" | b"objref" | b"dup" | b"synproxy" => {}
+            b"counter" | b"log" | b"notrack" | b"last" | b"dup" | b"synproxy" => {}
             _ => {
                 // hash, rt, socket, exthdr, osf, xfrm, tunnel, inner: what is in their register is not told.
                 let fields = Fields::of(data)?;
@@ -409,19 +424,19 @@ impl Run<'_> {
             self.action = Action::Map;
             return;
         }
-        if let Some(destination) = lookup.destination {
-            self.registers.insert(slot(destination), (Value::Other(format!("map @{}", lookup.set)), None));
-            return;
-        }
         let value = self.registers.get(&slot(lookup.source)).map(|(value, _)| value.clone());
         let name = value.as_ref().map_or_else(|| "?".to_owned(), Value::name);
         let within = (self.set)(&lookup.set).unwrap_or_else(|| format!("@{}", lookup.set));
         let not = if lookup.inverted { "! " } else { "" };
+        // Of a map, too: a packet whose key is not in it goes on to the next rule.
         let condition = format!("{not}{name} in {within}");
         if value.is_some_and(|value| value.is_understood()) {
             self.parts.conditions.push(condition);
         } else {
             self.parts.unclear.push(condition);
+        }
+        if let Some(destination) = lookup.destination {
+            self.registers.insert(slot(destination), (Value::Other(format!("map @{}", lookup.set)), None));
         }
     }
 

@@ -6,16 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use headroom_core::flow::Protocol;
-use headroom_core::observe::{NodePort, RuleBackend, RuleFamily, ServiceProxy};
+use headroom_core::observe::{NodePort, RuleBackend, RuleFamily, ServiceProxy, SourceNatRule};
 
+mod kube_proxy;
 mod sets;
 
 use self::sets::Sets;
 use super::Reading;
-use crate::netlink::message::Malformed;
 use crate::netlink::nftables::rule::{glance, rule};
-use crate::netlink::nftables::{self as nft, ChainHead, Element, Place, RawRule, Request};
+use crate::netlink::nftables::{self as nft, ChainHead, Element, Place, Request};
 use crate::netlink::query::{Query, QueryError};
 use crate::rules::source_nat::{Table, source_nat};
 use crate::rules::{Chain, Rule};
@@ -28,19 +27,14 @@ pub const RULES_LIMIT: usize = 1_000_000;
 const FULL_CHAINS_LIMIT: usize = 2048;
 /// Rules of them in full at most.
 const FULL_RULES_LIMIT: usize = 16_384;
-/// Elements of kube-proxy's maps at most.
-const ELEMENTS_LIMIT: usize = 262_144;
 /// How often a table is read that changes meanwhile.
 const ATTEMPTS: u32 = 3;
 /// `NF_INET_LOCAL_IN` and `NF_INET_POST_ROUTING`.
 const TRANSLATING_HOOKS: [u32; 2] = [1, 4];
 /// Chains of `iptables` at hooks.
 const IPTABLES_CHAINS: [&str; 4] = ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"];
-/// kube-proxy's table, and its maps with NodePorts as keys.
-const KUBE_PROXY: &str = "kube-proxy";
-const KUBE_MAPS: [&str; 2] = ["service-nodeports", "no-endpoint-nodeports"];
-/// kube-proxy's chain of NodePorts, in tables of `iptables-nft`.
-const KUBE_CHAIN: &str = "KUBE-NODEPORTS";
+/// Tables at most.
+const TABLES_LIMIT: usize = 65_536;
 
 /// A table that translates addresses.
 #[derive(Debug, Default)]
@@ -50,6 +44,8 @@ struct Nat {
     translating: BTreeSet<String>,
     /// kube-proxy has its chain of NodePorts there.
     node_ports: bool,
+    /// It is switched off: the kernel keeps its rules and does not apply them.
+    dormant: bool,
 }
 
 /// Counts what is listed, up to a bound.
@@ -109,6 +105,7 @@ fn tables(deadline: Instant) -> Result<BTreeMap<(RuleFamily, String), Nat>, Quer
     // Chains come table by table; without a hook of their own they are worth nothing but for their name.
     let mut with_node_ports: BTreeSet<(RuleFamily, String)> = BTreeSet::new();
     let mut query = Query::open()?;
+    let dormant = dormant(&mut query, deadline)?;
     let request = nft::request(&Request::Chains, query.next_sequence());
     let mut bound = Bound::new("chains", CHAINS_LIMIT);
     query.list("chains", &request, deadline, |message| {
@@ -121,7 +118,7 @@ fn tables(deadline: Instant) -> Result<BTreeMap<(RuleFamily, String), Nat>, Quer
                 nat.translating.insert(name.clone());
             }
             nat.hooks.insert(name);
-        } else if name == KUBE_CHAIN {
+        } else if name == kube_proxy::CHAIN {
             with_node_ports.insert((family, table));
         }
         Ok(bound.one_more())
@@ -129,8 +126,25 @@ fn tables(deadline: Instant) -> Result<BTreeMap<(RuleFamily, String), Nat>, Quer
     bound.end()?;
     for (place, nat) in &mut tables {
         nat.node_ports = with_node_ports.contains(place);
+        nat.dormant = dormant.contains(place);
     }
     Ok(tables)
+}
+
+/// The tables that are switched off.
+fn dormant(query: &mut Query, deadline: Instant) -> Result<BTreeSet<(RuleFamily, String)>, QueryError> {
+    let mut dormant = BTreeSet::new();
+    let request = nft::request(&Request::Tables, query.next_sequence());
+    let mut bound = Bound::new("tables", TABLES_LIMIT);
+    query.list("tables", &request, deadline, |message| {
+        let Some(table) = nft::table(message)? else { return Ok(ControlFlow::Continue(())) };
+        if table.dormant {
+            dormant.insert((table.family, table.name));
+        }
+        Ok(bound.one_more())
+    })?;
+    bound.end()?;
+    Ok(dormant)
 }
 
 /// Reads a table, again if it changes meanwhile.
@@ -153,7 +167,8 @@ fn table(
         reading.seen.push(seen);
     }
     let place = Table { backend, family, name: name.to_owned() };
-    let with_node_ports = nat.node_ports && like_iptables;
+    reading.dormant += usize::from(nat.dormant);
+    let with_node_ports = nat.node_ports && like_iptables && !nat.dormant;
     if with_node_ports {
         reading.proxy(ServiceProxy::Iptables);
     }
@@ -172,17 +187,24 @@ fn table(
             reading.missing.push(format!("nftables table `{} {name}` changed each time it was read", family.name()));
         } else {
             reading.rules += rules;
-            reading.source_nat.extend(source_nat(&place, &chains));
+            reading.source_nat.extend(source_nat(&place, &chains).into_iter().map(|rule| in_force(rule, nat)));
         }
         break;
     }
-    if name == KUBE_PROXY && !like_iptables {
+    if name == kube_proxy::TABLE && !like_iptables && !nat.dormant {
         reading.proxy(ServiceProxy::Nftables);
-        for map in KUBE_MAPS {
-            map_node_ports(reading, family, map, deadline)?;
-        }
+        kube_proxy::maps(reading, family, deadline);
     }
     Ok(())
+}
+
+/// A rule as it is where its table is switched off: no packet comes to it.
+fn in_force(rule: SourceNatRule, nat: &Nat) -> SourceNatRule {
+    if !nat.dormant {
+        return rule;
+    }
+    let why = Some("never reached: its table is dormant (`flags dormant`)".to_owned());
+    SourceNatRule { path: Vec::new(), unreached: why, ..rule }
 }
 
 /// Looks all rules of a table over: where chains lead, how many rules there are, and whether they changed meanwhile. Of
@@ -216,10 +238,10 @@ fn links(
         if let Some(chain) = seen.chain.map(nft::text).filter(|chain| current.1.chains.last() != Some(chain)) {
             current.1.chains.push(chain);
         }
-        if let Some(found) = node_ports.as_mut().filter(|_| raw.chain == KUBE_CHAIN.as_bytes()) {
+        if let Some(found) = node_ports.as_mut().filter(|_| raw.chain == kube_proxy::CHAIN.as_bytes()) {
             // One more than is kept tells that there are more.
             if found.len() <= super::NODE_PORTS_LIMIT {
-                found.extend(node_port(&raw, family)?);
+                found.extend(kube_proxy::of_rule(&raw, family)?);
             }
         }
         Ok(bound.one_more())
@@ -290,7 +312,6 @@ fn full(
     Ok((chains, interrupted))
 }
 
-/// What is in the sets that rules name.
 /// Shows the elements of a set or map, at most so many; whether there are more.
 fn elements(
     place: &Place<'_>,
@@ -312,50 +333,6 @@ fn elements(
     Ok(bound.end().is_err())
 }
 
-/// A NodePort as a rule of `iptables-nft`: `-p tcp -m comment --comment "ns/name:port" --dport 30080 -j KUBE-EXT-…`.
-fn node_port(raw: &RawRule<'_>, family: RuleFamily) -> Result<Option<NodePort>, Malformed> {
-    let parts = rule(raw, family, 1, &mut |_| None)?.parts;
-    let (Some(protocol), Some(port)) = (parts.protocol, parts.destination_port) else { return Ok(None) };
-    Ok(Some(NodePort { proxy: ServiceProxy::Iptables, protocol, port, service: parts.comment }))
-}
-
-/// NodePorts as keys of a map: protocol and port, each in four bytes; the chain it leads to holds the Service's name.
-fn map_node_ports(
-    reading: &mut Reading,
-    family: RuleFamily,
-    map: &'static str,
-    deadline: Instant,
-) -> Result<(), QueryError> {
-    let place = Place { family, table: KUBE_PROXY, within: Some(map) };
-    let found = &mut reading.node_ports;
-    let read = elements(&place, ELEMENTS_LIMIT, deadline, |element| {
-        let [protocol, _, _, _, high, low, ..] = *element.key else { return };
-        found.push(NodePort {
-            proxy: ServiceProxy::Nftables,
-            protocol: Protocol(protocol),
-            port: u16::from_be_bytes([high, low]),
-            service: element.chain.as_deref().and_then(service),
-        });
-    });
-    match read {
-        Ok(true) => reading.missing.push(format!("kube-proxy's map `{map}` has more than {ELEMENTS_LIMIT} elements")),
-        Ok(false) => {}
-        // Older versions of kube-proxy lack one of them.
-        Err(error) if error.is_missing() => {}
-        Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
-/// `external-ULMVA6XW-ns1/svc1/tcp/p80` names `ns1/svc1:p80`.
-fn service(chain: &str) -> Option<String> {
-    let rest = chain.split_once('-')?.1.split_once('-')?.1;
-    let mut words = rest.split('/');
-    let (namespace, name, _protocol) = (words.next()?, words.next()?, words.next()?);
-    let port = words.next().filter(|port| !port.is_empty()).map(|port| format!(":{port}")).unwrap_or_default();
-    Some(format!("{namespace}/{name}{port}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,12 +349,5 @@ mod tests {
         assert_eq!(counted(3), (3, Ok(3)));
         assert_eq!(counted(4), (3, Err("there are more rules than 3".to_owned())));
         assert_eq!(counted(9), (3, Err("there are more rules than 3".to_owned())));
-    }
-
-    #[test]
-    fn a_chain_of_kube_proxy_names_its_service() {
-        assert_eq!(service("external-ULMVA6XW-ns1/svc1/tcp/p80").as_deref(), Some("ns1/svc1:p80"));
-        assert_eq!(service("external-ULMVA6XW-ns1/svc1/udp/").as_deref(), Some("ns1/svc1"));
-        assert_eq!(service("reject-chain"), None);
     }
 }

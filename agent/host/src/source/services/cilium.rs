@@ -3,12 +3,15 @@
 //! `struct lb4_key`, `struct lb6_key` and `struct lb4_service` of `bpf/lib/common.h`: the sizes and what is read here are the
 //! same from Cilium 1.8 to 1.18. The entry of a Service itself has the slot 0; those of its Endpoints follow.
 
+use std::path::Path;
 use std::time::Instant;
 
 use headroom_core::flow::Protocol;
 use headroom_core::observe::{NodePort, ServiceProxy};
+use headroom_core::ports::PortRange;
 
 use super::Reading;
+use crate::bounded;
 use crate::ebpf::maps::{Pinned, PinnedError};
 use crate::root::HostRoot;
 
@@ -18,6 +21,10 @@ const FOLDER: &str = "/sys/fs/bpf/tc/globals";
 const ENTRIES_LIMIT: usize = 1 << 20;
 /// `SVC_FLAG_NODEPORT`
 const FLAG_NODE_PORT: u8 = 1 << 1;
+/// What Cilium compiles its programs with; versions that load them with their settings instead (1.18) do not write the range there.
+const SETTINGS: &str = "/var/run/cilium/state/globals/node_config.h";
+/// It has some hundred lines.
+const SETTINGS_LIMIT_BYTES: usize = 1 << 20;
 /// The interface that Cilium makes on every node.
 const INTERFACE: &str = "/sys/class/net/cilium_host";
 
@@ -58,6 +65,9 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, deadline: Instant) {
     // Cilium beside kube-proxy has Services in its maps, but no NodePorts: those are kube-proxy's.
     if reading.node_ports.iter().any(|port| port.proxy == ServiceProxy::Cilium) {
         reading.proxies.push(ServiceProxy::Cilium);
+        // Without it the range is assumed, and said to be.
+        let settings = bounded::read_in(root, Path::new(SETTINGS), SETTINGS_LIMIT_BYTES).ok();
+        reading.range = settings.and_then(|settings| configured_range(&settings));
     }
     if !there && root.path(INTERFACE).exists() {
         let why = format!("Cilium is on this node, but its maps are not in `{FOLDER}`; is the bpffs mounted here?");
@@ -65,8 +75,22 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, deadline: Instant) {
     }
 }
 
+/// The range of NodePorts in Cilium's settings: `#define NODEPORT_PORT_MIN 30000`, `#define NODEPORT_PORT_MAX 32767`.
+pub fn configured_range(settings: &[u8]) -> Option<PortRange> {
+    let settings = str::from_utf8(settings).ok()?;
+    let defined = |name: &str| -> Option<u16> {
+        let mut defined = settings.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let of = words.next() == Some("#define") && words.next() == Some(name);
+            of.then(|| words.next()).flatten()
+        });
+        defined.next()?.parse().ok()
+    };
+    PortRange::new(defined("NODEPORT_PORT_MIN")?, defined("NODEPORT_PORT_MAX")?).filter(|range| range.first() > 0)
+}
+
 fn map_of<const K: usize>(
-    path: &std::path::Path,
+    path: &Path,
     deadline: Instant,
     entries: &mut usize,
     found: &mut Vec<(Protocol, u16)>,
@@ -125,6 +149,27 @@ mod tests {
         let mut v6 = [0_u8; KEY_V6];
         v6[16..].copy_from_slice(&key(30_443, 0, 6)[4..]);
         assert_eq!(told(&v6, flags(2)), Some(vec![(Protocol::TCP, 30_443)]));
+    }
+
+    /// Exercises Cilium's settings, as version 1.14 writes them. If this fails, a cluster with another range is judged by the default.
+    #[test]
+    fn the_range_of_node_ports_is_in_ciliums_settings() {
+        let range = |settings: &str| configured_range(settings.as_bytes()).map(|range| range.to_string());
+        let with = |lines: &str| {
+            format!("/*\n * 10.0.0.2\n */\n\n#define NAT46 1\n{lines}#define NODEPORT_PORT_MIN_NAT 24768\n")
+        };
+        let both = with("#define NODEPORT_PORT_MAX 24767\n#define NODEPORT_PORT_MIN 22000\n");
+        assert_eq!(range(&both).as_deref(), Some("22000-24767"));
+        for odd in [
+            "",
+            "#define NODEPORT_PORT_MAX 24767\n",
+            "#define NODEPORT_PORT_MAX 24767\n#define NODEPORT_PORT_MIN (1 + 2)\n",
+            "#define NODEPORT_PORT_MAX 22000\n#define NODEPORT_PORT_MIN 24767\n",
+            "#define NODEPORT_PORT_MAX 70000\n#define NODEPORT_PORT_MIN 0\n",
+            "// #define NODEPORT_PORT_MAX 2\n#define NODEPORT_PORT_MIN 1\n",
+        ] {
+            assert_eq!(range(&with(odd)), None, "{odd}");
+        }
     }
 
     proptest! {
