@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use crate::engine::Engine;
 use crate::lanes::{self, DEADLINE, Pace};
 use crate::output::web::{self, Published};
 use crate::settings::Settings;
-use crate::settings::watch::{self as files, Look};
+use crate::settings::watch::{self as files, Looks};
 
 /// Requests under way when it is time to stop get this long.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -45,7 +44,7 @@ pub(super) fn run(args: &AgentArgs) -> anyhow::Result<u8> {
     runtime.block_on(serve(settings, looks))
 }
 
-async fn serve(settings: Settings, looks: Option<Receiver<Look>>) -> anyhow::Result<u8> {
+async fn serve(settings: Settings, looks: Option<Looks>) -> anyhow::Result<u8> {
     // Listen before anything is attached: a taken port is the commonest mistake.
     let listener = tokio::net::TcpListener::bind(settings.listen)
         .await
@@ -63,7 +62,7 @@ async fn serve(settings: Settings, looks: Option<Receiver<Look>>) -> anyhow::Res
         let (settings, stop, progress) = (settings.clone(), Arc::clone(&stop), progress.clone());
         thread::Builder::new().name("ledger".to_owned()).spawn(move || {
             let _alive = alive;
-            own(&settings, looks.as_ref(), &publish, &stop, &progress)
+            own(&settings, looks, &publish, &stop, &progress)
         })?
     };
     let cleaner = cleaner::start(&settings, &progress)?;
@@ -104,7 +103,7 @@ async fn serve(settings: Settings, looks: Option<Receiver<Look>>) -> anyhow::Res
 /// Owns the ledger: takes in facts, publishes a report every tick.
 fn own(
     settings: &Settings,
-    looks: Option<&Receiver<Look>>,
+    mut looks: Option<Looks>,
     publish: &watch::Sender<Option<Published>>,
     stop: &AtomicBool,
     progress: &cleaner::Progress,
@@ -115,7 +114,7 @@ fn own(
     let mut since_report = settings.tick;
     while !stop.load(Ordering::Relaxed) {
         let began = clock::thread_cpu();
-        looks.into_iter().flat_map(Receiver::try_iter).for_each(|look| look.tell(&mut engine));
+        looks.iter_mut().for_each(|looks| looks.tell(&mut engine));
         let mut report = engine.report();
         cleaner::tell(&mut report, progress.report());
         let pause = SAMPLE.max(clock::thread_cpu().saturating_sub(began).saturating_mul(IDLE_PER_SAMPLE));

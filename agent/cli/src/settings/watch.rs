@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headroom_core::known::{Known, Why};
 use headroom_core::model::nat::NatSettings;
@@ -24,6 +24,8 @@ use crate::engine::Engine;
 const LOOK: Duration = Duration::from_secs(30);
 /// … less often where reading them takes more than this part of the time: one in two hundred.
 const IDLE_PER_READING: u32 = 200;
+/// A look that comes so much later than it should hangs, on a file system that does not answer.
+const LATE: Duration = Duration::from_secs(60);
 
 /// What a look at the files tells.
 #[derive(Debug)]
@@ -31,16 +33,47 @@ pub(crate) struct Look {
     /// New settings, if the files have changed and can be understood.
     settings: Option<Box<Settings>>,
     coverage: CoverageDetail,
+    /// The next one comes so much later.
+    pause: Duration,
 }
 
 impl Look {
-    /// Lets the engine go by it.
-    pub(crate) fn tell(self, engine: &mut Engine) {
+    fn tell(self, engine: &mut Engine) {
         if let Some(settings) = self.settings {
             engine.set_nat(&settings);
         }
-        let fact = Fact::Coverage(Known::Present(self.coverage));
-        engine.observe(Observation { at: clock::node_time(), source: SourceId::NatFiles, fact });
+        tell(self.coverage, engine);
+    }
+}
+
+fn tell(coverage: CoverageDetail, engine: &mut Engine) {
+    let fact = Fact::Coverage(Known::Present(coverage));
+    engine.observe(Observation { at: clock::node_time(), source: SourceId::NatFiles, fact });
+}
+
+/// The looks, as they come.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    queue: Receiver<Look>,
+    heard: Instant,
+    pause: Duration,
+}
+
+impl Looks {
+    /// Lets the engine go by those that have come, or says that none has for too long.
+    pub(crate) fn tell(&mut self, engine: &mut Engine) {
+        for look in self.queue.try_iter() {
+            (self.heard, self.pause) = (Instant::now(), look.pause);
+            look.tell(engine);
+        }
+        let silent = self.heard.elapsed();
+        if silent > self.pause + LATE {
+            let why = format!(
+                "nobody has looked for {} s: the thread `nat-files` hangs or has died; what was read before stays in force",
+                silent.as_secs()
+            );
+            tell(CoverageDetail { how: "files about the NAT".to_owned(), degraded: Some(Why::new(why)) }, engine);
+        }
     }
 }
 
@@ -84,7 +117,7 @@ impl Files {
                 settings = Some(Box::new(read));
             }
         }
-        Look { settings, coverage: self.watched.coverage(now) }
+        Look { settings, coverage: self.watched.coverage(now), pause: LOOK }
     }
 }
 
@@ -99,25 +132,27 @@ fn stamp(path: &Path) -> Option<Stamp> {
 ///
 /// # Errors
 /// The thread could not be started.
-pub(crate) fn start(node: &NodeArgs, nat: &NatArgs, settings: &Settings) -> std::io::Result<Option<Receiver<Look>>> {
+pub(crate) fn start(node: &NodeArgs, nat: &NatArgs, settings: &Settings) -> std::io::Result<Option<Looks>> {
     // What came over standard input is gone: without it the others say something else.
     let stdin = nat.nat_from.iter().any(|path| path == Path::new("-"));
     if settings.nat_files.is_empty() || stdin {
         return Ok(None);
     }
     let mut files = Files::of(node, nat, settings);
-    let (sender, receiver) = sync_channel(1);
+    let (sender, queue) = sync_channel(1);
     thread::Builder::new().name("nat-files".to_owned()).spawn(move || {
         loop {
             let began = clock::thread_cpu();
-            if sender.send(files.look(clock::node_time())).is_err() {
+            let look = files.look(clock::node_time());
+            let took = clock::thread_cpu().saturating_sub(began);
+            let pause = LOOK.max(took.saturating_mul(IDLE_PER_READING));
+            if sender.send(Look { pause, ..look }).is_err() {
                 return;
             }
-            let took = clock::thread_cpu().saturating_sub(began);
-            thread::sleep(LOOK.max(took.saturating_mul(IDLE_PER_READING)));
+            thread::sleep(pause);
         }
     })?;
-    Ok(Some(receiver))
+    Ok(Some(Looks { queue, heard: Instant::now(), pause: LOOK }))
 }
 
 #[cfg(test)]
@@ -189,6 +224,7 @@ mod tests {
             assert!(why.contains("mapping.json` is no JSON") && why.contains("stays in force"), "{why}");
             let finding = spoilt.findings.iter().find(|finding| finding.subject == "nat-files").unwrap();
             assert_eq!(finding.severity, Severity::Warning);
+            assert!(spoilt.nat.allocation.notes.contains(&why), "{:?}", spoilt.nat.allocation);
         }
         std::fs::remove_file(&path).unwrap();
         let gone = daemon.report();
@@ -221,6 +257,21 @@ mod tests {
             daemon.files.watched.coverage(clock::node_time()).how.split(',').next(),
             Some("2 files about the NAT")
         );
+    }
+
+    /// Exercises a thread that is stuck in a file system. If this fails, numbers that nobody has looked after are told as checked.
+    #[test]
+    fn looks_that_stay_away_are_told() {
+        let mut daemon = Daemon::new(&NodeArgs::default(), &NatArgs::default());
+        let (_sender, queue) = sync_channel(1);
+        let heard = |ago: Duration| Instant::now().checked_sub(ago).unwrap();
+        let mut looks = Looks { queue, heard: heard(LATE), pause: LOOK };
+        looks.tell(&mut daemon.engine);
+        assert!(daemon.engine.report().coverage.is_empty(), "not late yet");
+        looks.heard = heard(LOOK + LATE + Duration::from_secs(1));
+        looks.tell(&mut daemon.engine);
+        let (state, why) = state(&daemon.engine.report());
+        assert!(state == CoverageState::Degraded && why.contains("has looked for 91 s"), "{why}");
     }
 
     #[test]

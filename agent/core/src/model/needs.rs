@@ -64,7 +64,7 @@ pub(super) fn report(
     NatReport {
         profile: nat.profile.name().to_owned(),
         endpoint_independent: nat.endpoint_independent,
-        allocation: allocation(nat, given, memory.shrunk(now), present),
+        allocation: allocation(ledger, (nat, given), memory.shrunk(now), present),
         demand: demands,
         destinations: listed.map(|account| destination(account, holders, seen, memory, now)).collect(),
         omitted: omitted(&demand.accounts, policy.max_destinations),
@@ -195,7 +195,12 @@ fn seconds(secs: f64) -> String {
     if secs < 10.0 { format!("{secs:.1} s") } else { format!("{secs:.0} s") }
 }
 
-fn allocation(nat: &NatSettings, given: Option<&NodePorts>, shrunk: Option<Shrunk>, now: Now) -> AllocationReport {
+fn allocation(
+    ledger: &Ledger,
+    (nat, given): (&NatSettings, Option<&NodePorts>),
+    shrunk: Option<Shrunk>,
+    now: Now,
+) -> AllocationReport {
     let why = given.map_or_else(
         || {
             "no NAT settings were given (--nat-profile …) and none follow from the platform; demand is not judged"
@@ -212,8 +217,15 @@ fn allocation(nat: &NatSettings, given: Option<&NodePorts>, shrunk: Option<Shrun
         why: why + &shrunk.unwrap_or_default(),
         age_secs: nat.observed.as_ref().and_then(|observed| observed.age(now.wall)).map(|age| age.as_secs()),
         capacity_nodes: given.and_then(|given| given.capacity_nodes),
-        notes: nat.notes.clone(),
+        // The files say something else by now, or nothing that could be understood.
+        notes: nat.notes.iter().cloned().chain(stale(ledger)).collect(),
     }
+}
+
+/// That the files about the NAT could not be read again.
+fn stale(ledger: &Ledger) -> Option<String> {
+    let files = ledger.coverage().get(&SourceId::NatFiles)?.present()?;
+    files.degraded.as_ref().map(ToString::to_string)
 }
 
 /// Whether it is known which new connections found no port on this node.
