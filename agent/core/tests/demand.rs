@@ -12,7 +12,7 @@ use headroom_core::observe::{ConntrackTcpState, Fact, NoPort, Outcome, Sandbox, 
 #[path = "node/pods.rs"]
 mod node;
 
-use node::{Node, POD, counter, entry, outside, udp};
+use node::{Node, POD, counter, entry, outside, sockets, udp};
 
 #[test]
 fn a_closed_connection_holds_its_port_for_the_nats_time_wait() {
@@ -344,7 +344,7 @@ fn a_pair_that_the_kernel_counts_no_longer_holds_its_ports_until_the_nat_frees_t
     node.count(1000, [counter(3, 3, 0, 2)]);
     node.count(1010, []);
     let row = node.destination(1010, 443);
-    assert_eq!((row.held, row.active, row.wanting, row.opened_total), (3, 0, 0, Some(0)));
+    assert_eq!((row.held, row.active, row.wanting, row.opened_total), (3, 0, 0, Some(3)));
     assert_eq!(node.destination(1119, 443).held, 3);
     assert_eq!(node.destination(1121, 443).held, 0);
     node.count(1151, []);
@@ -361,8 +361,44 @@ fn a_pair_that_is_counted_anew_adds_to_what_is_remembered() {
     // Retired and dialled again between two readings: it is there, with less than before.
     node.count(1010, [counter(5, 4, 0, 0)]);
     let row = node.destination(1010, 443);
-    assert_eq!((row.held, row.active, row.opened_total, row.closed_total), (35, 1, Some(5), Some(4)));
+    assert_eq!((row.held, row.active, row.opened_total, row.closed_total), (35, 1, Some(35), Some(34)));
+    assert_eq!(row.failed_total, Some(2));
     assert_eq!(node.destination(1121, 443).held, 5);
+}
+
+/// Exercises a pair that comes back between two readings with as much as it had, or more. If this fails, its first connections of
+/// the new counting are lost: it holds ports that nobody sees.
+#[test]
+fn a_pair_that_comes_back_with_as_much_as_before_is_told_by_its_birth() {
+    for (again, closed) in [(1, 1), (9, 7)] {
+        let mut node = Node::new();
+        node.count(990, [TcpCounter { born: 4, ..counter(0, 0, 0, 0) }]);
+        node.count(1000, [TcpCounter { born: 4, ..counter(1, 1, 0, 1) }]);
+        let anew = TcpCounter { born: 5, ..counter(again, closed, 0, 1) };
+        // A fact that is told twice is the same fact.
+        for second in [1010, 1011] {
+            node.count(second, [anew]);
+            let row = node.destination(second, 443);
+            assert_eq!(row.active, u32::try_from(again - closed).unwrap());
+            assert_eq!(row.held, u32::try_from(1 + again).unwrap());
+            assert_eq!((row.opened_total, row.closed_total), (Some(1 + again), Some(1 + closed)));
+            assert_eq!(row.failed_total, Some(2));
+        }
+    }
+}
+
+/// Exercises a pair with closes that were missed, which comes back. If this fails, what a socket table corrected once is corrected for
+/// ever.
+#[test]
+fn what_a_socket_table_corrected_ends_with_the_counting_that_it_corrected() {
+    let mut node = Node::new();
+    node.count(990, [TcpCounter { born: 4, ..counter(0, 0, 0, 0) }]);
+    node.count(1000, [TcpCounter { born: 4, ..counter(10, 8, 0, 0) }]);
+    sockets(&mut node, 1001, []);
+    node.count(1002, [TcpCounter { born: 4, ..counter(10, 8, 0, 0) }]);
+    assert_eq!(node.destination(1002, 443).active, 0);
+    node.count(1010, [TcpCounter { born: 5, ..counter(12, 8, 0, 0) }]);
+    assert_eq!(node.destination(1010, 443).active, 4);
 }
 
 /// Exercises causes. If this fails, a destination that refuses looks like one that is silent.

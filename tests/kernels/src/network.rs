@@ -209,7 +209,8 @@ impl Scene {
         }
         for fact in facts {
             if let Fact::TcpCounter(counter) = fact {
-                counters.insert(counter.destination, counter);
+                // Nothing is counted anew in so short a time.
+                counters.insert(counter.destination, TcpCounter { born: 0, ..counter });
             }
         }
         Ok(counters)

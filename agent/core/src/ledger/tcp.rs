@@ -59,15 +59,16 @@ pub struct TcpTally {
     pub no_local_port_lately: u64,
     /// SYNs sent again within [`Spans::lately`].
     pub syn_retransmitted_lately: u64,
-    /// Opened since start.
+    /// Opened since the ledger knows the pair: since the start, or since the pair came back after it was forgotten (without
+    /// connections for 150 s, near the bound of the kernel's map for 10 s, and for as long as the ledger remembers ends).
     pub opened_total: u64,
-    /// Closed or reset since start.
+    /// Closed or reset since then.
     pub closed_total: u64,
-    /// Failed since start (without those for want of a local port).
+    /// Failed since then (without those for want of a local port).
     pub failed_total: Failures,
-    /// Connects that found no local port since start.
+    /// Connects that found no local port since then.
     pub no_local_port_total: u64,
-    /// SYNs sent again since start.
+    /// SYNs sent again since then.
     pub syn_retransmitted_total: u64,
 }
 

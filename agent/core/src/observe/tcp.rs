@@ -7,13 +7,17 @@ use serde::{Deserialize, Serialize};
 use crate::flow::Endpoint;
 use crate::ids::NetnsInode;
 
-/// Counters since the eBPF programs were attached, or since the pair was seen again after a long silence; they only grow.
+/// Counters since [`TcpCounter::born`]; every other one only grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpCounter {
     /// What the socket dialled (before the node's DNAT).
     pub destination: Endpoint,
     /// The socket's own address.
     pub source: IpAddr,
+    /// Which counting of this pair it is: another number tells that the pair was forgotten in the kernel, with no connection open,
+    /// and is counted anew from zero. 0 where it is not told; counters smaller than before tell the same.
+    #[serde(default)]
+    pub born: u32,
     /// Connects begun.
     pub attempted: u64,
     /// Connects that were answered.
@@ -42,6 +46,7 @@ impl TcpCounter {
         Self {
             destination,
             source,
+            born: 0,
             attempted: 0,
             opened: 0,
             closed: 0,

@@ -163,11 +163,12 @@ pub struct DestinationReport {
     /// ended.
     #[serde(default)]
     pub per_sec: Option<f64>,
-    /// Connections opened since start, by the TCP counters; absent where they do not count.
+    /// Connections opened, by the TCP counters; absent where they do not count. Since the start; of a destination and source
+    /// without connections for 150 s (10 s where the kernel's map is nearly full), since it was dialled again.
     pub opened_total: Option<u64>,
-    /// Connections ended since start, by the TCP counters; absent where they do not count.
+    /// Connections ended since then, by the TCP counters; absent where they do not count.
     pub closed_total: Option<u64>,
-    /// Connects failed since start, for whatever reason, by the TCP counters; absent where they do not count.
+    /// Connects failed since then, for whatever reason, by the TCP counters; absent where they do not count.
     pub failed_total: Option<u64>,
     /// Of these, refused; absent likewise.
     #[serde(default)]

@@ -137,7 +137,7 @@ impl TcpSource {
         let connected = table.map(|(begun, _)| Connected { begun, shows: &shows });
         let read: Result<(), Why> = tcp
             .entries
-            .read(now, connected.as_ref(), all, |key, counts| put(Fact::TcpCounter(counter(key, counts))))
+            .read(now, connected.as_ref(), all, |key, born, counts| put(Fact::TcpCounter(counter(key, born, counts))))
             .map_err(Why::from);
         let outcome = match &read {
             Err(why) => Outcome::Failed(why.clone()),
@@ -216,7 +216,7 @@ fn pair(key: &Key) -> (Endpoint, IpAddr) {
 }
 
 /// A key and its counts as a fact.
-fn counter(key: &Key, counts: &Counts) -> TcpCounter {
+fn counter(key: &Key, born: u32, counts: &Counts) -> TcpCounter {
     let (destination, source) = pair(key);
     let Counts {
         attempted,
@@ -233,6 +233,7 @@ fn counter(key: &Key, counts: &Counts) -> TcpCounter {
     TcpCounter {
         destination,
         source,
+        born,
         attempted,
         opened,
         closed,
@@ -261,7 +262,7 @@ mod tests {
                 (IpAddr::V6(v6.0.into()).to_canonical(), IpAddr::V6(v6.1.into()).to_canonical()),
             ] {
                 let destination = Endpoint::new(destination, port);
-                let read = counter(&key(destination, source), &Counts::default());
+                let read = counter(&key(destination, source), 0, &Counts::default());
                 prop_assert_eq!((read.destination, read.source), (destination, source));
             }
         }

@@ -50,7 +50,9 @@ fn counters(source: &mut TcpSource) -> Vec<TcpCounter> {
     assert!(matches!(coverage[..], [Fact::Coverage(Known::Present(how))] if how.degraded.is_none()), "{coverage:?}");
     facts
         .into_iter()
-        .filter_map(|fact| if let Fact::TcpCounter(counter) = fact { Some(counter) } else { None })
+        .filter_map(
+            |fact| if let Fact::TcpCounter(counter) = fact { Some(TcpCounter { born: 0, ..counter }) } else { None },
+        )
         .collect()
 }
 

@@ -68,7 +68,7 @@ fn destination(round: u8, port: u16) -> SocketAddr {
 fn counted(tcp: &mut Tcp, rounds: u8, port: u16) -> Counts {
     let mut sum = Counts::default();
     tcp.entries
-        .read(clock::node_time(), None, true, |key, counts| {
+        .read(clock::node_time(), None, true, |key, _, counts| {
             if key.port == port
                 && key.destination.starts_with(&Ipv4Addr::new(127, 9, 0, 0).to_ipv6_mapped().octets()[..15])
             {

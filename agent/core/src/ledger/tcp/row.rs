@@ -1,9 +1,9 @@
 //! What is kept of one pair of destination and source address.
 //!
 //! The counters as they are now, and what was added to them lately: one step of eight bytes per 0.3 s and counter that
-//! moved. With its key in the ledger's map that is 168 bytes for a pair with a close every 50 s (measured by
+//! moved. With its key in the ledger's map that is 180 bytes for a pair with a close every 50 s (measured by
 //! `agent/host/tests/ledger_memory.rs`), some 100 more if connects to it failed or connections are older than the counters,
-//! and 4 kB of steps for a pair with closes all the time of the 150 s that are remembered.
+//! as many more if it was counted anew, and 4 kB of steps for a pair with closes all the time of the 150 s that are remembered.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Step {
     }
 }
 
-/// One pair.
+/// One pair. What was counted is meant since the pair was `born`; it stays when the kernel counts the pair no longer.
 #[derive(Debug, Default)]
 pub(super) struct Row {
     attempted: u64,
@@ -63,9 +63,11 @@ pub(super) struct Row {
     /// The reading that showed it last, and the one that showed a movement last; 0 for none.
     pub(super) shown: u32,
     pub(super) moved: u32,
+    /// [`TcpCounter::born`].
+    born: u32,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Rare {
     /// All but the one of [`CLOSED`].
     kinds: [u64; KINDS],
@@ -74,19 +76,39 @@ struct Rare {
     baseline_wanting: i32,
     /// The ends before the counters began are among the steps: the next socket table shows the same again.
     before_known: bool,
+    /// What was counted before the pair was counted anew.
+    earlier: Option<Box<Earlier>>,
 }
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Earlier {
+    opened: u64,
+    kinds: [u64; KINDS],
+}
+
+/// What most pairs have.
+static NOTHING_RARE: Rare =
+    Rare { kinds: [0; KINDS], baseline_open: 0, baseline_wanting: 0, before_known: false, earlier: None };
 
 impl Row {
     /// Takes in a reading.
     pub(super) fn note(&mut self, counter: &TcpCounter, at: NodeTime, reading: u32) {
-        self.shown = reading;
         let now = kinds(counter);
+        let is_smaller = || {
+            counter.attempted < self.attempted
+                || counter.opened < self.opened
+                || now.iter().zip(self.kinds()).any(|(now, before)| *now < before)
+        };
+        // Forgotten in the kernel, with nothing open, and counted anew.
+        let anew = self.shown > 0 && (counter.born != self.born || is_smaller());
+        if anew || self.shown == 0 {
+            self.carry_over();
+        }
+        if anew {
+            self.set_baseline(0, 0);
+        }
+        (self.shown, self.born) = (reading, counter.born);
         let before = self.kinds();
-        // Smaller than before: it was forgotten in the kernel, and counted anew.
-        let anew = counter.attempted < self.attempted
-            || counter.opened < self.opened
-            || now.iter().zip(before).any(|(now, before)| *now < before);
-        let before = if anew { [0; KINDS] } else { before };
         // SYNs sent again begin and end nothing.
         if anew
             || (counter.attempted, counter.opened) != (self.attempted, self.opened)
@@ -98,22 +120,49 @@ impl Row {
             self.step(kind, now.saturating_sub(before), tenths(at));
         }
         (self.attempted, self.opened, self.closed) = (counter.attempted, counter.opened, counter.closed);
-        let mut kinds = now;
-        kinds[CLOSED] = 0;
-        self.set_rare(|rare| rare.kinds = kinds);
+        self.set_kinds(now);
     }
 
-    fn rare(&self) -> Rare {
-        self.rare.as_deref().copied().unwrap_or_default()
+    fn rare(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&NOTHING_RARE)
     }
 
     fn set_rare(&mut self, change: impl FnOnce(&mut Rare)) {
-        let before = self.rare();
-        let mut rare = before;
+        let mut rare = self.rare.take().unwrap_or_default();
         change(&mut rare);
-        if rare != before {
-            self.rare = (rare != Rare::default()).then(|| Box::new(rare));
+        self.rare = (*rare != NOTHING_RARE).then_some(rare);
+    }
+
+    /// All but the one of [`CLOSED`].
+    fn set_kinds(&mut self, mut kinds: [u64; KINDS]) {
+        kinds[CLOSED] = 0;
+        if self.rare().kinds != kinds {
+            self.set_rare(|rare| rare.kinds = kinds);
         }
+    }
+
+    fn set_baseline(&mut self, open: i32, wanting: i32) {
+        let rare = self.rare();
+        if (rare.baseline_open, rare.baseline_wanting) != (open, wanting) {
+            self.set_rare(|rare| (rare.baseline_open, rare.baseline_wanting) = (open, wanting));
+        }
+    }
+
+    /// What was counted so far becomes what was counted earlier.
+    fn carry_over(&mut self) {
+        let counted = Earlier { opened: self.opened, kinds: self.kinds() };
+        (self.attempted, self.opened, self.closed) = (0, 0, 0);
+        if counted == Earlier::default() {
+            return;
+        }
+        self.set_kinds([0; KINDS]);
+        self.set_rare(|rare| {
+            let earlier = rare.earlier.get_or_insert_default();
+            earlier.opened = earlier.opened.saturating_add(counted.opened);
+            for (earlier, counted) in earlier.kinds.iter_mut().zip(counted.kinds) {
+                *earlier = earlier.saturating_add(counted);
+            }
+        });
     }
 
     /// Connections that ended before the counters began.
@@ -167,12 +216,10 @@ impl Row {
         }
     }
 
-    /// The kernel counts it no longer: nothing is open, and what was counted is not known any more.
+    /// The kernel counts it no longer: nothing is open.
     pub(super) fn retire(&mut self) {
-        let steps = std::mem::take(&mut self.steps);
-        let before_known = self.rare().before_known;
-        *self = Self { steps, moved: self.moved, ..Self::default() };
-        self.set_rare(|rare| rare.before_known = before_known);
+        self.shown = 0;
+        self.set_baseline(0, 0);
     }
 
     /// Whether something ended or failed since then.
@@ -184,11 +231,13 @@ impl Row {
     pub(super) fn reconcile(&mut self, open: u32, wanting: u32, complete: bool) {
         let open = small(i64::from(open).saturating_sub(self.net_open()));
         let wanting = small(i64::from(wanting).saturating_sub(self.net_wanting()));
-        self.set_rare(|rare| {
-            // What an incomplete table does not show proves nothing.
-            rare.baseline_open = if complete { open } else { open.max(rare.baseline_open) };
-            rare.baseline_wanting = if complete { wanting } else { wanting.max(rare.baseline_wanting) };
-        });
+        let rare = self.rare();
+        // What an incomplete table does not show proves nothing.
+        if complete {
+            self.set_baseline(open, wanting);
+        } else {
+            self.set_baseline(open.max(rare.baseline_open), wanting.max(rare.baseline_wanting));
+        }
     }
 
     pub(super) fn tally(&self, since: Since) -> TcpTally {
@@ -222,7 +271,8 @@ impl Row {
                 closed_before = closed_before.saturating_add(count);
             }
         }
-        let (all, rare) = (self.kinds(), self.rare());
+        let rare = self.rare();
+        let (opened, all) = self.totals();
         TcpTally {
             open: self.net_open().saturating_add(i64::from(rare.baseline_open)).max(0).unsigned_abs(),
             wanting: self.net_wanting().saturating_add(i64::from(rare.baseline_wanting)).max(0).unsigned_abs(),
@@ -235,8 +285,8 @@ impl Row {
             failed_lately: failures(&lately),
             no_local_port_lately: lately[NO_LOCAL_PORT],
             syn_retransmitted_lately: lately[SYN_RETRANSMITTED],
-            opened_total: self.opened,
-            closed_total: self.closed.saturating_add(all[RESET]),
+            opened_total: opened,
+            closed_total: all[CLOSED].saturating_add(all[RESET]),
             failed_total: failures(&all),
             no_local_port_total: all[NO_LOCAL_PORT],
             syn_retransmitted_total: all[SYN_RETRANSMITTED],
@@ -249,14 +299,30 @@ impl Row {
         kinds
     }
 
+    /// Opened, and the rest, since the ledger knows the pair.
+    fn totals(&self) -> (u64, [u64; KINDS]) {
+        let earlier = self.rare().earlier.as_deref().copied().unwrap_or_default();
+        let mut kinds = self.kinds();
+        for (kind, earlier) in kinds.iter_mut().zip(earlier.kinds) {
+            *kind = kind.saturating_add(earlier);
+        }
+        (self.opened.saturating_add(earlier.opened), kinds)
+    }
+
     /// Opened less ended; negative when connections from before the counting ended.
     fn net_open(&self) -> i64 {
+        if self.shown == 0 {
+            return 0;
+        }
         let ended = signed(self.closed).saturating_add(signed(self.kinds()[RESET]));
         signed(self.opened).saturating_sub(ended)
     }
 
     /// Attempted less answered and failed.
     fn net_wanting(&self) -> i64 {
+        if self.shown == 0 {
+            return 0;
+        }
         let kinds = self.kinds();
         let failed = failures(&kinds).sum().saturating_add(kinds[NO_LOCAL_PORT]);
         signed(self.attempted).saturating_sub(signed(self.opened).saturating_add(signed(failed)))

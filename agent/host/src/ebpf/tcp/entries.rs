@@ -51,7 +51,23 @@ pub struct Entries {
     cut_off: bool,
     retired_at: NodeTime,
     /// What was counted in an entry that had to go although its key came back under another one.
-    carried: BTreeMap<Key, Counts>,
+    carried: BTreeMap<Key, Told>,
+    /// How many entries were taken.
+    births: u32,
+}
+
+/// What is told of a key.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// Tells its counts from those that it had before it was retired.
+    born: u32,
+    counts: Counts,
+}
+
+impl Told {
+    fn add(&mut self, counts: &Counts) {
+        self.counts = added(&self.counts, counts);
+    }
 }
 
 /// What the agent knows of an entry.
@@ -61,6 +77,8 @@ struct State {
     moved_at: u32,
     /// The sum of its counts then, modulo 2³².
     sum: u32,
+    /// A number of its own, from 1 on.
+    born: u32,
     phase: Phase,
     /// It may have connections that were never counted as opened.
     seeded: bool,
@@ -113,6 +131,7 @@ impl Entries {
             cut_off: false,
             retired_at: NodeTime::default(),
             carried: BTreeMap::new(),
+            births: 0,
         })
     }
 
@@ -156,8 +175,8 @@ impl Entries {
         }
     }
 
-    /// Shows every key and what was counted for it, or only those that moved since the last reading, and retires keys that
-    /// nothing can be counted for any more.
+    /// Shows every key, which counting of it that is, and what was counted, or only those that moved since the last reading; and
+    /// retires keys that nothing can be counted for any more.
     ///
     /// # Errors
     /// The kernel could not read on; what was shown before is true.
@@ -166,7 +185,7 @@ impl Entries {
         now: NodeTime,
         connected: Option<&Connected<'_>>,
         all: bool,
-        mut see: impl FnMut(&Key, &Counts),
+        mut see: impl FnMut(&Key, u32, &Counts),
     ) -> Result<(), MapsError> {
         if !self.leaving.is_empty() && now.since(self.left_at) >= GRACE {
             if self.cut_off {
@@ -179,9 +198,13 @@ impl Entries {
         let retiring = now.since(self.retired_at) >= EVERY && self.leaving.is_empty();
         let scarce = u64::from(self.in_use) * 8 > u64::from(self.max) * 7;
         let pace = Pace { now: seconds(now), idle: if scarce { IDLE_WHEN_SCARCE } else { IDLE } };
-        let Self { entries, states, slots, carried, leaving, .. } = self;
+        let Self { entries, states, slots, carried, leaving, births, .. } = self;
         // While a key leaves, it may come back under another entry.
-        let mut twice: BTreeMap<Key, Counts> = leaving.iter().map(|(_, key, _)| (*key, Counts::default())).collect();
+        let leaves = |(index, key, _): &(u32, Key, Counts)| {
+            let told = Told { born: state(states, *index).born, counts: Counts::default() };
+            (*key, carried.get(key).copied().unwrap_or(told))
+        };
+        let mut twice: BTreeMap<Key, Told> = leaving.iter().map(leaves).collect();
         let (mut in_use, mut candidates) = (0, Vec::new());
         let end = Cell::new(u32::try_from(states.len()).unwrap_or(u32::MAX));
         // And some more, which may be new.
@@ -198,17 +221,18 @@ impl Entries {
                     if slots.get(&entry.key)? != Some(index) {
                         return Ok(());
                     }
-                    (state.moved_at, state.sum) = (pace.now, sum(&entry.counts));
+                    *births = births.wrapping_add(1);
+                    (state.moved_at, state.sum, state.born) = (pace.now, sum(&entry.counts), *births);
                 }
                 end.set(end.get().max(index.saturating_add(1)));
                 in_use += 1;
                 let moved = state.note(entry, pace, connected);
                 match twice.get_mut(&entry.key) {
-                    Some(counts) => *counts = added(counts, &entry.counts),
+                    Some(told) => told.add(&entry.counts),
                     None if !all && !moved => {}
                     None => match carried.get(&entry.key) {
-                        Some(before) => see(&entry.key, &added(&entry.counts, before)),
-                        None => see(&entry.key, &entry.counts),
+                        Some(before) => see(&entry.key, before.born, &added(&entry.counts, &before.counts)),
+                        None => see(&entry.key, state.born, &entry.counts),
                     },
                 }
                 if retiring && state.may_go(entry, pace) {
@@ -219,8 +243,8 @@ impl Entries {
             // Entries are handed out from the first on: behind a batch that none was ever in there are none.
             |next| next <= end.get(),
         )?;
-        for (key, counts) in &twice {
-            see(key, &carried.get(key).map_or(*counts, |before| added(counts, before)));
+        for (key, told) in &twice {
+            see(key, told.born, &told.counts);
         }
         self.in_use = in_use;
         if retiring {
@@ -285,8 +309,8 @@ impl Entries {
                 back = self.slots.get(&key)?;
             }
             if let Some(other) = back {
-                let held = self.carried.entry(key).or_default();
-                *held = added(held, &counts);
+                let born = self.state(index).born;
+                self.carried.entry(key).or_insert(Told { born, ..Told::default() }).add(&counts);
                 // The other entry's counts alone do not tell any more what is open.
                 self.state(other).seeded = true;
                 self.release(index)?;
