@@ -16,6 +16,7 @@ pub mod connections;
 pub mod conntrack;
 pub mod conntrack_use;
 pub mod cri;
+pub mod growing;
 pub mod host_local;
 pub mod lines;
 pub mod namespaces;

@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 
 use crate::bounded::{self, Refusal};
 use crate::root::HostRoot;
+use crate::source::growing::Growing;
 
 /// Longest line that is read; those of the kernel's tables have at most 400 bytes.
 const LINE_BYTES: usize = 4096;
@@ -58,18 +59,33 @@ impl Lines<File> {
     /// # Errors
     /// What the kernel says; `InvalidInput` if it is no regular file.
     pub fn open(root: &HostRoot, absolute: &Path, limit_bytes: usize) -> io::Result<Self> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-        let file = File::from(match (absolute.parent(), absolute.file_name()) {
-            (Some(parent), Some(name)) if !root.is_live() => {
-                openat(bounded::open_dir(root, parent).map_err(refused)?, name, flags, Mode::empty())?
-            }
-            _live => open(absolute, flags, Mode::empty())?,
-        });
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        Ok(Self::new(file, limit_bytes))
+        Ok(Self::new(regular(root, absolute)?, limit_bytes))
     }
+}
+
+impl Lines<Growing<File>> {
+    /// Opens a table that grows while it is read, of rows that are known to be short ([`Growing`]).
+    ///
+    /// # Errors
+    /// As [`Lines::open`].
+    pub fn open_growing(root: &HostRoot, absolute: &Path, limit_bytes: usize) -> io::Result<Self> {
+        Ok(Self::new(Growing::new(regular(root, absolute)?), limit_bytes))
+    }
+}
+
+/// Opens a regular file.
+fn regular(root: &HostRoot, absolute: &Path) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let file = File::from(match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) if !root.is_live() => {
+            openat(bounded::open_dir(root, parent).map_err(refused)?, name, flags, Mode::empty())?
+        }
+        _live => open(absolute, flags, Mode::empty())?,
+    });
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
 }
 
 /// A directory that could not be opened, as an error of its file.

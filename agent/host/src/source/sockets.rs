@@ -19,6 +19,7 @@ use headroom_core::time::NodeTime;
 
 use crate::clock;
 use crate::root::HostRoot;
+use crate::source::growing::Growing;
 use crate::source::lines::{Lines, Step};
 use crate::source::{Sink, Source, degraded, observation, unreadable, works};
 
@@ -174,7 +175,7 @@ impl Round<'_, '_> {
         let mut tables = Vec::with_capacity(2);
         for name in ["tcp", "tcp6"] {
             let path = PathBuf::from(format!("/proc/{process}/net/{name}"));
-            match Lines::open(self.root, &path, FILE_LIMIT_BYTES) {
+            match Lines::open_growing(self.root, &path, FILE_LIMIT_BYTES) {
                 Ok(lines) => {
                     tables.push(Table { path, lines, waiting: None, past_header: false, flaws: Flaws::default() })
                 }
@@ -245,7 +246,7 @@ impl Round<'_, '_> {
 /// One file.
 struct Table {
     path: PathBuf,
-    lines: Lines<File>,
+    lines: Lines<Growing<File>>,
     /// A row that was read too early.
     waiting: Option<Row>,
     past_header: bool,

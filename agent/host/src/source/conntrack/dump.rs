@@ -208,7 +208,7 @@ impl Reader {
     fn read_table(&mut self, sink: Sink<'_>) -> DumpEnd {
         let path = own_table(&self.root, "nf_conntrack");
         let cannot = |error: &std::io::Error| DumpEnd::Failed(format!("cannot read `{}`: {error}", path.display()));
-        let mut lines = match Lines::open(&self.root, &path, TABLE_LIMIT_BYTES) {
+        let mut lines = match Lines::open_growing(&self.root, &path, TABLE_LIMIT_BYTES) {
             Ok(lines) => lines,
             Err(error) => return cannot(&error),
         };
