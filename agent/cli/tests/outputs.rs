@@ -11,7 +11,7 @@ use headroom_core::model::leak::Verdict;
 use headroom_core::plan::clean::{Plan, Refused, Release};
 use headroom_core::report::{
     CleanerMode, CleanerReport, NetworkReport, PodDemand, PoolReport, ProgramReport, RangeSetReport, Report,
-    SourcesReport, StrandedReport, VerdictCounts,
+    SourcesReport, StrandedReport, VerdictCounts, WorstDestination,
 };
 use headroom_core::time::WallTime;
 use headroom_host::act::{Cleaned, Prospect, Taken};
@@ -37,6 +37,19 @@ fn the_table_reads_well_at_80_and_at_120_columns() {
         }
         insta::assert_snapshot!(format!("table-{columns}"), table);
     }
+}
+
+/// Exercises a NAT that gives UDP a port for each flow to an address. If this fails, the table names one port of thirty as what needs
+/// them all.
+#[test]
+fn ports_that_count_together_are_told_as_one_address() {
+    let mut report = report();
+    report.nat.profile = "azure-lb".to_owned();
+    report.nat.demand.udp.ports = Some(30);
+    report.nat.demand.udp.worst = Some(WorstDestination { address: [9, 9, 9, 9].into(), port: 5000, destinations: 30 });
+    let table = table::report(&report, None, Width::plain(120));
+    assert!(table.contains("needs 30 for 9.9.9.9 (30 ports there, which count together)"), "{table}");
+    assert!(table.contains("azure-lb: 64 per protocol and destination, UDP per address ("), "{table}");
 }
 
 /// Exercises the promise that fields are added, never renamed. If this fails, a script that reads reports breaks.

@@ -1,6 +1,7 @@
 //! NATs in front of a node: which there are and what they can do, how long they hold a port, the settings somebody gives,
 //! and the ports these mean for this node. Nothing is read here; numbers carry the page they come from.
 
+mod described;
 mod hold;
 mod observed;
 mod ports;
@@ -8,6 +9,7 @@ mod profile;
 pub mod remedy;
 mod settings;
 
+pub use described::Described;
 pub use hold::{HoldTimes, MAX_HOLD, SetTimes};
 pub use observed::ObservedPorts;
 pub use ports::{
@@ -15,4 +17,4 @@ pub use ports::{
     granted, static_ports,
 };
 pub use profile::{Capacity, PORTS_PER_NAT_IP, Profile, Serves, Sharing};
-pub use settings::{BadNatSettings, Basis, Described, Mode, NatSettings};
+pub use settings::{BadNatSettings, Basis, Mode, NatSettings};

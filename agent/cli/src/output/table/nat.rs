@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use headroom_core::flow::Protocol;
 use headroom_core::model::leak::whole;
+use headroom_core::model::nat::{Profile, Serves};
 use headroom_core::report::{DemandReport, DestinationReport, PodShare, Report, SourcesReport};
 
 use super::{Width, heading};
@@ -21,7 +23,12 @@ pub(super) fn nat(out: &mut String, report: &Report, width: Width) {
         |ports| {
             let basis = serde_json::to_value(allocation.basis).ok();
             let basis = basis.as_ref().and_then(serde_json::Value::as_str).unwrap_or("given");
-            let each = if independent { "protocol" } else { "protocol and destination" };
+            let profile = Profile::ALL.into_iter().find(|profile| profile.name() == report.nat.profile);
+            let each = match profile.map(|profile| profile.port_serves(Protocol::UDP)) {
+                _ if independent => "protocol",
+                Some(Serves::Address) => "protocol and destination, UDP per address",
+                Some(Serves::Destination) | None => "protocol and destination",
+            };
             format!("{}: {ports} per {each} ({basis}: {})", report.nat.profile, allocation.why)
         },
     );

@@ -1,0 +1,231 @@
+//! A NAT as far as somebody has described it, in pieces that are put together, and the settings that follow.
+
+use super::remedy::Names;
+use super::{BadNatSettings, Basis, Mode, NatSettings, ObservedPorts, Profile, SetTimes};
+use crate::ports::PortRange;
+
+/// A NAT as far as somebody has described it: flags, the configuration file, what a cloud's tool printed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Described {
+    /// Which.
+    pub profile: Option<Profile>,
+    /// See [`NatSettings::mode`].
+    pub mode: Option<Mode>,
+    /// See [`NatSettings::min_ports`].
+    pub min_ports: Option<u32>,
+    /// See [`NatSettings::max_ports`].
+    pub max_ports: Option<u32>,
+    /// See [`NatSettings::nat_ips`].
+    pub nat_ips: Option<u32>,
+    /// See [`NatSettings::auto_ips`].
+    pub auto_ips: Option<bool>,
+    /// The gateway has no NAT IP at all.
+    pub no_ips: bool,
+    /// See [`NatSettings::nodes`].
+    pub nodes: Option<u32>,
+    /// See [`NatSettings::surge`].
+    pub surge: Option<u32>,
+    /// See [`NatSettings::alias_ranges`].
+    pub alias_ranges: Option<bool>,
+    /// See [`NatSettings::endpoint_independent`].
+    pub endpoint_independent: Option<bool>,
+    /// See [`NatSettings::port_range`].
+    pub port_range: Option<PortRange>,
+    /// Times that are set.
+    pub times: SetTimes,
+    /// See [`NatSettings::observed`].
+    pub observed: Option<ObservedPorts>,
+    /// See [`NatSettings::missing_ips`].
+    pub missing_ips: Option<u32>,
+    /// See [`NatSettings::names`].
+    pub names: Names,
+    /// See [`NatSettings::notes`].
+    pub notes: Vec<String>,
+}
+
+impl Described {
+    /// This where it says something, else the other.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            profile: self.profile.or(other.profile),
+            mode: self.mode.or(other.mode),
+            min_ports: self.min_ports.or(other.min_ports),
+            max_ports: self.max_ports.or(other.max_ports),
+            nat_ips: self.nat_ips.or(other.nat_ips),
+            auto_ips: self.auto_ips.or(other.auto_ips),
+            no_ips: self.no_ips || other.no_ips,
+            nodes: self.nodes.or(other.nodes),
+            surge: self.surge.or(other.surge),
+            alias_ranges: self.alias_ranges.or(other.alias_ranges),
+            endpoint_independent: self.endpoint_independent.or(other.endpoint_independent),
+            port_range: self.port_range.or(other.port_range),
+            times: self.times.or(other.times),
+            observed: self.observed.or(other.observed),
+            missing_ips: self.missing_ips.or(other.missing_ips),
+            names: self.names.or(other.names),
+            notes: [self.notes, other.notes].concat(),
+        }
+    }
+
+    /// Whether something is said about one of the settings that [`BadNatSettings`] names.
+    pub fn says(&self, field: &str) -> bool {
+        match field {
+            "min-ports" => self.min_ports.is_some(),
+            "max-ports" => self.max_ports.is_some(),
+            "mode" => self.mode.is_some(),
+            "endpoint-independent" => self.endpoint_independent.is_some(),
+            "nat-ips" => self.nat_ips.is_some(),
+            "nodes" => self.nodes.is_some(),
+            "tcp-time-wait" => self.times.tcp_time_wait.is_some(),
+            "tcp-reset" => self.times.tcp_reset.or(self.times.tcp_transitory).is_some(),
+            "tcp-established-idle" => self.times.tcp_established_idle.is_some(),
+            "udp-idle" => self.times.udp_idle.or(self.times.udp_hold_down).is_some(),
+            "icmp-idle" => self.times.icmp_idle.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether something is said that decides how many ports Cloud NAT gives a node. Other NATs have no default that stands
+    /// alone: see [`NatSettings::node_ports`].
+    fn says_ports(&self) -> bool {
+        self.mode.is_some() || self.min_ports.is_some() || self.max_ports.is_some()
+    }
+
+    /// The settings of that NAT, its own defaults filled in. Where nothing is said about the ports of a node, they are assumed.
+    ///
+    /// # Errors
+    /// See [`NatSettings::check`].
+    pub fn settings(self, profile: Profile) -> Result<NatSettings, BadNatSettings> {
+        let assumed = profile == Profile::Gcp && !self.says_ports();
+        let own = NatSettings::of(profile, if assumed { Basis::Assumed } else { Basis::Configured });
+        let no_ips = self.no_ips && self.nat_ips.is_none() && self.auto_ips != Some(true);
+        if profile == Profile::None && !(Self { profile: None, ..self.clone() }).is_empty() {
+            return Err(BadNatSettings::NoneWithSettings);
+        }
+        let settings = NatSettings {
+            mode: self.mode.unwrap_or(own.mode),
+            min_ports: self.min_ports,
+            max_ports: self.max_ports,
+            nat_ips: self.nat_ips,
+            // Somebody who says how many there are means a gateway with these.
+            auto_ips: self.auto_ips.unwrap_or(own.auto_ips) && self.nat_ips.is_none(),
+            nodes: self.nodes,
+            surge: self.surge,
+            alias_ranges: self.alias_ranges.unwrap_or(own.alias_ranges),
+            endpoint_independent: self.endpoint_independent,
+            port_range: self.port_range,
+            hold: self.times.over(own.hold),
+            observed: self.observed,
+            missing_ips: self.missing_ips,
+            names: self.names,
+            notes: self.notes,
+            ..own
+        };
+        settings.check()?;
+        // Nobody sets a gateway to have none, but there are some.
+        Ok(NatSettings { nat_ips: if no_ips { Some(0) } else { settings.nat_ips }, ..settings })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::nat::MAX_HOLD;
+
+    fn text(profile: Profile, described: Described) -> String {
+        described.settings(profile).unwrap_err().to_string()
+    }
+
+    fn ports(mode: Mode, min_ports: Option<u32>, max_ports: Option<u32>) -> Described {
+        Described { mode: Some(mode), min_ports, max_ports, ..Described::default() }
+    }
+
+    #[test]
+    fn settings_that_cloud_nat_refuses_are_refused_with_their_name() {
+        let gcp = |described| text(Profile::Gcp, described);
+        assert!(gcp(ports(Mode::Static, Some(1), None)).contains("`min-ports` is 1: Cloud NAT takes 2 to 57344"));
+        assert!(gcp(ports(Mode::Static, Some(57_345), None)).contains("57345"));
+        assert!(gcp(ports(Mode::Static, Some(64), Some(128))).contains("`mode` dynamic"));
+        assert!(gcp(ports(Mode::Dynamic, Some(100), None)).contains("power of two"));
+        assert!(gcp(ports(Mode::Dynamic, Some(16), None)).contains("from 32"));
+        assert!(gcp(ports(Mode::Dynamic, Some(64), Some(64))).contains("must be above"));
+        assert!(gcp(ports(Mode::Dynamic, None, Some(96))).contains("`max-ports` is 96"));
+        assert!(gcp(ports(Mode::Dynamic, None, Some(u32::MAX))).contains("from 64 to 65536"));
+        let independent = Described { endpoint_independent: Some(true), ..ports(Mode::Dynamic, Some(64), Some(1024)) };
+        assert!(gcp(independent).contains("exclude each other"));
+        assert!(gcp(Described { nat_ips: Some(0), ..Described::default() }).contains("`nat-ips` is 0"));
+        assert!(gcp(Described { nodes: Some(0), ..Described::default() }).contains("`nodes` is 0"));
+        assert!(gcp(Described { nat_ips: Some(301), ..Described::default() }).contains("1 to 300"));
+    }
+
+    /// Exercises both ends of what is accepted. If this fails, people are told that a setting is wrong that the NAT takes.
+    #[test]
+    fn what_the_nat_takes_at_its_bounds_is_taken() {
+        let taken = |profile: Profile, described: Described| {
+            described.clone().settings(profile).unwrap_or_else(|bad| panic!("{described:?}: {bad}"))
+        };
+        for min in [2, 57_344] {
+            taken(Profile::Gcp, ports(Mode::Static, Some(min), None));
+        }
+        for (min, max) in [(Some(32), Some(64)), (Some(32_768), Some(65_536)), (None, Some(64)), (Some(32_768), None)] {
+            taken(Profile::Gcp, ports(Mode::Dynamic, min, max));
+        }
+        let ips = |nat_ips| Described { nat_ips: Some(nat_ips), ..Described::default() };
+        for (profile, most) in
+            [(Profile::Gcp, 300), (Profile::Aws, 8), (Profile::AzureNatgw, 16), (Profile::AzureLb, 100)]
+        {
+            taken(profile, ips(most));
+            assert!(ips(most + 1).settings(profile).is_err(), "{profile}");
+        }
+        taken(Profile::AzureLb, Described { min_ports: Some(64_000), ..Described::default() });
+        let hour = SetTimes { tcp_time_wait: Some(MAX_HOLD), ..SetTimes::default() };
+        taken(Profile::Gcp, Described { times: hour, ..Described::default() });
+    }
+
+    /// Exercises idle times of nothing. If this fails, open connections are said to need no ports.
+    #[test]
+    fn a_nat_that_forgets_at_once_is_refused() {
+        let zero = Some(std::time::Duration::ZERO);
+        let established = SetTimes { tcp_established_idle: zero, ..SetTimes::default() };
+        let udp = SetTimes { udp_idle: zero, ..SetTimes::default() };
+        for (times, field) in [(established, "`tcp-established-idle` is 0"), (udp, "`udp-idle` is 0")] {
+            assert!(text(Profile::Gcp, Described { times, ..Described::default() }).starts_with(field));
+        }
+    }
+
+    #[test]
+    fn zero_and_absent_mean_the_default() {
+        for zero in [None, Some(0)] {
+            assert!(ports(Mode::Static, zero, zero).settings(Profile::Gcp).is_ok());
+            let dynamic = ports(Mode::Dynamic, zero, zero).settings(Profile::Gcp).unwrap();
+            assert_eq!((dynamic.dynamic_min(), dynamic.dynamic_max()), (32, 65_536));
+            assert!(ports(Mode::Static, zero, zero).settings(Profile::AzureLb).is_ok());
+        }
+    }
+
+    #[test]
+    fn other_nats_refuse_what_they_do_not_have() {
+        let ips = |nat_ips| Described { nat_ips: Some(nat_ips), ..Described::default() };
+        assert!(text(Profile::Aws, ips(9)).contains("an AWS NAT gateway takes 1 to 8"));
+        assert!(text(Profile::AzureNatgw, ips(17)).contains("1 to 16"));
+        for ports in [1001, 64_008] {
+            let described = Described { min_ports: Some(ports), ..Described::default() };
+            assert!(text(Profile::AzureLb, described).contains("multiple of 8"), "{ports}");
+        }
+        assert!(text(Profile::None, ips(1)).contains("no further settings"));
+    }
+
+    #[test]
+    fn what_is_said_first_wins() {
+        let first = Described { min_ports: Some(128), ..Described::default() };
+        let second = Described { min_ports: Some(64), nat_ips: Some(2), ..Described::default() };
+        let both = first.or(second);
+        assert_eq!((both.min_ports, both.nat_ips), (Some(128), Some(2)));
+        assert!(Described::default().is_empty() && !both.is_empty());
+    }
+}
