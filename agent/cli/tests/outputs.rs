@@ -7,15 +7,16 @@ use std::time::Duration;
 use headroom::command::doctor::{CleanerDiagnosis, Diagnosis};
 use headroom::output::metrics;
 use headroom::output::table::{self, CleanAnswer, Width};
+use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::model::leak::Verdict;
 use headroom_core::plan::clean::{Plan, Refused, Release};
 use headroom_core::report::{
-    CleanerMode, CleanerReport, NetworkReport, PodDemand, PoolReport, ProgramReport, RangeSetReport, Report,
-    SourcesReport, StrandedReport, VerdictCounts, WorstDestination,
+    CleanerMode, CleanerReport, MasqueradeReport, NetworkReport, PodDemand, PoolReport, ProgramReport, RangeSetReport,
+    Report, SourcesReport, StrandedReport, VerdictCounts, WorstDestination,
 };
 use headroom_core::time::WallTime;
 use headroom_host::act::{Cleaned, Prospect, Taken};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The report of `tests/fixtures/reports/nat-exhausted.json` (what happened there is told beside it).
 fn text() -> String {
@@ -50,6 +51,44 @@ fn ports_that_count_together_are_told_as_one_address() {
     let table = table::report(&report, None, Width::plain(120));
     assert!(table.contains("needs 30 for 9.9.9.9 (30 ports there, which count together)"), "{table}");
     assert!(table.contains("azure-lb: 64 per protocol and destination, UDP per address ("), "{table}");
+}
+
+/// Exercises what is not in the fixture: rules that do nothing, Cilium's maps, findings that do no harm. If this fails, nobody at a
+/// terminal hears of them.
+#[test]
+fn the_table_tells_of_rules_that_are_not_in_force_of_ciliums_maps_and_of_notes() {
+    let mut report = report();
+    let rule = |position: u32, unreached: &str| -> MasqueradeReport {
+        serde_json::from_value(json!({
+            "backend": "nftables", "family": "ip", "table": "mine", "chain": "out", "position": position, "path": [],
+            "owner": "other", "action": "MASQUERADE", "kind": "masquerade", "protocol": null, "conditions": [],
+            "exceptions": [], "ports": null, "choice": "keep", "probability": 1.0, "share": 0.0, "share_allocated": 0.0,
+            "share_why": unreached, "comments": [], "unclear": [], "unreached": unreached,
+        }))
+        .unwrap()
+    };
+    report.overlap.masquerade = (2..=6).map(|position| rule(position, "never reached: behind rule 1")).collect();
+    let map = |name: &str, complete| json!({ "name": name, "entries": 5, "max": 131_072, "complete": complete });
+    report.conntrack.cilium = serde_json::from_value(json!({
+        "entries": 5, "max": 131_072, "complete": false, "left_behind": 3, "left_behind_at_start": 1, "broken": 0,
+        "maps": [map("cilium_ct4_global", true), map("cilium_ct6_global", false)], "hairpins": [], "hairpins_omitted": 0,
+    }))
+    .unwrap();
+    let note = |id| Finding { id, severity: Severity::Info, ..report.findings[0].clone() };
+    let notes = [FindingId::MasqueradeOverlapsNodeport, FindingId::SourceDegraded].map(note);
+    report.findings.extend([&notes[..], &notes].concat());
+    let table = table::report(&report, None, Width::plain(80));
+    for expected in [
+        "  not in force: nftables ip mine out rule 2: never reached: behind rule 1\n",
+        "  not in force: and 2 more rules (-o json has all)\n",
+        "least 5 of 131072 entries; 3 left behind",
+        "notes: masquerade-overlaps-nodeport (2); not known to do harm here",
+    ] {
+        assert!(table.contains(expected), "`{expected}` is missing in:\n{table}");
+    }
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    let metrics = metrics::render(&report);
+    assert!(metrics.contains("headroom_cilium_conntrack_entries{map=\"cilium_ct6_global\"} 5.0"), "{metrics}");
 }
 
 /// Exercises the promise that fields are added, never renamed. If this fails, a script that reads reports breaks.

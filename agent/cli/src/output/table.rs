@@ -1,8 +1,9 @@
 //! For people: good to read at 80 columns, on a terminal or in a file. One file per part of the report.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use headroom_core::findings::{Finding, Severity, exit_code};
+use headroom_core::findings::{Finding, FindingId, Severity, exit_code};
 use headroom_core::report::Report;
 
 mod clean;
@@ -37,6 +38,7 @@ pub fn report(report: &Report, watched: Option<Duration>, width: Width) -> Strin
     ipam::ipam(&mut out, report, width);
     conntrack::conntrack(&mut out, report, width);
     sources::sources(&mut out, report, width);
+    notes(&mut out, report, width);
     verdict(&mut out, report, width);
     out
 }
@@ -60,6 +62,22 @@ fn finding(out: &mut String, finding: &Finding, width: Width) {
     let mut lines = finding.remedy.lines();
     width.wrap(out, "  → ", "    ", lines.next().unwrap_or_default());
     lines.for_each(|line| width.wrap(out, "    ", "        ", line));
+}
+
+/// Findings that do no harm as far as is known; what is said of sources stands above.
+fn notes(out: &mut String, report: &Report, width: Width) {
+    let mut counts: BTreeMap<FindingId, usize> = BTreeMap::new();
+    let notes = report.findings.iter().filter(|finding| finding.severity == Severity::Info);
+    for note in notes.filter(|note| note.id != FindingId::SourceDegraded) {
+        *counts.entry(note.id).or_default() += 1;
+    }
+    if counts.is_empty() {
+        return;
+    }
+    let named = counts.iter().map(|(id, count)| if *count > 1 { format!("{id} ({count})") } else { id.to_string() });
+    let named = named.collect::<Vec<_>>().join(", ");
+    out.push('\n');
+    width.wrap(out, "notes: ", "  ", &format!("{named}; not known to do harm here, -o json has what to do"));
 }
 
 fn verdict(out: &mut String, report: &Report, width: Width) {
