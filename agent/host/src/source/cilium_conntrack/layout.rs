@@ -29,9 +29,10 @@ const RX_CLOSING: u16 = 1;
 const TX_CLOSING: u16 = 1 << 1;
 const LB_LOOPBACK: u16 = 1 << 3;
 
-/// The address that stands for a pod that talks to itself over IPv4 (`IPV4_LOOPBACK`; `ipv4-service-loopback-address`, by default
-/// this). Over IPv6, which later versions can, the flag alone tells.
-pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(169, 254, 42, 1);
+/// The addresses that stand for a pod that talks to itself, unless Cilium is told otherwise: `ipv4-service-loopback-address`, and
+/// `ipv6-service-loopback-address` of the versions that let pods do so over IPv6.
+pub const LOOPBACK: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(169, 254, 42, 1)), IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1))];
 
 /// Which of the two entries of a connection it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
