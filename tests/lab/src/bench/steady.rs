@@ -13,6 +13,9 @@ use super::{Sizes, say, this_binary};
 /// How often the agent is asked for its metrics and its report while it is watched.
 const SCRAPE: Duration = Duration::from_secs(5);
 
+/// How often each way of reading the table is measured. The kernel's half of it varies by a tenth from one to the next.
+const READINGS: usize = 12;
+
 /// How many of the agent's threads are shown.
 const THREADS: usize = 3;
 
@@ -88,7 +91,7 @@ impl Steady {
         say(&format!("reading {} entries", sizes.dumped));
         network.renew()?;
         network.fill(sizes.dumped, sizes.destinations)?;
-        let (dump, list, user_ratio, wall_ratio) = read_table(network, sizes)?;
+        let (dump, list, user_ratio, wall_ratio) = read_table(network)?;
         network.flush()?;
         let reached_per_sec = meter::float(reached.opened) / reached.elapsed_secs;
         Ok(Self { idle, at_rate, reached_per_sec, full, dump, list, user_ratio, wall_ratio })
@@ -117,7 +120,7 @@ fn watch(running: &Running, how_long: Duration) -> Result<Agent> {
 }
 
 /// Both ways in turns; what each whole process takes from its start to its end.
-fn read_table(network: &Network, sizes: &Sizes) -> Result<(Reading, Reading, Spread, Spread)> {
+fn read_table(network: &Network) -> Result<(Reading, Reading, Spread, Spread)> {
     let lab = this_binary()?;
     let one = |arguments: &[&str]| -> Result<[f64; 3]> {
         let (user, system) = meter::children_cpu()?;
@@ -129,7 +132,7 @@ fn read_table(network: &Network, sizes: &Sizes) -> Result<(Reading, Reading, Spr
         Ok([millis(user_after.saturating_sub(user)), millis(system_after.saturating_sub(system)), millis(wall)])
     };
     let (mut dumps, mut lists) = (Vec::new(), Vec::new());
-    for round in 0..sizes.rounds.max(2) * 2 {
+    for round in 0..READINGS {
         if round % 2 == 0 {
             dumps.push(one(&[&lab, "dump"])?);
             lists.push(one(&["conntrack", "-L"])?);

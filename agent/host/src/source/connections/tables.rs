@@ -14,7 +14,7 @@ const EVERY_WITHOUT_COUNTERS: Duration = Duration::from_secs(10);
 const FIRST_ROUNDS: u32 = 3;
 
 /// Reading the tables may take this part of the time: one in four hundred, or one in fifty where they are all there is. A table
-/// of 100,000 sockets in TIME_WAIT takes half a second.
+/// of 100,000 sockets in TIME_WAIT takes 0.3 s.
 const SHARE: Share = Share::one_in(400);
 const SHARE_ALONE: Share = Share::one_in(50);
 /// The first rounds follow each other closely, since each tells only of pairs that stand still meanwhile.
