@@ -1,6 +1,8 @@
 //! What a node was given, from whichever source, and what its findings make of it.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
+use std::time::Duration;
+
 #[path = "node/pods.rs"]
 mod node;
 
@@ -8,10 +10,10 @@ use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::known::Known;
 use headroom_core::model::nat::remedy::Names;
 use headroom_core::model::nat::{Basis, Described, Mode, NatSettings, ObservedPorts, Profile};
-use headroom_core::observe::{Cloud, Fact, Platform, SourceId};
+use headroom_core::observe::{Cloud, ConntrackTcpState, Fact, Platform, SourceId};
 use headroom_core::report::Report;
 use headroom_core::time::WallTime;
-use node::{Node, counter, outside};
+use node::{Node, counter, entry, outside};
 
 /// The report on a node that holds so many ports to one destination.
 fn report(nat: NatSettings, held: u64) -> Report {
@@ -156,6 +158,12 @@ fn a_gateway_without_a_nat_ip_is_told_even_while_the_node_is_idle() {
         small.remedy
     );
     assert!(finding(&report, FindingId::NatPortsExhausted).is_none(), "told once");
+    let automatic = Described { auto_ips: Some(true), ..none.clone() };
+    assert_eq!(
+        self::report(of(Profile::Gcp, automatic), 0).nat.allocation.ports,
+        Some(1024),
+        "it takes one as it needs it"
+    );
     let one = Described { nat_ips: Some(1), ..none };
     assert_eq!(self::report(of(Profile::Gcp, one), 0).nat.allocation.ports, Some(1024), "somebody knows better");
 }
@@ -178,6 +186,27 @@ fn an_observation_grows_old() {
         assert_eq!(allocation.basis, Basis::Observed);
     }
     assert_eq!(report(of(Profile::Gcp, Described::default()), 0).nat.allocation.age_secs, None);
+}
+
+/// Exercises a hold time that somebody has set to more while the agent runs. If this fails, ports are free here that the NAT holds.
+#[test]
+fn what_a_longer_hold_time_asks_for_is_remembered_from_then_on() {
+    let held = |remember: Option<u64>| {
+        let mut node = Node::new();
+        node.policy.nat.as_mut().unwrap().hold.tcp_time_wait = Duration::from_secs(600);
+        if let Some(secs) = remember {
+            node.ledger.remember_for(Duration::from_secs(secs), None);
+        }
+        node.count(990, [counter(0, 0, 0, 0)]);
+        node.count(1000, [counter(3, 3, 0, 0)]);
+        node.dump(1000, [entry(9, outside(80), ConntrackTcpState::TimeWait, 119)]);
+        node.put(1001, SourceId::Conntrack, Fact::FlowEnded(entry(9, outside(80), ConntrackTcpState::TimeWait, 119)));
+        (1010..1400).step_by(10).for_each(|second| node.count(second, [counter(3, 3, 0, 0)]));
+        node.dump(1400, []);
+        let report = node.report(1400);
+        report.nat.destinations.iter().map(|row| row.held).sum::<u32>()
+    };
+    assert_eq!((held(None), held(Some(630))), (0, 4));
 }
 
 #[test]
