@@ -182,6 +182,8 @@ fn ciliums_entries_are_a_leak_when_many_when_they_grow_or_when_connections_break
         assert_eq!(found.map(|found| found.severity), severity, "{found:?}");
         if let Some(found) = found {
             assert!(found.title.starts_with("shop/checkout left "), "{}", found.title);
+            let broken = found.title.ends_with("through a Service; 1 connection gets no answer now");
+            assert_eq!(broken, severity == Some(Severity::Critical), "{}", found.title);
             assert!(found.remedy.contains("1.28.3-gke.1090000 and 1.27.11-gke.1097000"), "{}", found.remedy);
         }
     }

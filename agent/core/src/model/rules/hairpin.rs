@@ -83,7 +83,12 @@ fn cilium(map: &CiliumReport) -> Option<Finding> {
     let worst = name(worst.namespace.as_ref(), worst.name.as_ref(), worst.counts.address);
     let others = u64::try_from(map.hairpins.len()).unwrap_or(u64::MAX).saturating_add(map.hairpins_omitted) - 1;
     let more = if others > 0 { format!(" and {others} others") } else { String::new() };
-    let now = if map.broken > 0 { format!("; {} connections get no answer now", map.broken) } else { String::new() };
+    let now = match map.broken {
+        0 => String::new(),
+        1 => "; 1 connection gets no answer now".to_owned(),
+        many => format!("; {many} connections get no answer now"),
+    };
+    let entries = if map.left_behind == 1 { "entry" } else { "entries" };
     let mut evidence = vec![Evidence::seen(
         SourceId::CiliumConntrack,
         format!(
@@ -113,7 +118,7 @@ fn cilium(map: &CiliumReport) -> Option<Finding> {
         id: FindingId::ConntrackHairpinLeak,
         severity: if map.broken > 0 { Severity::Critical } else { Severity::Warning },
         title: format!(
-            "{worst}{more} left {} entries in Cilium's conntrack by talking to {} through a Service{now}",
+            "{worst}{more} left {} {entries} in Cilium's conntrack by talking to {} through a Service{now}",
             map.left_behind,
             if others > 0 { "themselves" } else { "itself" }
         ),
