@@ -1,5 +1,6 @@
 //! Whether netfilter's modules came or went: a probe of a module's function dies with the module, silently.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,19 +41,23 @@ impl Modules {
     }
 }
 
-/// Names and addresses of netfilter's modules: a module that was unloaded and loaded again has another address (zeros where
-/// it is hidden). None where all is built in.
+/// Names and addresses of netfilter's modules: a module that was unloaded and loaded again has another address. That is zero where
+/// it is hidden (without CAP_SYSLOG), so the inode of its folder is asked for, too: sysfs gives no number twice
+/// (`idr_alloc_cyclic` in `fs/kernfs/dir.c`). None where all is built in.
 fn loaded(root: &HostRoot) -> Vec<String> {
     let text = bounded::read_in(root, Path::new("/proc/modules"), LIMIT_BYTES).unwrap_or_default();
-    modules(&String::from_utf8_lossy(&text))
+    modules(&String::from_utf8_lossy(&text), |name| {
+        // The times of that folder are when it was looked at first.
+        std::fs::metadata(root.path(format!("/sys/module/{name}"))).map_or(0, |folder| folder.ino())
+    })
 }
 
 /// `nf_conntrack 188416 5 nf_nat,xt_conntrack, Live 0xffffffffc0a00000`
-fn modules(text: &str) -> Vec<String> {
+fn modules(text: &str, inode: impl Fn(&str) -> u64) -> Vec<String> {
     let lines = text.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
         let name = words.next().filter(|name| matches!(*name, "nf_conntrack" | "nf_conntrack_netlink" | "nf_nat"))?;
-        Some(format!("{name} {}", words.nth(4).unwrap_or_default()))
+        Some(format!("{name} {} {}", words.nth(4).unwrap_or_default(), inode(name)))
     });
     let mut modules: Vec<String> = lines.collect();
     modules.sort();
@@ -69,8 +74,30 @@ mod tests {
         let before = "nf_nat 1 2 - Live 0x10\nnf_conntrack 188416 5 nf_nat, Live 0x20\next4 1 1 - Live 0x30\n";
         let used = "nf_nat 1 2 - Live 0x10\nnf_conntrack 188416 6 nf_nat, Live 0x20\n";
         let again = "nf_conntrack 188416 5 nf_nat, Live 0x40\nnf_nat 1 2 - Live 0x10\n";
+        let modules = |text| modules(text, |_| 7);
         assert_eq!(modules(before), modules(used));
         assert_ne!(modules(before), modules(again));
         assert!(modules("").is_empty());
+    }
+
+    /// Exercises an agent without CAP_SYSLOG, to which every address is zero. If this fails, it counts nothing after a reload, as it is
+    /// deployed.
+    #[test]
+    fn a_reload_shows_where_addresses_are_hidden() {
+        let text = "nf_conntrack 188416 5 nf_nat, Live 0x0000000000000000\n";
+        let folder = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(folder.path());
+        let module = folder.path().join("sys/module/nf_conntrack");
+        std::fs::create_dir_all(&module).unwrap();
+        std::fs::create_dir_all(folder.path().join("proc")).unwrap();
+        std::fs::write(folder.path().join("proc/modules"), text).unwrap();
+        let before = loaded(&root);
+        assert_eq!(loaded(&root), before);
+        // Another one takes its place while the first is still there: no file system gives both the same number.
+        let again = folder.path().join("again");
+        std::fs::create_dir(&again).unwrap();
+        std::fs::rename(&module, folder.path().join("gone")).unwrap();
+        std::fs::rename(&again, &module).unwrap();
+        assert_ne!(loaded(&root), before);
     }
 }
