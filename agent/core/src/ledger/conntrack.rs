@@ -22,6 +22,7 @@ use crate::time::NodeTime;
 
 mod census;
 mod cohorts;
+mod drift;
 mod fingerprint;
 mod hairpins;
 mod node_port_flows;
@@ -30,6 +31,7 @@ mod source_ports;
 
 pub use census::{Census, EntryState, Most, SILENCE_SECS};
 pub use cohorts::{Cohort, CohortState, Cohorts};
+pub use drift::Drift;
 use fingerprint::{Fingerprint, Fingerprints, Shown};
 pub use hairpins::{HAIRPIN_SILENT_SECS, Hairpin, HairpinKey, Hairpins};
 pub use node_port_flows::{NodePortFlow, NodePortFlows};
@@ -37,15 +39,13 @@ use row::{End, Row};
 use source_ports::SourcePorts;
 pub use source_ports::{DistinctSources, SourceFilter};
 
-/// How far counting and table were apart when a dump compared them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Drift {
-    /// Entries by which counts had to be corrected in the last comparison, up and down added.
-    pub last: u64,
-    /// In all comparisons.
-    pub total: u64,
-    /// How many comparisons there were.
-    pub comparisons: u64,
+/// What a dump that has ended tells of the counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    /// Both ways.
+    Whole,
+    /// Of the dump a part is missing: counts are not below what it shows.
+    AtLeast,
 }
 
 /// What a dump tells of.
@@ -73,7 +73,7 @@ pub struct Conntrack {
     /// The kernel's counters tell what happens, not events.
     counting: bool,
     /// A dump has ended and waits for the reading of the counters that brackets it.
-    compare: bool,
+    compare: Option<Comparison>,
     /// No dump was compared since counting began, or began anew: what existed before is not known.
     anew: bool,
     /// The number of the counters' reading that is under way, or was last; from 1 on.
@@ -105,7 +105,7 @@ impl Conntrack {
             dialled: BTreeSet::new(),
             incoming_dialled: BTreeSet::new(),
             counting: false,
-            compare: false,
+            compare: None,
             anew: true,
             reading: 0,
             counted_at: None,
@@ -239,13 +239,17 @@ impl Conntrack {
             rows.for_each(|(_, row)| row.answered = std::mem::take(&mut row.incoming_answered));
         }
         match outcome {
-            Outcome::Complete if self.counting && scope == Scope::Everything => self.compare = true,
-            // Only a dump of everything is compared with the counters.
-            Outcome::Complete if self.counting => self.drop_incoming(),
+            // Only a dump of everything is compared with the counters, and what was refused is missing in it.
+            Outcome::Complete if self.counting && scope == Scope::Everything && self.refused == 0 => {
+                self.compare = Some(Comparison::Whole);
+            }
+            Outcome::Complete | Outcome::Partial(_) if self.counting && scope == Scope::Everything => {
+                self.compare = Some(Comparison::AtLeast);
+            }
+            Outcome::Complete | Outcome::Partial(_) if self.counting => self.drop_incoming(),
             Outcome::Complete => self.replace(scope, at, timeouts),
-            // Counting goes on undisturbed by half a dump.
-            Outcome::Partial(_) if !self.counting => self.merge(at),
-            Outcome::Partial(_) | Outcome::Failed(_) => self.drop_incoming(),
+            Outcome::Partial(_) => self.merge(at),
+            Outcome::Failed(_) => self.drop_incoming(),
         }
         if !matches!(outcome, Outcome::Failed(_)) {
             self.udp_dumped_at = Some(at);
@@ -301,7 +305,7 @@ impl Conntrack {
     fn drop_incoming(&mut self) {
         self.entries.forget_shown();
         self.incoming_dialled.clear();
-        self.compare = false;
+        self.compare = None;
         for row in self.rows.values_mut() {
             row.incoming = Cohorts::default();
             row.incoming_in_node_ports = 0;
@@ -327,6 +331,7 @@ impl Conntrack {
             self.counting = false;
             self.counted_at = None;
             self.anew = true;
+            self.drift.apart = 0;
             self.drop_incoming();
             self.rows.values_mut().for_each(|row| row.counted = None);
             return;
@@ -339,9 +344,10 @@ impl Conntrack {
                 row.counted.take_if(|counted| counted.shown != self.reading);
             }
         }
-        if self.compare {
-            self.compare = false;
-            self.correct(at);
+        match self.compare.take() {
+            Some(Comparison::Whole) => self.correct(at),
+            Some(Comparison::AtLeast) => self.raise(),
+            None => {}
         }
         self.forget(at);
     }
@@ -357,10 +363,18 @@ impl Conntrack {
         self.dialled = std::mem::take(&mut self.incoming_dialled);
         // The first dump is where the counting gets what existed before: no drift.
         if !first {
-            self.drift.last = corrected;
-            self.drift.total = self.drift.total.saturating_add(corrected);
+            self.drift.note(corrected, self.live());
         }
         self.drift.comparisons = self.drift.comparisons.saturating_add(1);
+    }
+
+    /// Counts that are below what a part of a dump showed become as much: what existed before counting began is in it. No drift,
+    /// and no comparison: the next whole one tells of both.
+    fn raise(&mut self) {
+        self.rows.values_mut().for_each(Row::raise);
+        self.entries.forget_shown();
+        self.dialled.append(&mut self.incoming_dialled);
+        self.incoming_dialled.clear();
     }
 
     /// Drops what no NAT holds any more.

@@ -28,20 +28,27 @@ fn age(ledger: &Ledger, source: SourceId, now: NodeTime) -> Option<Duration> {
     read.then(|| now.since(bracket.begin))
 }
 
-/// What every source said of itself; of numbers that are old, that they are.
+/// That the kernel's counters of conntrack are wrong again and again, if they are.
+fn miscounted(ledger: &Ledger) -> Option<String> {
+    let drift = ledger.conntrack().drift().filter(crate::ledger::Drift::persists)?;
+    Some(format!(
+        "the kernel's counters had to be corrected by {} of {} entries in the last comparison with the table, and by as large a \
+         part in {} comparisons in a row: between two of them counts are wrong",
+        drift.last, drift.of, drift.apart
+    ))
+}
+
+/// What every source said of itself; of numbers that are old or were wrong, that they are.
 pub(super) fn coverage(ledger: &Ledger, now: NodeTime) -> BTreeMap<SourceId, Known<CoverageDetail>> {
     let aged = |(source, said): (&SourceId, &Known<CoverageDetail>)| {
+        let Known::Present(detail) = said else { return (*source, said.clone()) };
         let old = age(ledger, *source, now).filter(|age| *age > FRESH);
-        let said = match (said, old) {
-            (Known::Present(detail), Some(age)) => {
-                let stale =
-                    format!("its counters were last read {} s ago, what happened since is missing", age.as_secs());
-                let missing: Vec<_> = detail.degraded.iter().map(ToString::to_string).chain([stale]).collect();
-                Known::Present(CoverageDetail { degraded: Some(Why::new(missing.join("; "))), ..detail.clone() })
-            }
-            (said, _) => said.clone(),
-        };
-        (*source, said)
+        let stale = old
+            .map(|age| format!("its counters were last read {} s ago, what happened since is missing", age.as_secs()));
+        let wrong = if *source == SourceId::Conntrack { miscounted(ledger) } else { None };
+        let missing: Vec<_> = detail.degraded.iter().map(ToString::to_string).chain(wrong).chain(stale).collect();
+        let degraded = (!missing.is_empty()).then(|| Why::new(missing.join("; ")));
+        (*source, Known::Present(CoverageDetail { degraded, ..detail.clone() }))
     };
     ledger.coverage().iter().map(aged).collect()
 }

@@ -17,8 +17,10 @@ pub enum Loss {
     ConntrackOverrun,
     /// Netlink messages that could not be understood.
     ConntrackMalformed,
-    /// Conntrack entries whose destination found no room in the eBPF map.
+    /// Conntrack entries that went into the table and whose destination found no room in the eBPF map.
     ConntrackMapFull,
+    /// Conntrack entries that left the table, and packets that found no port, whose destination found no room in the eBPF map.
+    ConntrackMapFullEnds,
     /// Kernel memory reads that failed inside an eBPF program on conntrack.
     ConntrackReadFailed,
     /// Runs of the eBPF programs on conntrack that the kernel left out; a comparison with the table mends the counts.
@@ -37,6 +39,7 @@ impl Loss {
             Self::ConntrackOverrun => "conntrack_overrun",
             Self::ConntrackMalformed => "conntrack_malformed",
             Self::ConntrackMapFull => "conntrack_map_full",
+            Self::ConntrackMapFullEnds => "conntrack_map_full_ends",
             Self::ConntrackReadFailed => "conntrack_read_failed",
             Self::ConntrackMissed => "conntrack_missed",
             Self::LedgerFlowsFull => "ledger_flows_full",

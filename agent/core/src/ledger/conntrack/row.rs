@@ -134,6 +134,19 @@ impl Row {
         self.incoming_fresh = 0;
         truth.abs_diff(counted)
     }
+
+    /// Takes over what a part of a dump showed where counting knows of less.
+    pub(super) fn raise(&mut self) {
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let went = self.counted.as_ref().map_or(0, |counted| counted.went);
+        incoming.shrink(went);
+        if incoming.live() > self.cohorts.live() {
+            self.cohorts.replace_live(incoming);
+        }
+        self.in_node_ports = self.in_node_ports.max(self.incoming_in_node_ports.saturating_sub(went));
+        self.incoming_in_node_ports = 0;
+        self.incoming_fresh = 0;
+    }
 }
 
 /// How an entry left the table.

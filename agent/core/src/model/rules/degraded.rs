@@ -3,7 +3,7 @@
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::known::Known;
 use crate::model::View;
-use crate::observe::{Outcome, Snapshot, SourceId};
+use crate::observe::{Loss, Outcome, Snapshot, SourceId};
 use crate::report::Report;
 
 /// What could not be observed, and what that leaves open.
@@ -113,12 +113,37 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
                 severity: if view.lost_lately { Severity::Warning } else { Severity::Info },
                 title: format!("some events were lost since start: {}", lost.join(", ")),
                 subject: "losses".to_owned(),
-                evidence: vec![Evidence::given("conntrack losses are repaired by the next dump, events that a program missed by the next socket table; destinations that found no room in a map are not counted")],
+                evidence: what_becomes_of(report).into_iter().map(Evidence::given).collect(),
                 remedy: "if a map was full, raise its size in the configuration".to_owned(),
             });
         }
     }
     findings
+}
+
+/// What is done about each kind of loss, and what is not.
+fn what_becomes_of(report: &Report) -> Vec<&'static str> {
+    use Loss::{
+        ConntrackMalformed, ConntrackMapFull, ConntrackMapFullEnds, ConntrackMissed, ConntrackOverrun,
+        ConntrackReadFailed, LedgerFlowsFull, TcpMapFull, TcpMissed, TcpReadFailed,
+    };
+    const SENTENCES: [(&[Loss], &str); 6] = [
+        (&[ConntrackOverrun, ConntrackMissed, ConntrackReadFailed], "conntrack losses are repaired by the next dump"),
+        (&[ConntrackMalformed], "an entry that cannot be understood is missing wherever it should be counted"),
+        (
+            &[ConntrackMapFull, ConntrackMapFullEnds],
+            "conntrack entries that found no room in the map are attributed by the next comparison with the table",
+        ),
+        (&[TcpMissed], "TCP events that a program missed are repaired by the next socket table"),
+        (&[TcpMapFull, TcpReadFailed], "connects that found no room in a map, or could not be read, are not counted"),
+        (
+            &[LedgerFlowsFull],
+            "conntrack entries beyond what the ledger tells apart are missing in every dump: where the kernel counts them they \
+             are counted, but nothing corrects the counts downwards; elsewhere they are not counted",
+        ),
+    ];
+    let lost = |what: &Loss| report.lost.get(what.name()).is_some_and(|total| *total > 0);
+    SENTENCES.iter().filter(|(losses, _)| losses.iter().any(lost)).map(|(_, sentence)| *sentence).collect()
 }
 
 /// Whether the source shows any network.
