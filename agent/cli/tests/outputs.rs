@@ -298,6 +298,8 @@ fn doctor_shows_how_every_program_runs_and_why_one_does_not() {
     let mut diagnosis = Diagnosis {
         node: "node-1".to_owned(),
         kernel: "5.10.0-32-cloud-amd64".to_owned(),
+        host_network: Some(true),
+        host_network_unknown: None,
         capabilities: Vec::new(),
         coverage: Vec::new(),
         programs: vec![
@@ -328,6 +330,14 @@ fn doctor_shows_how_every_program_runs_and_why_one_does_not() {
     diagnosis.runs_not_counted = Some("runs are not counted: not permitted".to_owned());
     let page = table::doctor::page(&diagnosis, Width::plain(80));
     assert!(words(&page).contains("attached - - 2") && page.contains("runs are not counted"), "{page}");
+    assert!(!page.contains("conntrack"), "on the host's network there is nothing to say: {page}");
+    diagnosis.host_network = Some(false);
+    let page = table::doctor::page(&diagnosis, Width::plain(80));
+    assert!(words(&page).contains("NOT THE HOST'S NETWORK · conntrack, its settings"), "{page}");
+    assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+    (diagnosis.host_network, diagnosis.host_network_unknown) = (None, Some("hostPID".to_owned()));
+    let page = table::doctor::page(&diagnosis, Width::plain(80));
+    assert!(words(&page).contains("or that of another network namespace, is not known: hostPID"), "{page}");
 }
 
 /// A plan and what came of it, as on a node with one leak too many.

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod nat_documents;
 pub mod netlink;
 pub mod netns;
+pub mod own_network;
 pub mod privileges;
 pub mod root;
 pub mod rules;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use headroom_core::report::{CoverageReport, CoverageState, ProgramReport};
 use headroom_host::act::{self, Prospect};
 use headroom_host::ebpf;
+use headroom_host::own_network;
 use headroom_host::privileges::{self, Capability};
 use serde::Serialize;
 
@@ -22,6 +23,10 @@ pub struct Diagnosis {
     pub node: String,
     /// Kernel release.
     pub kernel: String,
+    /// Whether this runs in the host's network namespace; absent if that cannot be told.
+    pub host_network: Option<bool>,
+    /// Why not.
+    pub host_network_unknown: Option<String>,
     /// Capabilities that some source wants.
     pub capabilities: Vec<Capability>,
     /// Every source.
@@ -81,7 +86,10 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
     engine.settle(DEADLINE);
     engine.watch(WATCH);
     let report = engine.report();
+    let host_network = own_network::is_the_hosts(&settings.root);
     let diagnosis = Diagnosis {
+        host_network: host_network.present().copied(),
+        host_network_unknown: host_network.unknown().map(ToString::to_string),
         kernel: engine.ledger().platform().map_or_else(|| "unknown".to_owned(), |platform| platform.kernel.clone()),
         node: report.node,
         capabilities: privileges::wanted(),

@@ -64,6 +64,15 @@ fn cleaner(out: &mut String, cleaner: &CleanerDiagnosis, width: Width) {
 pub fn page(diagnosis: &Diagnosis, width: Width) -> String {
     let mut out = String::new();
     width.wrap(&mut out, "headroom doctor · ", "  ", &format!("{} · Linux {}", diagnosis.node, diagnosis.kernel));
+    if diagnosis.host_network == Some(false) {
+        let text = "conntrack, its settings and this process's own sockets are those of another network namespace than the \
+                    host's (`hostNetwork: true` puts a pod into it): what follows of them is not the node's";
+        width.wrap(&mut out, "NOT THE HOST'S NETWORK · ", "  ", text);
+    } else if let Some(why) = &diagnosis.host_network_unknown {
+        let text =
+            format!("whether conntrack is the host's, or that of another network namespace, is not known: {why}");
+        width.wrap(&mut out, "", "  ", &text);
+    }
     heading(&mut out, "Sources", width);
     let longest = diagnosis.coverage.iter().map(|row| row.source.name().len()).max().unwrap_or_default();
     for row in &diagnosis.coverage {
