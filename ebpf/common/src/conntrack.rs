@@ -28,13 +28,13 @@ pub struct Key {
     pub reserved: u8,
 }
 
-/// What was counted since [`Counts::born`]; every other field only grows.
+/// What was counted since [`Counts::born`]; every other field only grows, but for what is taken back where attempts are counted.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Counts {
     /// When the key was entered (`CLOCK_MONOTONIC`, nanoseconds): tells a key that was retired and came back.
     pub born: u64,
-    /// Entries that went into the table.
+    /// Entries that went into the table; where attempts are counted, less those that did not.
     pub inserted: u64,
     /// TCP entries that left it from TIME_WAIT.
     pub ended_time_wait: u64,

@@ -119,7 +119,7 @@ pub struct Counts {
 pub struct Losses {
     /// Connects whose key found no room in the map.
     pub map_full: u64,
-    /// Reads of kernel memory that failed.
+    /// Reads of kernel memory that failed, or gave what cannot be.
     pub read_failed: u64,
     /// Events that the kernel skipped and a later one made up for: not lost.
     pub made_up: u64,

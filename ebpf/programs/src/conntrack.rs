@@ -15,7 +15,7 @@ use aya_ebpf::programs::{ProbeContext, RawTracePointContext};
 use headroom_ebpf_common::conntrack::{Counts, DEFAULT_MAX_KEYS, Key, Losses, Offsets, TUPLES_BYTES};
 
 use crate::address::{mapped, octets};
-use crate::count::add_one;
+use crate::count::{add_one, take_one};
 use crate::memory::{Shared, Unreadable, constant, read, read_into, within};
 
 #[map]
@@ -52,8 +52,13 @@ static CT_OFFSETS: Offsets = Offsets {
 const IPS_SEEN_REPLY: u32 = 1 << 1;
 const IPS_CONFIRMED: u32 = 1 << 3;
 const IPS_SRC_NAT: u32 = 1 << 4;
+/// The rules for source addresses were asked, whatever they said: conntrack's last hook is all that follows.
+const IPS_SRC_NAT_DONE: u32 = 1 << 7;
 const IPS_DYING: u32 = 1 << 9;
 const IPS_TEMPLATE: u32 = 1 << 11;
+/// Since 5.7: stands for a packet that raced with the first of its flow, for a second, beside the flow's own entry. It went in
+/// past `__nf_conntrack_hash_insert` (`nf_ct_resolve_clash_harder`, `net/netfilter/nf_conntrack_core.c`).
+const IPS_NAT_CLASH: u32 = 1 << 12;
 /// The low bits of `skb->_nfct` are `enum ip_conntrack_info` of the same file; from here on a packet is an answer.
 const IP_CT_IS_REPLY: u64 = 3;
 const NFCT_INFO_MASK: u64 = 7;
@@ -64,6 +69,9 @@ const TCP_CONNTRACK_CLOSE: u8 = 8;
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+/// Inodes of namespaces are above: dynamic ones from 0xF0000000 (`fs/proc/generic.c`), those of the first namespaces from
+/// 0xEFFFFFF8 (`include/uapi/linux/nsfs.h`).
+const FIRST_INODE: u32 = 0xEFFF_0000;
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_ICMPV6: u8 = 58;
@@ -73,7 +81,7 @@ type Tuples = [u64; TUPLES_BYTES / 8];
 
 /// Why nothing was counted.
 enum Skip {
-    /// Another namespace's, or another protocol family.
+    /// Another namespace's.
     NotOurs,
     /// Kernel memory could not be read.
     Unreadable,
@@ -107,7 +115,8 @@ pub(crate) fn ct_insert(ctx: ProbeContext) -> u32 {
 }
 
 /// `int __nf_conntrack_confirm(struct sk_buff *skb)`: where the function above was inlined. Called for an entry that is about
-/// to go in; that it found no port is seen at `kfree_skb`, and the agent subtracts it.
+/// to go in; that it did not is seen at `kfree_skb` and taken back. Not seen is a UDP packet that raced with the first of its
+/// flow and joined its entry: it is counted until the next comparison with the table.
 #[kprobe(function = "__nf_conntrack_confirm")]
 pub(crate) fn ct_confirm(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<*const c_void>(0) {
@@ -116,7 +125,9 @@ pub(crate) fn ct_confirm(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `bool nf_ct_delete(struct nf_conn *ct, u32 portid, int report)`: every confirmed entry that leaves the table passes here.
+/// `bool nf_ct_delete(struct nf_conn *ct, u32 portid, int report)`: every confirmed entry that leaves the table passes here. Two CPUs
+/// that delete one at the same moment, such as the kernel what has expired and somebody the whole table, are both counted, until
+/// the next comparison with the table.
 #[kprobe(function = "nf_ct_delete")]
 pub(crate) fn ct_delete(ctx: ProbeContext) -> u32 {
     if let Some(ct) = ctx.arg::<*const c_void>(0) {
@@ -156,6 +167,9 @@ fn confirmed(skb: *const c_void) -> Result<(), Skip> {
     if read::<u32>(ct, constant!(CT_OFFSETS.status))? & (IPS_CONFIRMED | IPS_TEMPLATE) != 0 {
         return Ok(());
     }
+    if ATTEMPTS.get() == 0 {
+        ATTEMPTS.set(1);
+    }
     inserted(ct)
 }
 
@@ -163,7 +177,9 @@ fn confirmed(skb: *const c_void) -> Result<(), Skip> {
 fn deleted(ct: *const c_void) -> Result<(), Skip> {
     let status = read::<u32>(ct, constant!(CT_OFFSETS.status))?;
     let dying = status & IPS_DYING != 0 && constant!(CT_OFFSETS.delete_is_dying) == 0;
-    if status & IPS_CONFIRMED == 0 || dying {
+    // Who is not seen to go in is not seen to leave.
+    let raced = status & IPS_NAT_CLASH != 0 && ATTEMPTS.get() == 0;
+    if status & IPS_CONFIRMED == 0 || dying || raced {
         return Ok(());
     }
     let entry = entry_of(ct)?;
@@ -194,12 +210,35 @@ fn dropped(skb: *const c_void) -> Result<(), Skip> {
         return Ok(());
     }
     let status = read::<u32>(ct, constant!(CT_OFFSETS.status))?;
-    if status & (IPS_SRC_NAT | IPS_CONFIRMED | IPS_TEMPLATE) != IPS_SRC_NAT {
+    if status & (IPS_CONFIRMED | IPS_TEMPLATE) != 0 {
+        return Ok(());
+    }
+    let translated = status & IPS_SRC_NAT != 0;
+    let attempted = status & IPS_SRC_NAT_DONE != 0 && ATTEMPTS.get() != 0;
+    if !translated && !attempted {
         return Ok(());
     }
     let entry = entry_of(ct)?;
-    enter(&entry.key, |counts| &raw mut counts.no_port);
+    if attempted {
+        take_back(&entry);
+    }
+    if translated {
+        enter(&entry.key, |counts| &raw mut counts.no_port);
+    }
     Ok(())
+}
+
+/// An entry that was counted a moment ago is not in the table.
+#[inline(always)]
+fn take_back(entry: &Entry) {
+    let Some(counts) = CT_COUNTS.get_ptr_mut(entry.key) else { return };
+    // SAFETY: the map gave a live, aligned value; only the addresses of fields are taken.
+    unsafe {
+        take_one(&raw mut (*counts).inserted);
+        if entry.node_port {
+            take_one(&raw mut (*counts).node_port_inserted);
+        }
+    }
 }
 
 /// Reads an entry of the agent's namespace.
@@ -223,7 +262,7 @@ fn entry_of(ct: *const c_void) -> Result<Entry, Skip> {
     let is_v4 = match family {
         AF_INET => true,
         AF_INET6 => false,
-        _ => return Err(Skip::NotOurs),
+        _ => return Err(Skip::Implausible),
     };
     let at_source = constant!(CT_OFFSETS.tuple_source);
     let at_destination = constant!(CT_OFFSETS.tuple_destination);
@@ -267,18 +306,26 @@ fn address(tuples: &Tuples, at: u32, is_v4: bool) -> [u32; 4] {
     }
 }
 
+/// Not zero once an attempt was counted: then the races and failures that follow were counted, too.
+static ATTEMPTS: Shared = Shared::zero();
+
 /// `struct net` of the agent's namespace, once an entry of it was met. It cannot go before the agent does.
 static CT_NET: Shared = Shared::zero();
 
 /// Whether an entry is of the agent's network namespace: pods may have conntrack of their own.
 #[inline(always)]
-fn is_ours(ct: *const c_void) -> Result<bool, Unreadable> {
+fn is_ours(ct: *const c_void) -> Result<bool, Skip> {
     let net = read::<u64>(ct, constant!(CT_OFFSETS.net))?;
     let known = CT_NET.get();
     if known != 0 {
         return Ok(net == known);
     }
-    let ours = read::<u32>(net as *const c_void, constant!(CT_OFFSETS.net_inum))? == constant!(CT_OFFSETS.namespace);
+    let inode = read::<u32>(net as *const c_void, constant!(CT_OFFSETS.net_inum))?;
+    // If this is no inode, nothing would ever be ours.
+    if inode < FIRST_INODE {
+        return Err(Skip::Implausible);
+    }
+    let ours = inode == constant!(CT_OFFSETS.namespace);
     if ours {
         CT_NET.set(net);
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum Loss {
     /// Connects whose destination found no room in the eBPF map.
     TcpMapFull,
-    /// Kernel memory reads that failed inside an eBPF program.
+    /// Kernel memory reads that failed inside an eBPF program, or gave what cannot be.
     TcpReadFailed,
     /// TCP events that the kernel skipped (since 6.1 it does, on a CPU where a softirq interrupted the same program), less those
     /// that later events made up for. Two thirds of them do not matter: the far end's, or steps on the way to an end.
@@ -23,7 +23,8 @@ pub enum Loss {
     ConntrackMapFullEnds,
     /// Kernel memory reads that failed inside an eBPF program on conntrack.
     ConntrackReadFailed,
-    /// Runs of the eBPF programs on conntrack that the kernel left out; a comparison with the table mends the counts.
+    /// Runs of the eBPF programs on conntrack that the kernel left out; a comparison with the table mends the counts. Not told by
+    /// kernels before 6.7.
     ConntrackMissed,
     /// Flows that found no room in the ledger.
     LedgerFlowsFull,

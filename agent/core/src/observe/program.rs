@@ -24,6 +24,7 @@ pub struct ProgramRuns {
     pub count: u64,
     /// Nanoseconds they took, without the way to the program.
     pub time_ns: u64,
-    /// Events it did not see because it was running already on that CPU; absent before Linux 5.12.
+    /// Events it did not see because it, or another, was running already on that CPU; absent where the kernel does not tell: before
+    /// Linux 5.12, and of probes on functions before 6.7.
     pub missed: Option<u64>,
 }

@@ -14,7 +14,7 @@ use headroom_ebpf_common::tcp;
 use super::functions::{Functions, Target};
 use super::maps::{Hash, Single};
 use super::object::embedded;
-use super::programs::{CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, ProgramRow};
+use super::programs::{CT_CONFIRM, CT_DELETE, CT_INSERT, CT_NO_PORT, HookKind, ProgramRow};
 use super::{LoadError, ProgramStatus, attach, attach_to, create, runs, take_map};
 use crate::btf::{Btf, BtfError, Member};
 use crate::root::HostRoot;
@@ -32,10 +32,22 @@ pub struct Conntrack {
     pub entries_unknown: Option<Why>,
     /// Why it is not known what found no port, if it is not.
     pub no_port_unknown: Option<Why>,
-    /// Entries are counted before it is known whether they find a port: those that did not have to be subtracted.
+    /// Entries are counted before it is known whether they go into the table. Those that the kernel drops are taken back: a number
+    /// that is read in between falls again. A UDP packet that joins the entry of one it raced with stays.
     pub counts_attempts: bool,
+    /// Whether the kernel counts the runs of probes on functions that it skips.
+    pub tells_missed: bool,
     /// Owns the programs' links.
     ebpf: aya::Ebpf,
+}
+
+/// How entries are seen to go in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserts {
+    /// The best way that there is.
+    Best,
+    /// As attempts, wherever their function is: for checks of what kernels are left with that have no better way.
+    Attempts,
 }
 
 /// What to count.
@@ -55,6 +67,14 @@ impl Conntrack {
     /// # Errors
     /// Why none of them can run here.
     pub fn load(root: &HostRoot, subject: Subject) -> Result<Self, LoadError> {
+        Self::load_with(root, subject, Inserts::Best)
+    }
+
+    /// As [`Conntrack::load`], with a say in how entries are seen to go in.
+    ///
+    /// # Errors
+    /// See [`Conntrack::load`].
+    pub fn load_with(root: &HostRoot, subject: Subject, inserts: Inserts) -> Result<Self, LoadError> {
         let object = embedded()?;
         let kernel = Arc::new(Btf::of_kernel(root)?);
         let functions = Functions::read(root);
@@ -64,7 +84,15 @@ impl Conntrack {
         let mut ebpf = create(object, |loader| {
             loader.override_global(OFFSETS_GLOBAL, &offsets, true).map_max_entries(COUNTS_MAP, subject.max_keys.max(1));
             // The other subject's maps, which nothing here uses.
-            for map in [tcp::SLOTS_MAP, tcp::ENTRIES_MAP, tcp::FREE_MAP, tcp::LOCAL_PORTS_MAP] {
+            for map in [
+                tcp::SLOTS_MAP,
+                tcp::ENTRIES_MAP,
+                tcp::FREE_MAP,
+                tcp::SOCKETS_MAP,
+                tcp::HINTS_MAP,
+                tcp::DIALLED_MAP,
+                tcp::LOCAL_PORTS_MAP,
+            ] {
                 loader.map_max_entries(map, 1);
             }
         })?;
@@ -85,10 +113,16 @@ impl Conntrack {
         };
         let deleted = probe(&mut ebpf, CT_DELETE, delete);
         let deleted = note(CT_DELETE, deleted);
-        let inserted = probe(&mut ebpf, CT_INSERT, functions.target(CT_INSERT.hook));
-        let mut inserted = note(CT_INSERT, inserted);
+        let mut inserted = match inserts {
+            Inserts::Best => {
+                let inserted = probe(&mut ebpf, CT_INSERT, functions.target(CT_INSERT.hook));
+                note(CT_INSERT, inserted)
+            }
+            Inserts::Attempts => Err(Why::new("attempts are wanted")),
+        };
         // Attempts are only as good as the count of those that failed.
-        if inserted.is_err() && deleted.is_ok() && no_port.is_ok() {
+        let attempt = no_port.is_ok() || inserts == Inserts::Attempts;
+        if inserted.is_err() && deleted.is_ok() && attempt {
             let confirmed = probe(&mut ebpf, CT_CONFIRM, functions.target(CT_CONFIRM.hook));
             if note(CT_CONFIRM, confirmed).is_ok() {
                 (inserted, counts_attempts) = (Ok(()), true);
@@ -104,6 +138,7 @@ impl Conntrack {
             entries_unknown: deleted.and(inserted).err(),
             no_port_unknown: no_port.err(),
             counts_attempts,
+            tells_missed: kernel.member(&TELLS_MISSED).is_ok(),
             ebpf,
         })
     }
@@ -111,10 +146,18 @@ impl Conntrack {
 
 impl Conntrack {
     /// How a program ran since it was attached.
-    pub fn runs(&self, name: &str) -> Known<ProgramRuns> {
-        runs::of(&self.ebpf, name)
+    pub fn runs(&self, row: ProgramRow) -> Known<ProgramRuns> {
+        let told = row.kind != HookKind::Function || self.tells_missed;
+        match runs::of(&self.ebpf, row.name) {
+            Known::Present(runs) => Known::Present(ProgramRuns { missed: runs.missed.filter(|_| told), ..runs }),
+            unknown => unknown,
+        }
     }
 }
+
+/// Since 6.7 the kernel counts a run of a kprobe's program that it skips because another one runs on that CPU (`trace_call_bpf`,
+/// `kernel/trace/bpf_trace.c`); before, its count stays zero. The same change brought this member, where links show it.
+const TELLS_MISSED: [&str; 4] = ["bpf_link_info", "perf_event", "kprobe", "missed"];
 
 /// `SKB_DROP_REASON_NETFILTER_DROP`: the kernel gives reasons since 5.17, and another number in most versions.
 fn drop_reason(kernel: &Btf) -> Result<u32, LoadError> {

@@ -90,6 +90,10 @@ impl Functions {
             suffix.strip_prefix("part.").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
         };
         let others = || self.suffixes(function);
+        // Some callers then enter what has other arguments.
+        if let Some((found, _)) = others().find(|(name, _)| !suffix_of(name).starts_with("part.")) {
+            return Err(changed(function, found));
+        }
         if let Some((name, places)) = others().find(|(name, _)| is_part(suffix_of(name))) {
             return Ok(Target { names: names(name, places)?, part: true });
         }
@@ -103,14 +107,14 @@ impl Functions {
     /// How to ask for a function.
     ///
     /// # Errors
-    /// The compiler has changed its arguments, or it cannot be said which of several it is.
+    /// The compiler has changed its arguments, for some callers at least, or it cannot be said which of several it is.
     pub(super) fn target(&self, function: &str) -> Result<Target, LoadError> {
-        let places = match (self.listed.get(function), self.suffixes(function).next()) {
-            (Some(places), _) => *places,
-            (None, Some((found, _))) => return Err(changed(function, found)),
-            // Attaching tells: it may be that nothing is listed because we may not read the list.
-            (None, None) => Places::default(),
-        };
+        // Beside the function itself, too: some callers then enter what has other arguments.
+        if let Some((found, _)) = self.suffixes(function).next() {
+            return Err(changed(function, found));
+        }
+        // Attaching tells: it may be that nothing is listed because we may not read the list.
+        let places = self.listed.get(function).copied().unwrap_or_default();
         Ok(Target { names: names(function, places)?, part: false })
     }
 

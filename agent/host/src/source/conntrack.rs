@@ -401,10 +401,13 @@ impl ConntrackSource {
                 HOW_COUNTED,
                 format!("flows from before the start, and whether the counts are right, are not known: {why}"),
             ),
-            (Access::NotNeeded, None) => match no_port {
-                None => works(HOW_COUNTED),
-                Some(missing) => degraded(HOW_COUNTED, missing),
-            },
+            (Access::NotNeeded, None) => {
+                let inexact = self.counters.shortcoming().map(str::to_owned);
+                match [inexact, no_port].into_iter().flatten().collect::<Vec<_>>().as_slice() {
+                    [] => works(HOW_COUNTED),
+                    missing => degraded(HOW_COUNTED, missing.join("; ")),
+                }
+            }
             (Access::Closed { why, .. }, Some(also)) => unreadable(format!("{why}; {also}")),
             (Access::Closed { why, .. }, None) => {
                 degraded(HOW_TABLE, format!("flows between two readings are not seen: {why}"))

@@ -100,7 +100,8 @@ impl Agent {
     }
 }
 
-/// Everything, with a dump only at the start: what is seen later was told by whoever tells what comes and goes.
+/// Everything. Events have a dump only at the start: what is seen later was told by them. Counters are compared with a dump every ten
+/// seconds all the same; what they count by themselves is checked in `tests/kernels/src/counters.rs`.
 const OPTIONS: Options = Options {
     dump_interval: Duration::from_secs(3600),
     dumping: DUMPING,

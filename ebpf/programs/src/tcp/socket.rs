@@ -49,7 +49,7 @@ pub(super) type Header = [u64; HEADER_BYTES / 8];
 pub(super) enum Skip {
     /// Not a TCP socket over IPv4 or IPv6.
     NotOurs,
-    /// Kernel memory could not be read.
+    /// Kernel memory could not be read, or what was read cannot be: the layout is not what the agent takes it for.
     Unreadable,
 }
 
@@ -72,7 +72,9 @@ pub(super) fn key(header: &Header, sock: *const c_void) -> Result<Key, Skip> {
         AF_INET6 if constant!(TCP_OFFSETS.v6_daddr) != NOWHERE => {
             (read(sock, constant!(TCP_OFFSETS.v6_daddr))?, read(sock, constant!(TCP_OFFSETS.v6_rcv_saddr))?)
         }
-        _ => return Err(Skip::NotOurs),
+        AF_INET6 => return Err(Skip::NotOurs),
+        // TCP has no other.
+        _ => return Err(Skip::Unreadable),
     };
     Ok(Key { destination: octets(destination), source: octets(source), port, reserved: 0 })
 }

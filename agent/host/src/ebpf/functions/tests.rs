@@ -82,6 +82,17 @@ fn a_function_with_changed_arguments_is_left_alone_and_named() {
             "ffffffff81f36230 t nf_ct_delete.isra.0\nffffffff81f3623f t nf_ct_delete.isra.0.cold\n",
             "nf_ct_delete.isra.0",
         ),
+        // Beside the function, which the other callers enter.
+        ("ffffffff81f36230 T nf_ct_delete\nffffffff81f36330 t nf_ct_delete.constprop.0\n", "nf_ct_delete.constprop.0"),
+        (
+            "ffffffff81f36230 T nf_ct_delete\t[nf_conntrack]\nffffffff81f36330 t nf_ct_delete.isra.0\t[nf_conntrack]\n",
+            "nf_ct_delete.isra.0",
+        ),
+        // Beside the part, which the other callers enter.
+        (
+            "ffffffff81f36230 t nf_ct_delete.constprop.0\nffffffff81f36330 t nf_ct_delete.part.0\n",
+            "nf_ct_delete.constprop.0",
+        ),
         (
             "ffffffff81f36230 t nf_ct_delete.part.0.isra.0\nffffffff81f36330 T nf_ct_delete\n",
             "nf_ct_delete.part.0.isra.0",

@@ -19,7 +19,7 @@ use headroom_ebpf_common::conntrack::{Counts, Key};
 use super::ID;
 use crate::clock;
 use crate::ebpf::conntrack::{Conntrack, Subject};
-use crate::ebpf::{CONNTRACK, ProgramStatus};
+use crate::ebpf::{CONNTRACK, HookKind, ProgramStatus};
 use crate::root::HostRoot;
 use crate::source::{Sink, observation};
 
@@ -27,6 +27,10 @@ use crate::source::{Sink, observation};
 const RETIRE_AFTER: Duration = Duration::from_secs(60);
 /// … and for so long when the map is half full.
 const RETIRE_AFTER_HALF_FULL: Duration = Duration::from_secs(10);
+
+/// What counting attempts gets wrong.
+const RACED: &str = "entries are counted before they go in: a UDP packet that raced with the first of its flow is counted with it \
+                     until the next comparison with the table";
 
 /// How long a key has to stand still, for a map with so many keys. From 7/8 on: since the reading before.
 fn retire_after(keys: usize, max_keys: u32) -> Duration {
@@ -48,6 +52,7 @@ pub(super) struct Counters {
     /// By a hash of the key: a hash of its counters, and since when they stand like that. Two keys of one hash are only
     /// retired later.
     still: BTreeMap<u64, (u64, NodeTime)>,
+    attempts: Attempts,
 }
 
 impl Counters {
@@ -68,18 +73,24 @@ impl Counters {
             Ok(()) => tracing::info!("counting conntrack entries in the kernel"),
             Err(why) => tracing::info!(%why, "conntrack entries cannot be counted in the kernel"),
         }
-        Self { max_keys, state, still: BTreeMap::new() }
+        Self { max_keys, state, still: BTreeMap::new(), attempts: Attempts::default() }
     }
 
     /// None wanted.
     pub(super) fn none() -> Self {
-        Self { max_keys: 0, state: Err(Why::new("not wanted")), still: BTreeMap::new() }
+        Self { max_keys: 0, state: Err(Why::new("not wanted")), still: BTreeMap::new(), attempts: Attempts::default() }
     }
 
     /// Whether entries are counted as they come and go; why not, otherwise.
     pub(super) fn count_entries(&self) -> Result<(), Why> {
         let programs = self.state.as_ref().map_err(Clone::clone)?;
         programs.entries_unknown.clone().map_or(Ok(()), Err)
+    }
+
+    /// What the way in which entries are counted, or the kernel, leaves unsaid, if something.
+    pub(super) fn shortcoming(&self) -> Option<&'static str> {
+        let programs = self.state.as_ref().ok().filter(|programs| programs.entries_unknown.is_none())?;
+        programs.counts_attempts.then_some(RACED)
     }
 
     /// Why it is not known which connections found no port, if it is not.
@@ -114,7 +125,7 @@ impl Counters {
             }
         };
         let entries = programs.entries_unknown.is_none();
-        let attempts = programs.counts_attempts;
+        let mut attempts = programs.counts_attempts.then_some(&mut self.attempts);
         let now = clock::node_time();
         let mut put = |fact| sink(observation(ID, fact));
         if entries {
@@ -129,7 +140,7 @@ impl Counters {
         let max_keys = self.max_keys;
         let read = programs.counts.for_each(|key, counts| {
             if entries {
-                put(Fact::ConntrackCounter(counter(key, counts, attempts)));
+                put(Fact::ConntrackCounter(counter(key, counts, attempts.as_deref_mut())));
             }
             if counts.no_port > 0 {
                 no_ports.push(no_port(key, counts));
@@ -155,13 +166,19 @@ impl Counters {
         put(Fact::Begin(Snapshot::NoPorts));
         no_ports.into_iter().for_each(|dropped| put(Fact::NoPort(dropped)));
         put(Fact::End { snapshot: Snapshot::NoPorts, outcome });
-        let mut missed = 0;
+        let mut missed = Some(0);
         for program in &programs.programs {
-            let runs = if program.attached.is_ok() { programs.runs(program.row.name) } else { Known::Absent };
-            missed += runs.present().and_then(|runs| runs.missed).unwrap_or(0);
+            let runs = if program.attached.is_ok() { programs.runs(program.row) } else { Known::Absent };
+            if let Some(runs) = runs.present() {
+                // A kernel that does not tell of tracepoints (before 5.12) skips none.
+                let of_it = runs.missed.or((program.row.kind == HookKind::RawTracepoint).then_some(0));
+                missed = missed.zip(of_it).map(|(sum, missed)| sum + missed);
+            }
             put(program.fact(|_| runs));
         }
-        put(Fact::Lost { what: Loss::ConntrackMissed, total: missed });
+        if let Some(total) = missed {
+            put(Fact::Lost { what: Loss::ConntrackMissed, total });
+        }
         let checked = read.and(losses).and_then(|losses| {
             put(Fact::Lost { what: Loss::ConntrackMapFull, total: losses.map_full });
             put(Fact::Lost { what: Loss::ConntrackReadFailed, total: losses.read_failed });
@@ -177,13 +194,14 @@ impl Counters {
             self.state = Err(why.clone());
             return Err(why);
         }
-        self.retire(&retire, entries, attempts, sink);
+        self.retire(&retire, entries, sink);
         Ok(())
     }
 
     /// Takes keys out of the map that stood still. What was counted in between is told.
-    fn retire(&mut self, keys: &[(Key, Counts)], entries: bool, attempts: bool, sink: Sink<'_>) {
+    fn retire(&mut self, keys: &[(Key, Counts)], entries: bool, sink: Sink<'_>) {
         let Ok(programs) = &mut self.state else { return };
+        let attempts = programs.counts_attempts;
         let mut moved = Vec::new();
         for (key, counts) in keys {
             match programs.counts.take(key) {
@@ -196,14 +214,43 @@ impl Counters {
             }
             self.still.remove(&hash(key));
         }
+        let mut told = attempts.then_some(&mut self.attempts);
         if entries && !moved.is_empty() {
             sink(observation(ID, Fact::Begin(Snapshot::ConntrackCounters)));
             for (key, counts) in &moved {
-                sink(observation(ID, Fact::ConntrackCounter(counter(key, counts, attempts))));
+                sink(observation(ID, Fact::ConntrackCounter(counter(key, counts, told.as_deref_mut()))));
             }
             let outcome = Outcome::Partial(Why::new("only what moved while it was retired"));
             sink(observation(ID, Fact::End { snapshot: Snapshot::ConntrackCounters, outcome }));
         }
+        if let Some(told) = told {
+            keys.iter().for_each(|(key, _)| told.forget(key));
+        }
+    }
+}
+
+/// Where attempts are counted: the highest numbers that were told of each key. One that failed is taken back, and a reading in
+/// between had it already; if a number fell, the next to go in would be taken for two.
+#[derive(Debug, Default)]
+struct Attempts(BTreeMap<u64, Counts>);
+
+impl Attempts {
+    /// The numbers to tell: none lower than before.
+    fn raise(&mut self, key: &Key, counts: &Counts) -> Counts {
+        let before = self.0.get(&hash(key)).filter(|before| before.born == counts.born).copied().unwrap_or_default();
+        // A key that came back between an attempt and its end is below zero.
+        let raised = |now: u64, before: u64| if now.cast_signed() < 0 { before } else { now.max(before) };
+        let told = Counts {
+            inserted: raised(counts.inserted, before.inserted),
+            node_port_inserted: raised(counts.node_port_inserted, before.node_port_inserted),
+            ..*counts
+        };
+        self.0.insert(hash(key), told);
+        told
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.0.remove(&hash(key));
     }
 }
 
@@ -226,16 +273,16 @@ fn address(octets: [u8; 16]) -> IpAddr {
     IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
 }
 
-/// A map entry as a fact. Where attempts are counted, those that found no port never went in.
-fn counter(key: &Key, counts: &Counts, attempts: bool) -> ConntrackCounter {
-    let failed = if attempts { counts.no_port } else { 0 };
+/// A map entry as a fact.
+fn counter(key: &Key, counts: &Counts, attempts: Option<&mut Attempts>) -> ConntrackCounter {
+    let counts = attempts.map_or(*counts, |attempts| attempts.raise(key, counts));
     ConntrackCounter {
         protocol: Protocol(key.protocol),
         destination: Endpoint::new(address(key.destination), key.port),
         source: address(key.source),
         translated: address(key.translated),
         born: counts.born,
-        inserted: counts.inserted.saturating_sub(failed),
+        inserted: counts.inserted,
         ended_time_wait: counts.ended_time_wait,
         ended_reset: counts.ended_reset,
         ended_unanswered: counts.ended_unanswered,
@@ -253,5 +300,29 @@ fn no_port(key: &Key, counts: &Counts) -> NoPort {
         },
         source: address(key.source),
         dropped: counts.no_port,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises a reading between an attempt and its end. If this fails, each such reading leaves a flow that never was.
+    #[test]
+    fn what_is_taken_back_is_not_counted_again() {
+        let key = Key::default();
+        let mut attempts = Attempts::default();
+        let mut told = |born, inserted: u64, node_port_inserted| {
+            let told = attempts.raise(&key, &Counts { born, inserted, node_port_inserted, ..Counts::default() });
+            (told.inserted, told.node_port_inserted)
+        };
+        assert_eq!(told(1, 5, 1), (5, 1));
+        // Two of the five failed, one of them in the range; then two went in, then one more.
+        assert_eq!(told(1, 3, 0), (5, 1));
+        assert_eq!(told(1, 5, 1), (5, 1));
+        assert_eq!(told(1, 6, 2), (6, 2));
+        // Retired between the attempt and its end, the key came back below zero.
+        assert_eq!(told(2, 0_u64.wrapping_sub(1), 0), (0, 0));
+        assert_eq!(told(2, 1, 0), (1, 0));
     }
 }
