@@ -41,6 +41,12 @@ pub(crate) enum Bench {
         #[arg(long)]
         quick: bool,
     },
+    /// Whether the agent grows during ten minutes of 5,000 connections a second; rewrites its part of deploy/docs/benchmarks.md
+    Churn {
+        /// Half a minute, to see whether it works; shows its numbers and writes nothing
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 /// Where the results are.
@@ -59,6 +65,8 @@ const EVALUATE: Part = (
     "<!-- written by `cargo xtask bench evaluate`: begin -->",
     "<!-- written by `cargo xtask bench evaluate`: end -->",
 );
+const CHURN: Part =
+    ("<!-- written by `cargo xtask bench churn`: begin -->", "<!-- written by `cargo xtask bench churn`: end -->");
 const RULES: Part =
     ("<!-- written by `cargo xtask bench rules`: begin -->", "<!-- written by `cargo xtask bench rules`: end -->");
 const IPAM: Part =
@@ -72,6 +80,7 @@ pub(crate) fn run(what: &Bench) -> Result<()> {
         Bench::Rules => example("rules_cost", RULES),
         Bench::Evaluate => example("evaluate_cost", EVALUATE),
         Bench::Ipam { quick } => in_lab("bench-ipam", IPAM, *quick, None),
+        Bench::Churn { quick } => in_lab("bench-churn", CHURN, *quick, None),
     }
 }
 

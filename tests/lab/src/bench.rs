@@ -4,6 +4,7 @@
 //! machine does in a second differs from day to day, ratios do so less. The result is Markdown on stdout, misses included.
 
 mod analysis;
+mod churn;
 mod ipam;
 mod meter;
 mod network;
@@ -21,6 +22,7 @@ use headroom_host::source::Source as _;
 use headroom_host::source::conntrack::{ConntrackSource, Options};
 
 pub use analysis::{Analysis, Measure};
+pub use churn::Churn;
 
 use crate::lab::Lab;
 pub use ipam::Ipam;

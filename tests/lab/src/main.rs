@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use headroom_lab::bench::{Analysis, Dump, Ipam, Measure, Overhead};
+use headroom_lab::bench::{Analysis, Churn, Dump, Ipam, Measure, Overhead};
 use headroom_lab::scenario::{
     self, HairpinLeak, IpLeak, IpStorm, NatDynamic, NatExhaustion, NatIdle, NodeportCollision,
 };
@@ -31,6 +31,7 @@ enum Command {
     #[command(hide = true)]
     Measure(Measure),
     BenchIpam(Ipam),
+    BenchChurn(Churn),
     #[command(hide = true)]
     Dump(Dump),
     /// Remove what crashed labs left behind
@@ -54,6 +55,7 @@ fn main() -> Result<std::process::ExitCode> {
         Command::BenchConntrack(bench) => bench.run(),
         Command::Measure(measure) => measure.run(),
         Command::BenchIpam(bench) => bench.run(),
+        Command::BenchChurn(bench) => bench.run(),
         Command::Dump(dump) => dump.run(),
         Command::Sweep => scenario::sweep(),
     }

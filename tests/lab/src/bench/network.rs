@@ -15,7 +15,6 @@ use crate::traffic::{Burst, Sink, Statistics};
 const ANSWERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// The first address where packets vanish.
 const VANISHES: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
-const PORT: u16 = 443;
 /// How many destinations the load has.
 const LOAD_DESTINATIONS: u32 = 64;
 /// Longer than any of this takes.
@@ -33,6 +32,9 @@ pub(super) struct Network {
 }
 
 impl Network {
+    /// Where the load goes.
+    pub(super) const PORT: u16 = 443;
+
     pub(super) fn build(lab: &Lab) -> Result<Self> {
         let (node, outside) = (Netns::add(lab, "node")?, Netns::add(lab, "outside")?);
         veth((&node, "eth0"), (&outside, "eth0"))?;
@@ -45,13 +47,13 @@ impl Network {
         outside.add_route(&["blackhole", "198.19.0.0/16"])?;
         masquerade_on_node(&node, false)?;
         let pod = new_pod(&node, 0)?;
-        let sink = Sink { bind: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), threads: 4 }.start(&outside)?;
+        let sink = Sink { bind: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, Self::PORT), threads: 4 }.start(&outside)?;
         Ok(Self { _sink: sink, pod, pods: 1, node, _outside: outside })
     }
 
     fn load(&self, count: u64, rate: f64) -> Burst {
         Burst {
-            to: SocketAddrV4::new(ANSWERS, PORT),
+            to: SocketAddrV4::new(ANSWERS, Self::PORT),
             destinations: LOAD_DESTINATIONS,
             count,
             rate,
@@ -80,7 +82,7 @@ impl Network {
         let tcp = Burst { destinations: half, ..self.load(half.into(), 0.0) };
         done(&tcp, &self.pod.netns)?;
         let count = u64::from(entries.saturating_sub(half));
-        let to = SocketAddrV4::new(VANISHES, PORT);
+        let to = SocketAddrV4::new(VANISHES, Self::PORT);
         done(&Burst { to, destinations: half, count, rate: 0.0, threads: 1, udp: true }, &self.pod.netns)?;
         let there: u32 = self.node.sysctl("net.netfilter.nf_conntrack_count")?.parse()?;
         if there < entries / 100 * 99 {

@@ -118,12 +118,17 @@ impl Running {
 
     /// A path of the agent; the length of its answer.
     pub(super) fn get(&self, path: &str) -> Result<usize> {
+        self.body(path).map(|body| body.len())
+    }
+
+    /// What the agent answers.
+    pub(super) fn body(&self, path: &str) -> Result<String> {
         let Self::Headroom(daemon) = self else { bail!("only the agent can be asked for `{path}`") };
         let (status, body) = daemon.get(path)?;
         if status != 200 {
             bail!("`{path}` answers {status}: {body}");
         }
-        Ok(body.len())
+        Ok(body)
     }
 
     fn wait_until_it_looks(&mut self, with_bpf: bool) -> Result<()> {
