@@ -260,7 +260,11 @@ fn a_destination_that_this_node_finds_no_port_for_is_named() {
     let destination = Destination::tcp(outside(443));
     for (second, dropped) in [(1000, 0), (1010, 20), (1020, 24)] {
         node.put(second, SourceId::Conntrack, Fact::Begin(Snapshot::NoPorts));
-        node.put(second, SourceId::Conntrack, Fact::NoPort(NoPort { destination, source: POD, dropped }));
+        node.put(
+            second,
+            SourceId::Conntrack,
+            Fact::NoPort(NoPort { destination, source: POD, translated: POD, born: 1, dropped }),
+        );
         let end = Fact::End { snapshot: Snapshot::NoPorts, outcome: Outcome::Complete };
         node.put(second, SourceId::Conntrack, end);
     }

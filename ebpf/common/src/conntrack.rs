@@ -56,8 +56,10 @@ pub struct Counts {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Entries whose key found no room in the map.
+    /// Entries that went into the table, and whose key found no room in the map.
     pub map_full: u64,
+    /// Entries that left the table, and packets that found no port, likewise.
+    pub map_full_ends: u64,
     /// Reads of kernel memory that failed.
     pub read_failed: u64,
     /// Entries that did not look like one: the layout is not what the agent takes it for.
@@ -114,7 +116,7 @@ pub struct Offsets {
 const _: () = {
     assert!(size_of::<Key>() == 52);
     assert!(size_of::<Counts>() == 9 * 8);
-    assert!(size_of::<Losses>() == 3 * 8);
+    assert!(size_of::<Losses>() == 4 * 8);
     assert!(size_of::<Offsets>() == 19 * 4);
 };
 

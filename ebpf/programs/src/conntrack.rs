@@ -150,9 +150,10 @@ pub(crate) fn ct_no_port(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn inserted(ct: *const c_void) -> Result<(), Skip> {
     let entry = entry_of(ct)?;
-    enter(&entry.key, |counts| &raw mut counts.inserted);
-    if entry.node_port {
-        enter(&entry.key, |counts| &raw mut counts.node_port_inserted);
+    if !enter(&entry.key, |counts| &raw mut counts.inserted) {
+        lost(|losses| &raw mut losses.map_full);
+    } else if entry.node_port {
+        add(&entry.key, |counts| &raw mut counts.node_port_inserted);
     }
     Ok(())
 }
@@ -187,16 +188,18 @@ fn deleted(ct: *const c_void) -> Result<(), Skip> {
         IPPROTO_TCP => read::<u8>(ct, constant!(CT_OFFSETS.tcp_state))?,
         _ => 0,
     };
-    match state {
+    let entered = match state {
         TCP_CONNTRACK_TIME_WAIT => enter(&entry.key, |counts| &raw mut counts.ended_time_wait),
         TCP_CONNTRACK_CLOSE => enter(&entry.key, |counts| &raw mut counts.ended_reset),
         _ if entry.key.protocol == IPPROTO_TCP && status & IPS_SEEN_REPLY == 0 => {
-            enter(&entry.key, |counts| &raw mut counts.ended_unanswered);
+            enter(&entry.key, |counts| &raw mut counts.ended_unanswered)
         }
         _ => enter(&entry.key, |counts| &raw mut counts.ended_other),
-    }
-    if entry.node_port {
-        enter(&entry.key, |counts| &raw mut counts.node_port_ended);
+    };
+    if !entered {
+        lost(|losses| &raw mut losses.map_full_ends);
+    } else if entry.node_port {
+        add(&entry.key, |counts| &raw mut counts.node_port_ended);
     }
     Ok(())
 }
@@ -222,8 +225,8 @@ fn dropped(skb: *const c_void) -> Result<(), Skip> {
     if attempted {
         take_back(&entry);
     }
-    if translated {
-        enter(&entry.key, |counts| &raw mut counts.no_port);
+    if translated && !enter(&entry.key, |counts| &raw mut counts.no_port) {
+        lost(|losses| &raw mut losses.map_full_ends);
     }
     Ok(())
 }
@@ -332,20 +335,18 @@ fn is_ours(ct: *const c_void) -> Result<bool, Skip> {
     Ok(ours)
 }
 
-/// Adds one to a counter of a key, entering the key if it is not there.
+/// Adds one to a counter of a key, entering the key if it is not there; false if there is no room for it.
 #[inline(always)]
-fn enter(key: &Key, counter: impl Fn(&mut Counts) -> *mut u64) {
+fn enter(key: &Key, counter: impl Fn(&mut Counts) -> *mut u64) -> bool {
     if add(key, &counter) {
-        return;
+        return true;
     }
     // SAFETY: the helper has no preconditions.
     let born = unsafe { bpf_ktime_get_ns() };
     let fresh = Counts { born, ..Counts::default() };
     // Another CPU may have been faster; then its key is there to be counted under.
     let _exists = CT_COUNTS.insert(key, &fresh, u64::from(BPF_NOEXIST));
-    if !add(key, &counter) {
-        lost(|losses| &raw mut losses.map_full);
-    }
+    add(key, &counter)
 }
 
 /// Adds one to a counter of a key; false if the key is not there.

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::flow::Destination;
+use crate::ledger::pairs::Pair;
 use crate::observe::{NoPort, Outcome};
 use crate::time::NodeTime;
 
-type Key = (Destination, IpAddr);
-
-/// What happened to one pair of destination and source.
+/// What happened to one pair of destination and source, as one translated source.
 #[derive(Debug, Clone, Default)]
 struct Row {
+    /// When the counting began that was read last.
+    born: u64,
     /// The counter as it was read last.
     read: u64,
     /// Since the ledger knows the pair.
@@ -25,8 +26,9 @@ struct Row {
 #[derive(Debug)]
 pub struct NoPorts {
     remember: Duration,
-    rows: BTreeMap<Key, Row>,
-    incoming: BTreeMap<Key, u64>,
+    rows: BTreeMap<Pair, Row>,
+    /// When the counting began, and how many it are.
+    incoming: BTreeMap<Pair, (u64, u64)>,
 }
 
 impl NoPorts {
@@ -43,8 +45,8 @@ impl NoPorts {
     }
 
     pub(super) fn counter(&mut self, no_port: NoPort) {
-        let sum = self.incoming.entry((no_port.destination, no_port.source)).or_default();
-        *sum = sum.saturating_add(no_port.dropped);
+        let NoPort { destination, source, translated, born, dropped } = no_port;
+        self.incoming.insert(Pair { destination, source, translated }, (born, dropped));
     }
 
     pub(super) fn end(&mut self, at: NodeTime, outcome: &Outcome) {
@@ -53,11 +55,12 @@ impl NoPorts {
             return;
         }
         let horizon = at.before(self.remember);
-        for (key, dropped) in &incoming {
-            let row = self.rows.entry(*key).or_default();
+        for (pair, (born, dropped)) in &incoming {
+            let row = self.rows.entry(*pair).or_default();
             // A counter below the last reading began anew.
-            let grown = dropped.checked_sub(row.read).unwrap_or(*dropped);
-            row.read = *dropped;
+            let read = if row.born == *born { row.read } else { 0 };
+            let grown = dropped.checked_sub(read).unwrap_or(*dropped);
+            (row.born, row.read) = (*born, *dropped);
             row.total = row.total.saturating_add(grown);
             match row.grown.last_mut() {
                 _ if grown == 0 => {}
@@ -66,21 +69,59 @@ impl NoPorts {
             }
         }
         let complete = *outcome == Outcome::Complete;
-        self.rows.retain(|key, row| {
+        self.rows.retain(|pair, row| {
             row.grown.retain(|(when, _)| *when >= horizon);
-            if complete && !incoming.contains_key(key) {
+            if complete && !incoming.contains_key(pair) {
                 row.read = 0;
             }
             row.read > 0 || !row.grown.is_empty()
         });
     }
 
-    /// Every pair: dropped within `span` before `now`, and in all.
+    /// Every pair, more than once if it has several translated sources: dropped within `span` before `now`, and in all.
     pub fn iter(&self, now: NodeTime, span: Duration) -> impl Iterator<Item = (Destination, IpAddr, u64, u64)> + '_ {
         let since = now.before(span);
-        self.rows.iter().map(move |((destination, source), row)| {
+        self.rows.iter().map(move |(pair, row)| {
             let lately = row.grown.iter().filter(|(when, _)| *when > since).map(|(_, count)| count).sum();
-            (*destination, *source, lately, row.total)
+            (pair.destination, pair.source, lately, row.total)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::flow::Endpoint;
+
+    const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 64, 0, 5));
+
+    fn dropped(translated: u8, born: u64, dropped: u64) -> NoPort {
+        let endpoint = Endpoint::new(IpAddr::from([203, 0, 113, 7]), 443);
+        let translated = IpAddr::from([10, 0, 0, translated]);
+        NoPort { destination: Destination::tcp(endpoint), source: SOURCE, translated, born, dropped }
+    }
+
+    fn read(no_ports: &mut NoPorts, second: u64, counters: &[NoPort]) -> u64 {
+        no_ports.begin();
+        counters.iter().for_each(|counter| no_ports.counter(*counter));
+        no_ports.end(NodeTime::from_secs(second), &Outcome::Complete);
+        let all = no_ports.iter(NodeTime::from_secs(second), Duration::from_secs(60));
+        all.map(|(.., total)| total).sum()
+    }
+
+    /// Exercises a source that is translated to several addresses, of which one is retired in the kernel and comes back. If this
+    /// fails, packets are counted twice, or a retired counter hides new ones.
+    #[test]
+    fn each_translated_source_is_counted_by_itself_and_anew_when_it_comes_back() {
+        let mut no_ports = NoPorts::new(Duration::from_secs(150));
+        let (one, other) = (dropped(2, 1, 20), dropped(3, 2, 7));
+        assert_eq!(read(&mut no_ports, 1000, &[one, other]), 27);
+        assert_eq!(read(&mut no_ports, 1001, &[one, one, other]), 27, "told twice");
+        assert_eq!(read(&mut no_ports, 1002, &[other]), 27, "one is retired");
+        assert_eq!(read(&mut no_ports, 1003, &[dropped(2, 9, 5), other]), 32);
+        assert_eq!(read(&mut no_ports, 1004, &[dropped(2, 10, 6), dropped(3, 11, 8)]), 46, "between two readings");
+        assert_eq!(read(&mut no_ports, 1005, &[dropped(2, 10, 7), dropped(3, 11, 8)]), 47);
     }
 }

@@ -121,6 +121,16 @@ pub struct NoPort {
     pub destination: Destination,
     /// Who sent them, before any translation.
     pub source: IpAddr,
-    /// How many since counting began; a TCP connect sends its SYN several times. A smaller number than before: it began anew.
+    /// The address that their source was translated to.
+    #[serde(default = "unspecified")]
+    pub translated: IpAddr,
+    /// When counting of them began, on some clock: another value, or a smaller number than before, tells that it began anew.
+    #[serde(default)]
+    pub born: u64,
+    /// How many since; a TCP connect sends its SYN several times.
     pub dropped: u64,
+}
+
+fn unspecified() -> IpAddr {
+    IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)
 }

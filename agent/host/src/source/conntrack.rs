@@ -32,13 +32,17 @@ use crate::clock;
 use crate::ebpf::ProgramStatus;
 use crate::netlink::socket::{EVENT_BUFFER_BYTES, Events};
 use crate::root::HostRoot;
+use crate::source::connections::READING;
 use crate::source::share::Share;
-use crate::source::{Sink, Source, degraded, observation, unreadable, works};
+use crate::source::{Sink, Source, observation};
 
 mod counters;
+mod coverage;
 mod dump;
 mod events;
+mod lost;
 mod modules;
+mod plausible;
 mod schedule;
 pub mod table;
 
@@ -46,15 +50,10 @@ use counters::Counters;
 use dump::{DumpEnd, Reader, What};
 use events::{Buffer, Losses};
 use modules::Modules;
+use plausible::Plausible;
 use schedule::Schedule;
 
 const ID: SourceId = SourceId::Conntrack;
-/// How it works, when all is well.
-const HOW: &str = "dump and NEW/DESTROY events";
-/// How it works with counters in the kernel.
-const HOW_COUNTED: &str = "eBPF counters on conntrack's insert and delete, compared with dumps";
-/// How it works without netlink.
-const HOW_TABLE: &str = "/proc/net/nf_conntrack";
 /// How often opening is tried again.
 const REOPEN_AFTER: Duration = Duration::from_secs(30);
 
@@ -65,12 +64,10 @@ const WORTH_HEARING: u64 = 500;
 const DUMPS_ALONE_EVERY: Duration = Duration::from_secs(60);
 /// … and dumps of UDP, which has to be told by them.
 const UDP_ALONE_EVERY: Duration = Duration::from_secs(1);
-/// How it works then.
-const HOW_DUMPS: &str = "dumps";
 
 /// Losses are looked for this often where nothing is heard.
 const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
-/// How often the counters are read, and those of what found no port.
+/// How often the counters are read, and those of what found no port; or less often, if that takes more than its part of the time.
 const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 /// Dumps are compared with the counters this often at least. The counters need none to stay true, but do not tell what falls silent.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -116,7 +113,9 @@ pub struct ConntrackSource {
     root: HostRoot,
     options: Options,
     counters: Counters,
-    counters_read: NodeTime,
+    /// No reading of the counters before.
+    counters_next: NodeTime,
+    plausible: Plausible,
     /// The ledger was told that counters tell what happens.
     counted: bool,
     modules: Modules,
@@ -131,6 +130,8 @@ pub struct ConntrackSource {
     losses: Losses,
     /// Why the last dump failed, if it did.
     dump_failed: Option<String>,
+    /// What may be missing in the last dump, or in one of UDP since.
+    dump_lacks: Option<String>,
     /// When losses were counted last.
     accounted: NodeTime,
     /// Whether the kernel sends no events at all, and when that was looked at last.
@@ -159,7 +160,8 @@ impl ConntrackSource {
             root: root.clone(),
             options,
             counters: Counters::none(),
-            counters_read: NodeTime::default(),
+            counters_next: NodeTime::default(),
+            plausible: Plausible::default(),
             counted: false,
             modules: Modules::new(root),
             access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
@@ -170,6 +172,7 @@ impl ConntrackSource {
             buffer: Buffer::default(),
             losses: Losses::default(),
             dump_failed: None,
+            dump_lacks: None,
             accounted: NodeTime::default(),
             silent: (false, None),
         };
@@ -181,7 +184,7 @@ impl ConntrackSource {
     fn choose(&mut self) {
         self.counters = match self.options.max_keys {
             0 => Counters::none(),
-            max_keys => Counters::start(&self.root, self.options.node_ports, max_keys),
+            max_keys => self.counters.start_anew(&self.root, self.options.node_ports, max_keys),
         };
         self.fall_back();
     }
@@ -224,7 +227,8 @@ impl ConntrackSource {
             Schedule::new(interval, share)
         };
         self.udp_schedule = Schedule::new(UDP_ALONE_EVERY, share);
-        self.dump_failed = None;
+        self.plausible = Plausible::default();
+        (self.dump_failed, self.dump_lacks) = (None, None);
     }
 
     fn close(&mut self, why: String) {
@@ -244,6 +248,7 @@ impl ConntrackSource {
     }
 
     fn dump_ended(&mut self, what: What, began: Duration, end: DumpEnd) {
+        self.note_lacks(what, &end);
         self.dump_failed = match end {
             DumpEnd::Complete | DumpEnd::Interrupted | DumpEnd::Holes(_) => None,
             DumpEnd::Failed(why) => Some(why),
@@ -256,6 +261,14 @@ impl ConntrackSource {
         }
         // What shows everything shows UDP.
         self.udp_schedule.ended(took, now, well);
+    }
+
+    /// What a dump of UDP alone does not lack may still be missing of the rest.
+    fn note_lacks(&mut self, what: What, end: &DumpEnd) {
+        let lacks = end.lacks();
+        if what == What::Everything || lacks.is_some() {
+            self.dump_lacks = lacks;
+        }
     }
 
     fn observe_events(&mut self, sink: Sink<'_>) {
@@ -323,6 +336,7 @@ impl ConntrackSource {
     fn observe_dumps(&mut self, sink: Sink<'_>) {
         if let Some(what) = self.due(clock::node_time()) {
             self.dump(what, sink);
+            self.account(sink);
             if matches!(self.access, Access::Dumps) && self.closes_per_sec() < WORTH_HEARING / 2 {
                 self.open();
             }
@@ -344,12 +358,15 @@ impl ConntrackSource {
         let counted = self.counters.count_entries().is_ok();
         let now = clock::node_time();
         let compare = counted && self.schedule.due(now);
-        if !compare && now.since(self.counters_read) < COUNTERS_EVERY {
+        if !compare && now < self.counters_next {
             return;
         }
-        self.counters_read = now;
+        let began = clock::thread_cpu();
         let mut read = self.counters.read(sink);
+        let pause = READING.pause_after(clock::thread_cpu().saturating_sub(began));
+        self.counters_next = now.after(COUNTERS_EVERY.max(pause));
         if compare && read.is_ok() {
+            let before = self.counters.moved();
             self.schedule.begins();
             let began = clock::thread_cpu();
             let mut end = self.reader.dump(What::Everything, sink);
@@ -357,6 +374,14 @@ impl ConntrackSource {
                 end = self.reader.table(sink);
             }
             read = self.counters.read(sink);
+            if read.is_ok()
+                && matches!(end, DumpEnd::Complete)
+                && let Err(why) = self.plausible.compare(before, self.reader.entries, self.counters.moved())
+            {
+                self.counters.disbelieve(Why::new(why.clone()));
+                read = Err(Why::new(why));
+            }
+            self.note_lacks(What::Everything, &end);
             // Counting goes on without a comparison.
             let failed = match end {
                 DumpEnd::Complete | DumpEnd::Interrupted | DumpEnd::Holes(_) => None,
@@ -365,6 +390,7 @@ impl ConntrackSource {
             let took = clock::thread_cpu().saturating_sub(began);
             self.schedule.ended(took, clock::node_time(), failed.is_none());
             self.dump_failed = failed;
+            self.account(sink);
         }
         if read.is_err() && counted {
             self.fall_back();
@@ -372,6 +398,22 @@ impl ConntrackSource {
         match self.counters.count_entries() {
             Ok(()) => self.counted = true,
             Err(why) => self.no_longer_counted(why, sink),
+        }
+    }
+
+    /// Counts anew where a reading failed: what ended it may be over.
+    fn count_again(&mut self) {
+        let now = clock::node_time();
+        if !self.counters.is_due_again(now) {
+            return;
+        }
+        let anew = self.counters.start_anew(&self.root, self.options.node_ports, self.options.max_keys);
+        if !anew.runs() {
+            return self.counters.try_again_later(now);
+        }
+        self.counters = anew;
+        if self.counters.count_entries().is_ok() {
+            self.fall_back();
         }
     }
 
@@ -386,66 +428,6 @@ impl ConntrackSource {
     /// What became of each eBPF program.
     pub fn programs(&self) -> Vec<ProgramStatus> {
         self.counters.programs()
-    }
-
-    fn coverage(&self) -> Fact {
-        let blind = |why: &Why| format!("connections that this node itself found no port for are not seen: {why}");
-        let no_port = self.counters.no_port_unknown().map(blind).filter(|_| self.options.max_keys > 0);
-        let counts = self.counters.count_entries();
-        let how = |how: &str| match &counts {
-            Err(why) if self.options.max_keys > 0 => format!("{how} (not counted in the kernel: {why})"),
-            _ => how.to_owned(),
-        };
-        match (&self.access, &self.dump_failed) {
-            (Access::NotNeeded, Some(why)) => degraded(
-                HOW_COUNTED,
-                format!("flows from before the start, and whether the counts are right, are not known: {why}"),
-            ),
-            (Access::NotNeeded, None) => {
-                let inexact = self.counters.shortcoming().map(str::to_owned);
-                match [inexact, no_port].into_iter().flatten().collect::<Vec<_>>().as_slice() {
-                    [] => works(HOW_COUNTED),
-                    missing => degraded(HOW_COUNTED, missing.join("; ")),
-                }
-            }
-            (Access::Closed { why, .. }, Some(also)) => unreadable(format!("{why}; {also}")),
-            (Access::Closed { why, .. }, None) => {
-                degraded(HOW_TABLE, format!("flows between two readings are not seen: {why}"))
-            }
-            (Access::Events(_) | Access::Dumps, Some(why)) => unreadable(why),
-            (Access::Dumps, None) => {
-                let per_sec = self.closes_per_sec();
-                let late = format!(
-                    "UDP and forwarded flows are as of the last dump: with {per_sec} connections closing in a second, hearing of \
-                     each flow would cost the node too much"
-                );
-                degraded(how(HOW_DUMPS), [Some(late), no_port].into_iter().flatten().collect::<Vec<_>>().join("; "))
-            }
-            (Access::Events(events), None) => {
-                let missing: Vec<String> =
-                    [events.shortcoming.clone(), self.losses.blind.clone(), self.silent(), no_port]
-                        .into_iter()
-                        .flatten()
-                        .collect();
-                let how = how(HOW);
-                if missing.is_empty() { works(how) } else { degraded(how, missing.join("; ")) }
-            }
-        }
-    }
-
-    /// Looks now and then whether the kernel sends events.
-    fn listen_for_silence(&mut self) {
-        let now = clock::node_time();
-        if self.silent.1.is_none_or(|looked| now.since(looked) >= ACCOUNT_EVERY) {
-            let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_events");
-            let switched_off = bounded::read_line_in(&self.root, path, 64).is_ok_and(|value| value == "0");
-            self.silent = (switched_off, Some(now));
-        }
-    }
-
-    /// Why the kernel sends no events at all, if so.
-    fn silent(&self) -> Option<String> {
-        self.silent.0.then(|| "there are no events: net.netfilter.nf_conntrack_events is 0".to_owned())
     }
 }
 
@@ -462,6 +444,7 @@ impl Source for ConntrackSource {
             self.no_longer_counted(Why::new("a module of netfilter was loaded or unloaded"), sink);
             self.choose();
         }
+        self.count_again();
         self.observe_counters(sink);
         if let Access::Closed { next_attempt, .. } = self.access
             && self.root.is_live()

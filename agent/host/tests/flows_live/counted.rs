@@ -301,6 +301,32 @@ fn a_nearly_full_map_gives_room_to_new_destinations() {
     });
 }
 
+/// Exercises a map that is too small. If this fails, opens that nobody attributes are hidden, or ends and the NodePort range are taken
+/// for opens.
+#[test]
+fn a_full_map_says_how_many_opens_found_no_room() {
+    on_a_node(|node: &Node| {
+        sh("iptables -w -t nat -F POSTROUTING
+            iptables -w -t nat -A POSTROUTING -p udp -o out0 -j MASQUERADE --to-ports 30000-30100
+            echo 900 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout");
+        let mut agent = Agent::start(Options { max_keys: 4, dump_interval: Duration::from_millis(200), ..OPTIONS });
+        if !agent.counts() {
+            return;
+        }
+        let lost = |agent: &Agent, what| agent.lost.get(&what).copied().unwrap_or(0);
+        let opens = |agent: &Agent| lost(agent, Loss::ConntrackMapFull);
+        send(&node.pod_socket(), 0..40);
+        agent.until("36 opens without room", |agent| opens(agent) == 36);
+        assert_eq!(lost(&agent, Loss::ConntrackMapFullEnds), 0);
+        // The table has them.
+        agent.expect(40);
+        sh("conntrack -F 2>/dev/null");
+        agent.until("their ends", |agent| lost(agent, Loss::ConntrackMapFullEnds) > 0);
+        assert_eq!(opens(&agent), 36);
+        agent.expect(0);
+    });
+}
+
 /// Exercises a burst of new flows with a receive buffer that holds a few hundred of them. If this fails, a node where events are
 /// lost shows fewer flows than it has until the next regular dump, or hides that it lost any.
 #[test]

@@ -14,9 +14,11 @@ use headroom_core::known::{Known, Why};
 use headroom_core::observe::{ConntrackCounter, Fact, Loss, NoPort, Outcome, Snapshot};
 use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
-use headroom_ebpf_common::conntrack::{Counts, Key};
+use headroom_ebpf_common::conntrack::{Counts, Key, Losses};
 
 use super::ID;
+use super::lost::Lost;
+use super::plausible::Moved;
 use crate::clock;
 use crate::ebpf::conntrack::{Conntrack, Subject};
 use crate::ebpf::{CONNTRACK, HookKind, ProgramStatus};
@@ -44,11 +46,19 @@ fn retire_after(keys: usize, max_keys: u32) -> Duration {
     }
 }
 
+/// After a reading that failed, counting is tried anew.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
 /// What the kernel counts, or why it does not.
 #[derive(Debug)]
 pub(super) struct Counters {
     max_keys: u32,
     state: Result<Conntrack, Why>,
+    /// By the programs before these, and by these.
+    lost: (Lost, Lost),
+    moved: Moved,
+    /// A reading failed: when to try anew.
+    again: Option<NodeTime>,
     /// By a hash of the key: a hash of its counters, and since when they stand like that. Two keys of one hash are only
     /// retired later.
     still: BTreeMap<u64, (u64, NodeTime)>,
@@ -73,12 +83,53 @@ impl Counters {
             Ok(()) => tracing::info!("counting conntrack entries in the kernel"),
             Err(why) => tracing::info!(%why, "conntrack entries cannot be counted in the kernel"),
         }
-        Self { max_keys, state, still: BTreeMap::new(), attempts: Attempts::default() }
+        Self { max_keys, state, ..Self::none() }
+    }
+
+    /// Loads the programs anew. What was lost before stays lost.
+    pub(super) fn start_anew(&self, root: &HostRoot, node_ports: PortRange, max_keys: u32) -> Self {
+        let (before, now) = self.lost;
+        Self { lost: (before.and(now), Lost::default()), ..Self::start(root, node_ports, max_keys) }
+    }
+
+    /// Whether counting ended with a reading that failed some while ago.
+    pub(super) fn is_due_again(&mut self, now: NodeTime) -> bool {
+        self.again.take_if(|again| now >= *again).is_some()
+    }
+
+    /// Not yet.
+    pub(super) fn try_again_later(&mut self, now: NodeTime) {
+        self.again = Some(now.after(AGAIN_AFTER));
+    }
+
+    /// Whether any program runs.
+    pub(super) fn runs(&self) -> bool {
+        self.state.is_ok()
+    }
+
+    /// Entries that were counted as they came, and as they went, since the programs run.
+    pub(super) fn moved(&self) -> Moved {
+        self.moved
+    }
+
+    /// Nothing of it is believed from now on.
+    pub(super) fn disbelieve(&mut self, why: Why) {
+        tracing::warn!(%why, "conntrack is no longer counted in the kernel");
+        self.state = Err(why);
     }
 
     /// None wanted.
     pub(super) fn none() -> Self {
-        Self { max_keys: 0, state: Err(Why::new("not wanted")), still: BTreeMap::new(), attempts: Attempts::default() }
+        let state = Err(Why::new("not wanted"));
+        Self {
+            max_keys: 0,
+            state,
+            still: BTreeMap::new(),
+            lost: Default::default(),
+            moved: Moved::default(),
+            again: None,
+            attempts: Attempts::default(),
+        }
     }
 
     /// Whether entries are counted as they come and go; why not, otherwise.
@@ -134,6 +185,7 @@ impl Counters {
         let mut no_ports = Vec::new();
         let mut retire = Vec::new();
         let still = &mut self.still;
+        let mut moved = self.moved.of_retired();
         let mut seen = BTreeMap::new();
         // As many as there were a moment ago, or more.
         let (before, mut keys) = (still.len(), 0);
@@ -142,6 +194,7 @@ impl Counters {
             if entries {
                 put(Fact::ConntrackCounter(counter(key, counts, attempts.as_deref_mut())));
             }
+            moved.count(counts);
             if counts.no_port > 0 {
                 no_ports.push(no_port(key, counts));
             }
@@ -157,6 +210,7 @@ impl Counters {
             }
         });
         self.still = seen;
+        self.moved = moved;
         let read = read.map_err(Why::from);
         let losses = programs.losses.get().map_err(Why::from);
         let outcome = read.clone().map_or_else(Outcome::Failed, |()| Outcome::Complete);
@@ -176,22 +230,29 @@ impl Counters {
             }
             put(program.fact(|_| runs));
         }
-        if let Some(total) = missed {
-            put(Fact::Lost { what: Loss::ConntrackMissed, total });
+        let read = read.and(losses);
+        let (before, lost) = &mut self.lost;
+        if let Ok(Losses { map_full, map_full_ends, read_failed, .. }) = read {
+            *lost = Lost { map_full, map_full_ends, read_failed, ..*lost };
         }
-        let checked = read.and(losses).and_then(|losses| {
-            put(Fact::Lost { what: Loss::ConntrackMapFull, total: losses.map_full });
-            put(Fact::Lost { what: Loss::ConntrackReadFailed, total: losses.read_failed });
-            match losses.implausible {
-                0 => Ok(()),
-                count => Err(Why::new(format!(
-                    "{count} conntrack entries were not laid out as this kernel's BTF says; nothing of them is believed"
-                ))),
+        if let Some(missed) = missed {
+            lost.missed = missed;
+            put(Fact::Lost { what: Loss::ConntrackMissed, total: before.and(*lost).missed });
+        }
+        before.and(*lost).facts().into_iter().for_each(&mut put);
+        let believed = match read {
+            // The next one may succeed.
+            Err(why) => {
+                self.try_again_later(now);
+                Err(why)
             }
-        });
-        if let Err(why) = checked {
-            tracing::warn!(%why, "conntrack is no longer counted in the kernel");
-            self.state = Err(why.clone());
+            Ok(Losses { implausible: 0, .. }) => Ok(()),
+            Ok(Losses { implausible, .. }) => Err(Why::new(format!(
+                "{implausible} conntrack entries were not laid out as this kernel's BTF says; nothing of them is believed"
+            ))),
+        };
+        if let Err(why) = believed {
+            self.disbelieve(why.clone());
             return Err(why);
         }
         self.retire(&retire, entries, sink);
@@ -205,8 +266,13 @@ impl Counters {
         let mut moved = Vec::new();
         for (key, counts) in keys {
             match programs.counts.take(key) {
-                Ok(Some(last)) if last != *counts => moved.push((*key, last)),
-                Ok(_) => {}
+                Ok(Some(last)) => {
+                    self.moved.retire(&last, counts);
+                    if last != *counts {
+                        moved.push((*key, last));
+                    }
+                }
+                Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(%error, "could not retire a key");
                     break;
@@ -215,14 +281,20 @@ impl Counters {
             self.still.remove(&hash(key));
         }
         let mut told = attempts.then_some(&mut self.attempts);
-        if entries && !moved.is_empty() {
-            sink(observation(ID, Fact::Begin(Snapshot::ConntrackCounters)));
-            for (key, counts) in &moved {
-                sink(observation(ID, Fact::ConntrackCounter(counter(key, counts, told.as_deref_mut()))));
+        let mut bracket = |snapshot: Snapshot, facts: Vec<Fact>| {
+            if !facts.is_empty() {
+                let outcome = Outcome::Partial(Why::new("only what moved while it was retired"));
+                sink(observation(ID, Fact::Begin(snapshot)));
+                facts.into_iter().for_each(|fact| sink(observation(ID, fact)));
+                sink(observation(ID, Fact::End { snapshot, outcome }));
             }
-            let outcome = Outcome::Partial(Why::new("only what moved while it was retired"));
-            sink(observation(ID, Fact::End { snapshot: Snapshot::ConntrackCounters, outcome }));
+        };
+        if entries {
+            let mut fact = |(key, counts): &_| Fact::ConntrackCounter(counter(key, counts, told.as_deref_mut()));
+            bracket(Snapshot::ConntrackCounters, moved.iter().map(&mut fact).collect());
         }
+        let no_ports = moved.iter().filter(|(_, counts)| counts.no_port > 0);
+        bracket(Snapshot::NoPorts, no_ports.map(|(key, counts)| Fact::NoPort(no_port(key, counts))).collect());
         if let Some(told) = told {
             keys.iter().for_each(|(key, _)| told.forget(key));
         }
@@ -299,6 +371,8 @@ fn no_port(key: &Key, counts: &Counts) -> NoPort {
             endpoint: Endpoint::new(address(key.destination), key.port),
         },
         source: address(key.source),
+        translated: address(key.translated),
+        born: counts.born,
         dropped: counts.no_port,
     }
 }
@@ -324,5 +398,37 @@ mod tests {
         // Retired between the attempt and its end, the key came back below zero.
         assert_eq!(told(2, 0_u64.wrapping_sub(1), 0), (0, 0));
         assert_eq!(told(2, 1, 0), (1, 0));
+    }
+
+    /// Exercises programs that are loaded anew, whose totals begin at zero. If this fails, what they lose is hidden by what the ones
+    /// before them lost.
+    #[test]
+    fn what_was_lost_before_the_programs_were_loaded_anew_stays_lost() {
+        let mut counters = Counters::none();
+        let lost =
+            |number| Lost { missed: number, map_full: 2 * number, map_full_ends: 3 * number, read_failed: 4 * number };
+        counters.lost.1 = lost(10);
+        for round in 1..=3 {
+            counters = counters.start_anew(&HostRoot::at("/nowhere"), PortRange::NODE_PORTS, 16);
+            counters.lost.1 = lost(1);
+            let (before, now) = counters.lost;
+            let totals =
+                before.and(now).facts().map(|fact| if let Fact::Lost { total, .. } = fact { total } else { 0 });
+            assert_eq!(totals, [2, 3, 4].map(|each| each * (10 + round)));
+            assert_eq!(before.and(now).missed, 10 + round);
+        }
+    }
+
+    /// Exercises a reading that failed. If this fails, one error of the kernel ends the counting until a module changes, or it is
+    /// tried all the time.
+    #[test]
+    fn counting_is_tried_anew_after_a_reading_that_failed_and_only_then() {
+        let mut counters = Counters::none();
+        let at = NodeTime::from_secs;
+        assert!(!counters.is_due_again(at(1000)));
+        counters.try_again_later(at(1000));
+        assert!(!counters.is_due_again(at(1029)));
+        assert!(counters.is_due_again(at(1030)));
+        assert!(!counters.is_due_again(at(1031)));
     }
 }
