@@ -3,7 +3,8 @@
 //! What comes and goes is told by the first of these that works here (chosen at start, and again when a module of netfilter is
 //! loaded or unloaded):
 //!
-//! 1. counters in the kernel (kprobes on conntrack), read before and after every dump, which they bracket;
+//! 1. counters in the kernel (kprobes on conntrack), read before and after every dump, which they bracket; as long as dumps bear
+//!    them out (`plausible.rs`), and again half a minute after they could not be read;
 //! 2. NEW and DESTROY events over netlink. The groups are joined before the first dump is asked for, and events are drained
 //!    after a dump has ended, so that whatever happens during a dump arrives behind its [`Fact::End`]. Flows that existed
 //!    before somebody subscribed give no DESTROY event (`nf_conntrack_events = 2`, the default since 6.1): those leave with
@@ -45,6 +46,7 @@ mod modules;
 mod plausible;
 mod schedule;
 pub mod table;
+mod told;
 
 use counters::Counters;
 use dump::{DumpEnd, Reader, What};
@@ -75,6 +77,11 @@ const COMPARE_EVERY: Duration = Duration::from_secs(10);
 /// The part of the time that dumps may take on a node, of everything and of UDP alone, each. (Even one of an empty table of 262,144
 /// buckets takes 12 ms.)
 pub const DUMPING: Share = Share::one_in(320);
+
+/// How long to wait after a reading of the counters that took so much of a CPU.
+fn pause_after(took: Duration) -> Duration {
+    COUNTERS_EVERY.max(READING.pause_after(took))
+}
 
 /// How to look.
 #[derive(Debug, Clone, Copy)]
@@ -363,8 +370,8 @@ impl ConntrackSource {
         }
         let began = clock::thread_cpu();
         let mut read = self.counters.read(sink);
-        let pause = READING.pause_after(clock::thread_cpu().saturating_sub(began));
-        self.counters_next = now.after(COUNTERS_EVERY.max(pause));
+        let took = clock::thread_cpu().saturating_sub(began);
+        self.counters_next = now.after(pause_after(took));
         if compare && read.is_ok() {
             let before = self.counters.moved();
             self.schedule.begins();
@@ -463,5 +470,18 @@ impl Source for ConntrackSource {
             self.observe_table(sink);
         }
         sink(observation(ID, self.coverage()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises maps that are slow to read. If this fails, reading them every second takes more of a CPU than was promised.
+    #[test]
+    fn the_counters_are_read_every_second_or_in_one_part_in_200_of_the_time() {
+        for (micros, pause_millis) in [(0, 1000), (5000, 1000), (5010, 1002), (50_000, 10_000)] {
+            assert_eq!(pause_after(Duration::from_micros(micros)), Duration::from_millis(pause_millis));
+        }
     }
 }

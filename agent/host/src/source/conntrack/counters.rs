@@ -4,14 +4,11 @@
 //! enters it anew, from zero and with another [`Counts::born`].
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher as _};
-use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
-use headroom_core::flow::{Destination, Endpoint, Protocol};
 use headroom_core::known::{Known, Why};
-use headroom_core::observe::{ConntrackCounter, Fact, Loss, NoPort, Outcome, Snapshot};
+use headroom_core::observe::{Fact, Loss, Outcome, Snapshot};
 use headroom_core::ports::PortRange;
 use headroom_core::time::NodeTime;
 use headroom_ebpf_common::conntrack::{Counts, Key, Losses};
@@ -19,6 +16,7 @@ use headroom_ebpf_common::conntrack::{Counts, Key, Losses};
 use super::ID;
 use super::lost::Lost;
 use super::plausible::Moved;
+use super::told::{Attempts, counter, hash, last_words, no_port};
 use crate::clock;
 use crate::ebpf::conntrack::{Conntrack, Subject};
 use crate::ebpf::{CONNTRACK, HookKind, ProgramStatus};
@@ -281,48 +279,17 @@ impl Counters {
             self.still.remove(&hash(key));
         }
         let mut told = attempts.then_some(&mut self.attempts);
-        let mut bracket = |snapshot: Snapshot, facts: Vec<Fact>| {
+        for (snapshot, facts) in last_words(&moved, entries, told.as_deref_mut()) {
             if !facts.is_empty() {
                 let outcome = Outcome::Partial(Why::new("only what moved while it was retired"));
                 sink(observation(ID, Fact::Begin(snapshot)));
                 facts.into_iter().for_each(|fact| sink(observation(ID, fact)));
                 sink(observation(ID, Fact::End { snapshot, outcome }));
             }
-        };
-        if entries {
-            let mut fact = |(key, counts): &_| Fact::ConntrackCounter(counter(key, counts, told.as_deref_mut()));
-            bracket(Snapshot::ConntrackCounters, moved.iter().map(&mut fact).collect());
         }
-        let no_ports = moved.iter().filter(|(_, counts)| counts.no_port > 0);
-        bracket(Snapshot::NoPorts, no_ports.map(|(key, counts)| Fact::NoPort(no_port(key, counts))).collect());
         if let Some(told) = told {
             keys.iter().for_each(|(key, _)| told.forget(key));
         }
-    }
-}
-
-/// Where attempts are counted: the highest numbers that were told of each key. One that failed is taken back, and a reading in
-/// between had it already; if a number fell, the next to go in would be taken for two.
-#[derive(Debug, Default)]
-struct Attempts(BTreeMap<u64, Counts>);
-
-impl Attempts {
-    /// The numbers to tell: none lower than before.
-    fn raise(&mut self, key: &Key, counts: &Counts) -> Counts {
-        let before = self.0.get(&hash(key)).filter(|before| before.born == counts.born).copied().unwrap_or_default();
-        // A key that came back between an attempt and its end is below zero.
-        let raised = |now: u64, before: u64| if now.cast_signed() < 0 { before } else { now.max(before) };
-        let told = Counts {
-            inserted: raised(counts.inserted, before.inserted),
-            node_port_inserted: raised(counts.node_port_inserted, before.node_port_inserted),
-            ..*counts
-        };
-        self.0.insert(hash(key), told);
-        told
-    }
-
-    fn forget(&mut self, key: &Key) {
-        self.0.remove(&hash(key));
     }
 }
 
@@ -335,70 +302,9 @@ fn own_namespace(root: &HostRoot) -> Result<u32, Why> {
     u32::try_from(metadata.ino()).map_err(|_too_large| Why::new("the network namespace has an impossible inode"))
 }
 
-fn hash(what: impl std::hash::Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    what.hash(&mut hasher);
-    hasher.finish()
-}
-
-fn address(octets: [u8; 16]) -> IpAddr {
-    IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
-}
-
-/// A map entry as a fact.
-fn counter(key: &Key, counts: &Counts, attempts: Option<&mut Attempts>) -> ConntrackCounter {
-    let counts = attempts.map_or(*counts, |attempts| attempts.raise(key, counts));
-    ConntrackCounter {
-        protocol: Protocol(key.protocol),
-        destination: Endpoint::new(address(key.destination), key.port),
-        source: address(key.source),
-        translated: address(key.translated),
-        born: counts.born,
-        inserted: counts.inserted,
-        ended_time_wait: counts.ended_time_wait,
-        ended_reset: counts.ended_reset,
-        ended_unanswered: counts.ended_unanswered,
-        ended_other: counts.ended_other,
-        node_port_inserted: counts.node_port_inserted,
-        node_port_ended: counts.node_port_ended,
-    }
-}
-
-fn no_port(key: &Key, counts: &Counts) -> NoPort {
-    NoPort {
-        destination: Destination {
-            protocol: Protocol(key.protocol),
-            endpoint: Endpoint::new(address(key.destination), key.port),
-        },
-        source: address(key.source),
-        translated: address(key.translated),
-        born: counts.born,
-        dropped: counts.no_port,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Exercises a reading between an attempt and its end. If this fails, each such reading leaves a flow that never was.
-    #[test]
-    fn what_is_taken_back_is_not_counted_again() {
-        let key = Key::default();
-        let mut attempts = Attempts::default();
-        let mut told = |born, inserted: u64, node_port_inserted| {
-            let told = attempts.raise(&key, &Counts { born, inserted, node_port_inserted, ..Counts::default() });
-            (told.inserted, told.node_port_inserted)
-        };
-        assert_eq!(told(1, 5, 1), (5, 1));
-        // Two of the five failed, one of them in the range; then two went in, then one more.
-        assert_eq!(told(1, 3, 0), (5, 1));
-        assert_eq!(told(1, 5, 1), (5, 1));
-        assert_eq!(told(1, 6, 2), (6, 2));
-        // Retired between the attempt and its end, the key came back below zero.
-        assert_eq!(told(2, 0_u64.wrapping_sub(1), 0), (0, 0));
-        assert_eq!(told(2, 1, 0), (1, 0));
-    }
 
     /// Exercises programs that are loaded anew, whose totals begin at zero. If this fails, what they lose is hidden by what the ones
     /// before them lost.
