@@ -25,9 +25,9 @@ use table::Table;
 
 /// The kernels: the oldest that headroom supports, and those of the two latest long-term series in wide use.
 const KERNELS: [Kernel; 3] = [
-    Kernel { version: "5.10", suite: "bullseye" },
-    Kernel { version: "6.1", suite: "bookworm" },
-    Kernel { version: "6.12", suite: "trixie" },
+    Kernel { version: "5.10", cpus: "1", suite: "bullseye" },
+    Kernel { version: "6.1", cpus: "1", suite: "bookworm" },
+    Kernel { version: "6.12", cpus: "2", suite: "trixie" },
 ];
 /// This machine's own kernel.
 const HOST: &str = "host";
@@ -40,10 +40,12 @@ const GUEST_LIMIT_SECS: u64 = 310;
 const VM_LIMIT: Duration = Duration::from_secs(360);
 
 /// A kernel to boot.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Kernel {
     /// The series.
     version: &'static str,
+    /// How many CPUs it gets; two where packets are to race.
+    cpus: &'static str,
     /// The Debian release that has it, for machines whose own package lists do not.
     suite: &'static str,
 }
@@ -110,8 +112,8 @@ fn boot_all(kernels: &[&Kernel], program: &Path) -> Result<Vec<(&'static str, Re
     let packages: Vec<_> = kernels.iter().map(get).collect();
     Ok(std::thread::scope(|scope| {
         let boot = |(kernel, package): (&&Kernel, Result<Package>)| {
-            let version = kernel.version;
-            (version, scope.spawn(move || boot(version, &package?, program)))
+            let kernel = **kernel;
+            (kernel.version, scope.spawn(move || boot(&kernel, &package?, program)))
         };
         let guests: Vec<_> = kernels.iter().zip(packages).map(boot).collect();
         let end = |(version, guest): (_, std::thread::ScopedJoinHandle<'_, Result<Ran>>)| {
@@ -122,8 +124,8 @@ fn boot_all(kernels: &[&Kernel], program: &Path) -> Result<Vec<(&'static str, Re
 }
 
 /// Boots one kernel and waits for its end.
-fn boot(version: &str, package: &Package, program: &Path) -> Result<Ran> {
-    let folder = folder(version)?;
+fn boot(kernel: &Kernel, package: &Package, program: &Path) -> Result<Ran> {
+    let folder = folder(kernel.version)?;
     let (out, console) = (folder.join("results"), folder.join("console.log"));
     std::fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     let results = out.join(RESULTS);
@@ -133,7 +135,7 @@ fn boot(version: &str, package: &Package, program: &Path) -> Result<Ran> {
     initramfs::write(&guest, &folder.join("initramfs"), &initramfs)?;
     let mut qemu = Command::new("qemu-system-x86_64");
     // Enough memory for a conntrack table of 65,536 entries; below 1 GiB the kernel makes it much smaller.
-    qemu.args(["-accel", "tcg", "-smp", "1", "-m", "1536M", "-nodefaults", "-no-reboot", "-display", "none"]);
+    qemu.args(["-accel", "tcg", "-smp", kernel.cpus, "-m", "1536M", "-nodefaults", "-no-reboot", "-display", "none"]);
     qemu.arg("-serial")
         .arg(prefixed("file:", &console))
         .arg("-kernel")

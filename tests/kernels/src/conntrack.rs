@@ -1,6 +1,7 @@
 //! Subject `conntrack`: entries as they come and go, told by the kernel's counters where functions can be probed and by
 //! events elsewhere, against flows made here and against the table's own number.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::tcp::PORTS;
 pub(crate) const CHECKS: [Check; 4] = [
     Check { name: "conntrack: NATed UDP flows are counted as they come and go", run: udp },
     Check { name: "conntrack: NATed TCP connections are counted", run: tcp },
-    Check { name: "conntrack: started anew under load, it ends with the table's number", run: restart },
+    Check { name: "conntrack: killed and started anew under load, it ends with the table's number", run: restart },
     Check { name: "conntrack: new flows that found no port are counted", run: no_port },
 ];
 
@@ -47,16 +48,7 @@ impl<'a> Watch<'a> {
     }
 
     pub(crate) fn start_in(node: &'a Netns) -> Result<Self> {
-        let options = Options {
-            // Nothing but counters or events tells what comes later.
-            dump_interval: Duration::from_secs(3600),
-            dumping: DUMPING,
-            tcp_is_counted: false,
-            node_ports: PortRange::NODE_PORTS,
-            max_keys: 65_536,
-            event_buffer_bytes: EVENT_BUFFER_BYTES,
-        };
-        let source = node.run(|| Ok(ConntrackSource::start(&HostRoot::live(), options)))?;
+        let source = node.run(|| Ok(ConntrackSource::start(&HostRoot::live(), options())))?;
         let mut watch = Self { node, source, ledger: Ledger::new(LedgerLimits::default()) };
         watch.look()?;
         Ok(watch)
@@ -74,6 +66,14 @@ impl<'a> Watch<'a> {
     /// Why the source could not read anything in the last round.
     pub(crate) fn unreadable(&self) -> Option<String> {
         self.ledger.coverage().get(&SourceId::Conntrack).and_then(Known::unknown).map(ToString::to_string)
+    }
+
+    /// How the counts were made, if no comparison with the table had to mend them.
+    fn unmended(&self) -> Result<&'static str> {
+        let drift = self.ledger.conntrack().drift();
+        ensure!(drift.is_some() == self.counts(), "{} there is {drift:?}", self.how());
+        ensure!(drift.is_none_or(|drift| drift.total == 0), "comparisons with the table mended counts: {drift:?}");
+        Ok(self.how())
     }
 
     fn look(&mut self) -> Result<()> {
@@ -112,6 +112,19 @@ impl<'a> Watch<'a> {
             self.look()?;
         }
         Ok(())
+    }
+}
+
+/// Where events tell what comes and goes, there is one dump, at the start; counters are compared with one every ten seconds all
+/// the same, as in the agent. What they count by themselves is for `counters.rs` to check.
+fn options() -> Options {
+    Options {
+        dump_interval: Duration::from_secs(3600),
+        dumping: DUMPING,
+        tcp_is_counted: false,
+        node_ports: PortRange::NODE_PORTS,
+        max_keys: 65_536,
+        event_buffer_bytes: EVENT_BUFFER_BYTES,
     }
 }
 
@@ -155,7 +168,7 @@ fn udp(scene: &Scene) -> Result<String> {
     }
     flush(scene, "udp")?;
     watch.expect(0, |watch| watch.live(&all))?;
-    Ok(format!("{} of {} {}", scene.connections, scene.connections, watch.how()))
+    Ok(format!("{} of {} {}", scene.connections, scene.connections, watch.unmended()?))
 }
 
 fn tcp(scene: &Scene) -> Result<String> {
@@ -169,19 +182,23 @@ fn tcp(scene: &Scene) -> Result<String> {
     watch.expect(entries, |watch| watch.live(&all))?;
     flush(scene, "tcp")?;
     watch.expect(0, |watch| watch.live(&all))?;
-    Ok(format!("{entries} entries of {each} connections {}", watch.how()))
+    Ok(format!("{entries} entries of {each} connections {}", watch.unmended()?))
 }
 
 fn restart(scene: &Scene) -> Result<String> {
     flush(scene, "udp")?;
-    let mut before = Watch::start(scene)?;
+    let limit = scene.connections.to_string();
+    let program = std::env::current_exe().context("find this program")?;
+    let before = scene.node().spawn(scene.node().command(program, &["--watch", &limit]))?;
+    before.wait_for_line(WATCHING, PATIENCE)?;
     let (to, ports) = targets(scene, 7660)?;
     let mut after = std::thread::scope(|scope| -> Result<Watch<'_>> {
         let (pod, outside, to) = (scene.pod(), scene.outside(), &to);
         let load = scope.spawn(move || load::send(pod, outside, to, ports));
-        std::thread::sleep(Duration::from_secs(1));
-        before.look()?;
+        // It has seen some of them when it is killed (SIGKILL).
+        before.wait_for_line(HALF_WAY, PATIENCE)?;
         drop(before);
+        ensure!(!load.is_finished(), "all flows were made before the agent was killed");
         let mut after = Watch::start(scene)?;
         while !load.is_finished() {
             std::thread::sleep(Duration::from_millis(100));
@@ -195,8 +212,38 @@ fn restart(scene: &Scene) -> Result<String> {
     })?;
     let all = destinations(Protocol::UDP, &to);
     after.expect(scene.connections, |watch| watch.live(&all))?;
+    let held = headroom_lab::conntrack::held_by_destination(scene.node(), headroom_lab::conntrack::Protocol::Udp)?;
+    for (to, destination) in to.iter().zip(&all) {
+        let live = usize::try_from(after.live(std::slice::from_ref(destination))).context("count flows")?;
+        let held = held.get(to).map_or(0, |held| held.ports);
+        ensure!(live == held, "{live} to {destination}, of which conntrack holds {held}");
+    }
     flush(scene, "udp")?;
     Ok(format!("{} of {} {}", scene.connections, scene.connections, after.how()))
+}
+
+/// Said by the agent that is to be killed when it has read the table, and when it has seen a part of the flows.
+const WATCHING: &str = "watching";
+const HALF_WAY: &str = "half-way";
+
+/// An agent in the network namespace that it was started in, until it is killed: `--watch`.
+pub(crate) fn watch(flows: u64) -> Result<()> {
+    let mut source = ConntrackSource::start(&HostRoot::live(), options());
+    let mut ledger = Ledger::new(LedgerLimits::default());
+    let mut out = std::io::stdout();
+    let mut say = |what: &str| writeln!(out, "{what}").and_then(|()| out.flush()).context("say how it goes");
+    source.observe(&mut |observation| ledger.apply(observation));
+    say(WATCHING)?;
+    let before = ledger.conntrack().live();
+    let mut said = false;
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        source.observe(&mut |observation| ledger.apply(observation));
+        if !said && ledger.conntrack().live() > before + flows / 10 {
+            say(HALF_WAY)?;
+            said = true;
+        }
+    }
 }
 
 fn no_port(scene: &Scene) -> Result<String> {

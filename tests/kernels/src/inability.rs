@@ -17,7 +17,49 @@ pub(crate) struct Inability {
     why: &'static str,
 }
 
-const INABILITIES: [Inability; 6] = [
+const INABILITIES: [Inability; 13] = [
+    Inability {
+        check: "counters: the kernel tells which runs of probes it skipped",
+        applies: |kernel| kernel.kprobes && kernel.version < (6, 7),
+        kernels: "before 6.7",
+        why: "a run of a kprobe's program is skipped without being counted where another program runs on that CPU",
+    },
+    Inability {
+        check: "counters: the kernel tells which runs of probes it skipped",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "counters: all that went in, and what was refused, unmended",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "counters: packets that raced with the first of their flow",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "counters: packets that raced with the first of their flow",
+        applies: |kernel| kernel.cpus < 2,
+        kernels: "on one CPU",
+        why: "no two packets are looked at at the same time",
+    },
+    Inability {
+        check: "counters: flows that found no port, unmended",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "counters: flows that found no port, unmended",
+        applies: |kernel| kernel.version < (5, 17),
+        kernels: "before 5.17",
+        why: "kfree_skb does not pass the reason why a packet was dropped; those that did are counted",
+    },
     Inability {
         check: "program: ct_insert attaches",
         applies: |kernel| !kernel.kprobes,

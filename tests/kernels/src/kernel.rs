@@ -12,6 +12,8 @@ pub(crate) struct Kernel {
     pub(crate) release: String,
     /// Its first two numbers; distributions put their own behind them.
     pub(crate) version: (u32, u32),
+    /// How many CPUs it has.
+    pub(crate) cpus: usize,
     /// Whether functions can be probed.
     pub(crate) kprobes: bool,
     /// Whether modules show their types (since 5.11).
@@ -27,7 +29,8 @@ pub(crate) fn running(may_unload: bool) -> Result<Kernel> {
     let version = version(&release).with_context(|| format!("find the version in `{release}`"))?;
     let kprobes = Path::new("/sys/bus/event_source/devices/kprobe/type").exists();
     let module_types = std::fs::read_dir("/sys/kernel/btf").is_ok_and(|files| files.count() > 1);
-    Ok(Kernel { release, version, kprobes, module_types, unloads: may_unload })
+    let cpus = std::thread::available_parallelism().context("count CPUs")?.get();
+    Ok(Kernel { release, version, cpus, kprobes, module_types, unloads: may_unload })
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

@@ -7,11 +7,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
 
 mod check;
 mod conntrack;
+mod counters;
 mod demand;
 mod flows;
 mod inability;
@@ -32,7 +33,8 @@ use results::Results;
 #[command(about = "headroom's eBPF programs on this kernel, against ground truth")]
 struct Arguments {
     /// Where to write the results, a JSON object per line
-    results: PathBuf,
+    #[arg(required_unless_present = "watch")]
+    results: Option<PathBuf>,
     /// How many TCP connections and how many UDP flows the large checks make
     #[arg(long, default_value_t = 20_000)]
     connections: u64,
@@ -42,16 +44,23 @@ struct Arguments {
     /// The machine is thrown away: modules of its kernel may be unloaded
     #[arg(long)]
     may_unload: bool,
+    /// Instead of checking anything, be an agent to be killed, which says when it has seen a part of so many flows
+    #[arg(long)]
+    watch: Option<u64>,
 }
 
 /// All checks, by subject. A subject that has programs of its own adds its table here.
-const SUBJECTS: [&[Check]; 5] =
-    [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS, &conntrack::CHECKS, &demand::CHECKS];
+/// `counters` also compares what those before it made.
+const SUBJECTS: [&[Check]; 6] =
+    [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS, &counters::CHECKS, &conntrack::CHECKS, &demand::CHECKS];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let mut results = Results::create(&arguments.results)?;
     give_up_after(Duration::from_secs(arguments.limit_secs));
+    if let Some(flows) = arguments.watch {
+        return conntrack::watch(flows);
+    }
+    let mut results = Results::create(&arguments.results.context("where to write the results is not said")?)?;
     let ran = run(&mut results, arguments.connections, arguments.may_unload);
     if let Err(error) = &ran {
         results.broken(error)?;

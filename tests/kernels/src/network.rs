@@ -18,6 +18,8 @@ use headroom_host::source::Source as _;
 use headroom_host::source::tcp::TcpSource;
 use headroom_lab::{Lab, NatLab, NatOptions, Netns};
 
+use crate::check::Cannot;
+use crate::counters::Counters;
 use crate::load;
 
 /// What the pod dials through both NATs.
@@ -36,6 +38,8 @@ const SETTLED: Duration = Duration::from_secs(4);
 pub(crate) struct Scene {
     nat: NatLab,
     tcp: RefCell<TcpSource>,
+    /// What the kernel counts of the node's conntrack, from the beginning; or why it does not.
+    conntrack: std::result::Result<Counters, String>,
     /// The source ports of the connections that were made, for who looks at their flows later.
     made: RefCell<BTreeMap<SocketAddr, BTreeSet<u16>>>,
     /// What is to be read besides the verdicts, such as what a check compared less than exactly.
@@ -57,11 +61,16 @@ impl Scene {
         for name in ["udp_timeout", "udp_timeout_stream", "tcp_timeout_time_wait", "tcp_timeout_close"] {
             nat.node.set_sysctl(&format!("net.netfilter.nf_conntrack_{name}"), "900")?;
         }
+        // Without a rule that needs it, a namespace has no conntrack of IPv6.
+        nat.node
+            .exec("ip6tables", &["-w", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"])?;
+        let conntrack = Counters::start(&nat.node)?;
         // The default: others on this machine may dial thousands of destinations meanwhile.
         let tcp = RefCell::new(TcpSource::start(&HostRoot::live(), 65_536));
         let scene = Self {
             nat,
             tcp,
+            conntrack,
             made: RefCell::default(),
             notes: RefCell::default(),
             skipped_before: Cell::new(0),
@@ -116,6 +125,11 @@ impl Scene {
     /// The source under test.
     pub(crate) fn tcp(&self) -> RefMut<'_, TcpSource> {
         self.tcp.borrow_mut()
+    }
+
+    /// The counters of the node's conntrack.
+    pub(crate) fn conntrack(&self) -> Result<&Counters> {
+        self.conntrack.as_ref().map_err(|why| Cannot(why.clone()).into())
     }
 
     /// Before each check.
