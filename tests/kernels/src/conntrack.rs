@@ -151,7 +151,7 @@ fn destinations(protocol: Protocol, to: &[SocketAddr]) -> Vec<Destination> {
 }
 
 /// Removes what was made, by the tool.
-fn flush(scene: &Scene, protocol: &str) -> Result<()> {
+pub(crate) fn flush(scene: &Scene, protocol: &str) -> Result<()> {
     scene.node().exec("sh", &["-c", &format!("conntrack -D -p {protocol} >/dev/null 2>&1; true")]).map(drop)
 }
 

@@ -17,7 +17,13 @@ pub(crate) struct Inability {
     why: &'static str,
 }
 
-const INABILITIES: [Inability; 13] = [
+const INABILITIES: [Inability; 14] = [
+    Inability {
+        check: "counters: what finds no room in a full map",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
     Inability {
         check: "counters: the kernel tells which runs of probes it skipped",
         applies: |kernel| kernel.kprobes && kernel.version < (6, 7),

@@ -15,6 +15,7 @@ mod conntrack;
 mod counters;
 mod demand;
 mod flows;
+mod full_map;
 mod inability;
 mod kernel;
 mod load;
@@ -51,8 +52,15 @@ struct Arguments {
 
 /// All checks, by subject. A subject that has programs of its own adds its table here.
 /// `counters` also compares what those before it made.
-const SUBJECTS: [&[Check]; 6] =
-    [&tcp::CHECKS, &tcp_failures::CHECKS, &flows::CHECKS, &counters::CHECKS, &conntrack::CHECKS, &demand::CHECKS];
+const SUBJECTS: [&[Check]; 7] = [
+    &tcp::CHECKS,
+    &tcp_failures::CHECKS,
+    &flows::CHECKS,
+    &counters::CHECKS,
+    &full_map::CHECKS,
+    &conntrack::CHECKS,
+    &demand::CHECKS,
+];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
