@@ -3,6 +3,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -192,20 +193,33 @@ fn restart(scene: &Scene) -> Result<String> {
     let before = scene.node().spawn(scene.node().command(program, &["--watch", &limit]))?;
     before.wait_for_line(WATCHING, PATIENCE)?;
     let (to, ports) = targets(scene, 7660)?;
+    let killed = AtomicBool::new(false);
     let mut after = std::thread::scope(|scope| -> Result<Watch<'_>> {
         let (pod, outside, to) = (scene.pod(), scene.outside(), &to);
-        let load = scope.spawn(move || load::send(pod, outside, to, ports));
+        let (killed, until) = (&killed, Instant::now() + 2 * PATIENCE);
+        let load = scope.spawn(move || {
+            // However fast this is, and however late the kill: the second half comes slowly until then.
+            let mut next = ports.start + (ports.end - ports.start) / 2;
+            load::send(pod, outside, to, ports.start..next)?;
+            while !killed.load(Ordering::Relaxed) && next < ports.end && Instant::now() < until {
+                load::send(pod, outside, to, next..next + 1)?;
+                next += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            load::send(pod, outside, to, next..ports.end)?;
+            Ok::<bool, anyhow::Error>(next < ports.end)
+        });
         // It has seen some of them when it is killed (SIGKILL).
         before.wait_for_line(HALF_WAY, PATIENCE)?;
         drop(before);
-        ensure!(!load.is_finished(), "all flows were made before the agent was killed");
+        killed.store(true, Ordering::Relaxed);
         let mut after = Watch::start(scene)?;
         while !load.is_finished() {
             std::thread::sleep(Duration::from_millis(100));
             after.look()?;
         }
         match load.join() {
-            Ok(sent) => sent?,
+            Ok(under_load) => ensure!(under_load?, "all flows were made before the agent was killed"),
             Err(_panic) => bail!("the load panicked"),
         }
         Ok(after)

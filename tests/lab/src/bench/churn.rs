@@ -70,7 +70,7 @@ impl Churn {
         }
         let made = load.wait(PATIENCE)?;
         // The counters are read every quarter of a second, and may be told a second later.
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(12));
         let last = report(&running)?;
         running.stop()?;
         print!("{}", markdown(&moments, made.opened, &last));
