@@ -34,11 +34,17 @@ impl Watched {
         Self { stamps: None, in_force_since: now, broken: None }
     }
 
-    /// Whether they are to be read again. What is read once and found broken is not read again before it changes.
+    /// Whether they are to be read again. What is broken is read at every look: what mends it may be in a file that is not
+    /// known yet, because the one that names it was never understood.
     pub fn changed(&mut self, stamps: Vec<Option<Stamp>>) -> bool {
         let changed = self.stamps.as_ref() != Some(&stamps);
         self.stamps = Some(stamps);
-        changed
+        changed || self.broken.is_some()
+    }
+
+    /// Why what they said when they were read last is not in force.
+    pub fn broken(&self) -> Option<&Why> {
+        self.broken.as_ref()
     }
 
     /// They were read again: what they say is in force now, or what they said before stays so.
@@ -100,7 +106,9 @@ mod tests {
         watched.was_read(at(1060), Err(Why::new("`nat.json` is empty")));
         let why = watched.coverage(at(1030 + 7260)).degraded.unwrap();
         assert_eq!(why.as_str(), "`nat.json` is empty; what was read 2 h ago stays in force");
+        assert!(watched.changed(vec![Some(FILE)]), "what mends it may be elsewhere");
         watched.was_read(at(9000), Ok(()));
         assert_eq!(watched.coverage(at(9000)).degraded, None);
+        assert!(!watched.changed(vec![Some(FILE)]));
     }
 }

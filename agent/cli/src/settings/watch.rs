@@ -108,6 +108,8 @@ impl Files {
             match &result {
                 Ok(read) if read.policy.nat != self.in_force => tracing::info!("the NAT's settings have changed"),
                 Ok(_) => {}
+                // It is read at every look: once is enough to say so.
+                Err(why) if self.watched.broken() == Some(why) => {}
                 Err(why) => tracing::warn!(%why, "the NAT is judged by what its files said before"),
             }
             self.watched.was_read(now, result.as_ref().map(|_read| ()).map_err(Why::clone));
@@ -257,6 +259,24 @@ mod tests {
             daemon.files.watched.coverage(clock::node_time()).how.split(',').next(),
             Some("2 files about the NAT")
         );
+    }
+
+    /// Exercises a file that is named before it is there. If this fails, it is never read: nobody looks where the files in force are
+    /// not.
+    #[test]
+    fn a_file_that_comes_after_it_was_named_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, nat) = (dir.path().join("headroom.toml"), dir.path().join("nat.json"));
+        std::fs::write(&config, "[nat]\nprofile = \"gcp\"\nmin_ports = 64\nalias_ranges = false\n").unwrap();
+        let node = NodeArgs { config: Some(config.clone()), ..NodeArgs::default() };
+        let mut daemon = Daemon::new(&node, &NatArgs::default());
+        std::fs::write(&config, format!("[nat]\nfrom = [{nat:?}]\n")).unwrap();
+        for early in [daemon.report(), daemon.report()] {
+            assert_eq!((early.nat.allocation.ports, state(&early).0), (Some(64), CoverageState::Degraded));
+        }
+        std::fs::write(&nat, r#"{"natIpAllocateOption":"AUTO_ONLY","minPortsPerVm":2048}"#).unwrap();
+        let read = daemon.report();
+        assert_eq!((read.nat.allocation.ports, state(&read).0), (Some(2048), CoverageState::Ok));
     }
 
     /// Exercises a thread that is stuck in a file system. If this fails, numbers that nobody has looked after are told as checked.
