@@ -164,6 +164,17 @@ fn eighty_nodes_behind_one_nat_ip() {
     assert_eq!(answer["options"].as_array().unwrap().len(), 0);
 }
 
+/// Exercises nodes that have much. If this fails, what is offered does what its own caution warns of.
+#[test]
+fn dynamic_allocation_is_offered_with_what_nodes_have_now() {
+    for (min, max) in [(1024, 1024), (4096, 4096), (3000, 4096), (57_344, 65_536)] {
+        let (answer, _) = plan(&format!("--profile gcp --min-ports {min} --nat-ips 1 --nodes 70"));
+        let options = answer["options"].as_array().unwrap();
+        let dynamic = format!("dynamic allocation with 64 to {max} ports");
+        assert!(options.iter().any(|option| option["says"].as_str().unwrap().contains(&dynamic)), "{min}: {answer:#}");
+    }
+}
+
 #[test]
 fn dynamic_pools_may_not_fit_although_the_sum_does() {
     let args = "--profile gcp --mode dynamic --min-ports 64 --max-ports 1024 --nat-ips 1 --nodes 100 --demand 600";

@@ -10,7 +10,7 @@ pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
     let served = if sums.ips == 0 { Sums::of(&with_an_ip(question)) } else { None };
     let served = served.as_ref().unwrap_or(sums);
     let targets = match (nat.profile, nat.mode) {
-        (Profile::Gcp, Mode::Static) => vec![more_static(nat, served), dynamic(&question.demand)],
+        (Profile::Gcp, Mode::Static) => vec![more_static(nat, served), dynamic(&question.demand, sums.ports.ports)],
         (Profile::Gcp, Mode::Dynamic) => vec![more_dynamic(served), smaller_minimum(nat)],
         (Profile::AzureLb, _) => vec![by_hand(served), fewer_by_hand(nat, served)],
         (Profile::Aws | Profile::AzureNatgw | Profile::Linux, _) => vec![Some(Target::default())],
@@ -101,13 +101,13 @@ fn more_static(nat: &NatSettings, sums: &Sums) -> Option<Target> {
     Some(Target { min_ports: Some(ports), mode: None, ..Target::default() }).filter(|_| nat.mode == Mode::Static)
 }
 
-/// From 64 ports on, up to what the largest demand takes; 1,024 at least, which nodes had until then.
-fn dynamic(demand: &Demand) -> Option<Target> {
-    let max = demand.largest().checked_next_power_of_two().filter(|max| *max <= DYNAMIC_MAX_DEFAULT)?;
+/// From 64 ports on, up to what the largest demand takes; not below what nodes had until then, whose connections it would cut.
+fn dynamic(demand: &Demand, had: u32) -> Option<Target> {
+    let max = demand.largest().max(had).max(ALIAS_FLOOR).checked_next_power_of_two();
     Some(Target {
         mode: Some(Mode::Dynamic),
         min_ports: Some(STATIC_DEFAULT),
-        max_ports: Some(max.max(ALIAS_FLOOR)),
+        max_ports: Some(max.filter(|max| *max <= DYNAMIC_MAX_DEFAULT)?),
         nat_ips: None,
     })
 }
