@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use headroom_core::model::nat::{Described, Mode, NatSettings, Profile, granted};
+use headroom_core::ports::PortRange;
 use headroom_core::sizing::nat::{Demand, NatPlan, NodesDemand, Question, plan};
 use proptest::prelude::*;
 
@@ -43,8 +44,14 @@ prop_compose! {
         alias_ranges in any::<Option<bool>>(),
         auto_ips in any::<Option<bool>>(),
         no_ips in prop::bool::weighted(0.1),
+        endpoint_independent in prop::option::weighted(0.3, any::<bool>()),
+        port_range in prop::option::weighted(0.3, (1_u16.., 0_u16..5000)),
     ) -> Described {
-        Described { mode, min_ports, max_ports, nat_ips, nodes, surge, alias_ranges, auto_ips, no_ips, ..Described::default() }
+        let port_range = port_range.and_then(|(first, more)| PortRange::new(first, first.saturating_add(more)));
+        Described {
+            mode, min_ports, max_ports, nat_ips, nodes, surge, alias_ranges, auto_ips, no_ips, endpoint_independent, port_range,
+            ..Described::default()
+        }
     }
 }
 
@@ -98,6 +105,20 @@ proptest! {
         };
         let automatic = nat.profile == Profile::AzureLb && nat.min_ports.unwrap_or(0) == 0;
         prop_assert!(automatic || u64::from(capacity) * u64::from(taken) <= pool, "{plan:?}");
+    }
+
+    /// Settings that another NAT has change nothing.
+    #[test]
+    fn what_is_left_out_changes_nothing(described in described(), demand in demand()) {
+        for profile in [Profile::Aws, Profile::AzureNatgw] {
+            let Ok(nat) = described.clone().settings(profile) else { return Ok(()) };
+            let of_others = Described {
+                mode: None, min_ports: None, max_ports: None, endpoint_independent: None, port_range: None,
+                ..described.clone()
+            };
+            let plain = answer(&of_others.settings(profile).unwrap(), &demand);
+            prop_assert_eq!(NatPlan { notes: plain.notes.clone(), ..answer(&nat, &demand) }, plain);
+        }
     }
 
     /// More NAT IPs never serve fewer nodes, more ports for each never more nodes.

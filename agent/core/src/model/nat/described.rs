@@ -96,6 +96,32 @@ impl Described {
         self.mode.is_some() || self.min_ports.is_some() || self.max_ports.is_some()
     }
 
+    /// The same without the settings that this NAT does not have; what was left out is noted.
+    fn with_meaning(self, profile: Profile) -> Self {
+        let gcp = profile == Profile::Gcp;
+        let by_hand = gcp || profile == Profile::AzureLb;
+        let maps = gcp || profile == Profile::Linux;
+        let linux = profile == Profile::Linux;
+        let without = [
+            ("mode dynamic", !gcp && self.mode == Some(Mode::Dynamic)),
+            ("max-ports", !gcp && self.max_ports.is_some_and(|max| max != 0)),
+            ("min-ports", !by_hand && self.min_ports.is_some_and(|min| min != 0)),
+            ("endpoint-independent", !maps && self.endpoint_independent == Some(true)),
+            ("port-range", !linux && self.port_range.is_some()),
+        ];
+        let without = without.into_iter().filter(|(_, given)| *given);
+        let notes = without.map(|(name, _)| format!("`{name}` means nothing to {} and is left out", profile.title()));
+        Self {
+            mode: self.mode.filter(|_| gcp),
+            max_ports: self.max_ports.filter(|_| gcp),
+            min_ports: self.min_ports.filter(|_| by_hand),
+            endpoint_independent: self.endpoint_independent.filter(|_| maps),
+            port_range: self.port_range.filter(|_| linux),
+            notes: self.notes.into_iter().chain(notes).collect(),
+            ..self
+        }
+    }
+
     /// The settings of that NAT, its own defaults filled in. Where nothing is said about the ports of a node, they are assumed.
     ///
     /// # Errors
@@ -107,23 +133,24 @@ impl Described {
         if profile == Profile::None && !(Self { profile: None, ..self.clone() }).is_empty() {
             return Err(BadNatSettings::NoneWithSettings);
         }
+        let given = self.with_meaning(profile);
         let settings = NatSettings {
-            mode: self.mode.unwrap_or(own.mode),
-            min_ports: self.min_ports,
-            max_ports: self.max_ports,
-            nat_ips: self.nat_ips,
+            mode: given.mode.unwrap_or(own.mode),
+            min_ports: given.min_ports,
+            max_ports: given.max_ports,
+            nat_ips: given.nat_ips,
             // Somebody who says how many there are means a gateway with these.
-            auto_ips: self.auto_ips.unwrap_or(own.auto_ips) && self.nat_ips.is_none(),
-            nodes: self.nodes,
-            surge: self.surge,
-            alias_ranges: self.alias_ranges.unwrap_or(own.alias_ranges),
-            endpoint_independent: self.endpoint_independent,
-            port_range: self.port_range,
-            hold: self.times.over(own.hold),
-            observed: self.observed,
-            missing_ips: self.missing_ips,
-            names: self.names,
-            notes: self.notes,
+            auto_ips: given.auto_ips.unwrap_or(own.auto_ips) && given.nat_ips.is_none(),
+            nodes: given.nodes,
+            surge: given.surge,
+            alias_ranges: given.alias_ranges.unwrap_or(own.alias_ranges),
+            endpoint_independent: given.endpoint_independent,
+            port_range: given.port_range,
+            hold: given.times.over(own.hold),
+            observed: given.observed,
+            missing_ips: given.missing_ips,
+            names: given.names,
+            notes: given.notes,
             ..own
         };
         settings.check()?;
@@ -218,6 +245,36 @@ mod tests {
             assert!(text(Profile::AzureLb, described).contains("multiple of 8"), "{ports}");
         }
         assert!(text(Profile::None, ips(1)).contains("no further settings"));
+    }
+
+    /// Exercises settings of another NAT. If this fails, they are said to be left out, and the numbers go by them all the same.
+    #[test]
+    fn settings_without_meaning_are_left_out_of_the_numbers() {
+        let all = Described {
+            mode: Some(Mode::Dynamic),
+            min_ports: Some(1024),
+            max_ports: Some(2048),
+            endpoint_independent: Some(true),
+            port_range: "1024-2047".parse().ok(),
+            ..Described::default()
+        };
+        assert!(all.port_range.is_some());
+        for (profile, left_out) in
+            [(Profile::Aws, 5), (Profile::AzureNatgw, 5), (Profile::AzureLb, 4), (Profile::Linux, 3)]
+        {
+            let settings = all.clone().settings(profile).unwrap();
+            assert_eq!(settings.notes.len(), left_out, "{:?}", settings.notes);
+            assert_eq!((settings.mode, settings.max_ports), (Mode::Static, None), "{profile}");
+            assert_eq!(settings.min_ports.is_some(), profile == Profile::AzureLb);
+            assert_eq!(settings.endpoint_independent.is_some(), profile == Profile::Linux);
+            assert_eq!(settings.port_range.is_some(), profile == Profile::Linux);
+            let without = NatSettings { notes: Vec::new(), ..settings.clone() };
+            if profile != Profile::Linux && profile != Profile::AzureLb {
+                assert_eq!(without, Described::default().settings(profile).unwrap());
+            }
+        }
+        let gcp = Described { endpoint_independent: None, ..all }.settings(Profile::Gcp).unwrap();
+        assert_eq!((gcp.notes.len(), gcp.port_range, gcp.max_ports), (1, None, Some(2048)));
     }
 
     #[test]

@@ -17,7 +17,6 @@ pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
         Profile::AzureNatgw | Profile::Linux | Profile::None => {}
     }
     demand(&mut notes, nat, sums);
-    notes.extend(without_meaning(nat));
     notes
 }
 
@@ -171,18 +170,4 @@ fn demand(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
             sums.pool
         ));
     }
-}
-
-/// Settings that this NAT does not have.
-fn without_meaning(nat: &NatSettings) -> Vec<String> {
-    let gcp = nat.profile == Profile::Gcp;
-    let settings = [
-        ("mode dynamic", !gcp && nat.mode == Mode::Dynamic),
-        ("max-ports", !gcp && nat.max_ports.is_some_and(|max| max != 0)),
-        ("min-ports", !gcp && nat.profile != Profile::AzureLb && nat.min_ports.is_some_and(|min| min != 0)),
-        ("endpoint-independent", !gcp && nat.profile != Profile::Linux && nat.endpoint_independent == Some(true)),
-        ("port-range", nat.profile != Profile::Linux && nat.port_range.is_some()),
-    ];
-    let given = settings.into_iter().filter(|(_, given)| *given);
-    given.map(|(name, _)| format!("`{name}` means nothing to {} and is left out", nat.profile.title())).collect()
 }
