@@ -113,7 +113,6 @@ fn azure_load_balancers_as_documented() {
     check(&[
         ("--profile azure-lb --nodes 48", 1024, Some(1000), Some(0), Some(1), true),
         ("--profile azure-lb --nodes 52", 512, Some(1000), Some(0), Some(1), true),
-        ("--profile azure-lb --nodes 1001", 0, Some(1000), Some(1), None, false),
         ("--profile azure-lb --nodes 48 --surge 3", 512, Some(997), Some(0), Some(1), true),
         ("--profile azure-lb --nodes 80 --demand 600", 512, Some(50), Some(30), Some(2), false),
         ("--profile azure-lb --min-ports 1000 --nat-ips 2", 1000, Some(128), None, None, true),
@@ -138,6 +137,15 @@ fn azure_load_balancers_as_documented() {
             false,
         ),
     ]);
+    let (beyond, code) = plan("--profile azure-lb --nodes 1001 --demand 100");
+    assert_eq!(
+        (number(&beyond, "capacity_nodes"), number(&beyond, "nodes_without_ports"), code),
+        (Some(400), Some(601), 1)
+    );
+    for unknown in ["ports_per_node", "max_ports_per_node", "connections_per_sec"] {
+        assert!(beyond[unknown].is_null(), "{unknown}: {beyond:#}");
+    }
+    assert!(notes(&beyond).contains("ends at 1000 nodes") && !notes(&beyond).contains("gets 0"), "{beyond:#}");
     assert!(notes(&plan("--profile azure-lb --nodes 48 --surge 3").0).contains("falls from 1024 to 512"));
     assert!(notes(&plan("--profile azure-lb --nodes 50").0).contains("from node 51 on every node has 512"));
     assert!(notes(&plan("--profile azure-lb --min-ports 4000 --nat-ips 2 --nodes 32").0).contains("--surge"));

@@ -121,6 +121,21 @@ fn a_demand_that_all_nodes_could_not_have_is_told() {
     assert!(finding(&self::report(aws(1), 44_000), FindingId::NatPortsLow).is_some());
 }
 
+/// Exercises more nodes than Azure documents. If this fails, what nobody knows is zero, and every destination is an alarm.
+#[test]
+fn beyond_azures_table_no_demand_is_judged() {
+    let lb = Described { nat_ips: Some(1), nodes: Some(1500), ..Described::default() };
+    let report = report(of(Profile::AzureLb, lb), 5000);
+    let allocation = &report.nat.allocation;
+    assert_eq!((allocation.ports, allocation.capacity_nodes), (None, None));
+    assert!(allocation.why.contains("ends at 1000 nodes"), "{allocation:?}");
+    for id in [FindingId::NatPortsExhausted, FindingId::NatPortsLow] {
+        assert!(finding(&report, id).is_none(), "{:?}", report.findings);
+    }
+    let beyond = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+    assert!(beyond.severity == Severity::Warning && beyond.remedy.contains("by hand"), "{beyond:?}");
+}
+
 #[test]
 fn a_gateway_that_says_it_lacks_ips_is_believed() {
     let nat = of(Profile::Gcp, Described { nat_ips: Some(2), missing_ips: Some(3), ..Described::default() });

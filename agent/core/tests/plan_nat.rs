@@ -88,9 +88,9 @@ proptest! {
         }
         if plan.fits {
             prop_assert!(plan.nodes_without_ports.unwrap_or(0) == 0 && plan.options.is_empty());
-            prop_assert!(demand.largest() <= plan.max_ports_per_node);
+            prop_assert!(plan.max_ports_per_node.is_some_and(|most| demand.largest() <= most));
         }
-        prop_assert!(plan.connections_per_sec.is_finite());
+        prop_assert!(plan.connections_per_sec.is_none_or(f64::is_finite));
         prop_assert!(plan.options.iter().all(|option| nat.nodes.is_none_or(|n| option.capacity_nodes.is_none_or(|c| c >= n))));
     }
 
@@ -100,7 +100,7 @@ proptest! {
         let plan = answer(&nat, &Demand::of_each(each));
         let (Some(pool), Some(capacity)) = (nat.pool(), plan.capacity_nodes) else { return Ok(()) };
         let taken = match nat.profile {
-            Profile::Gcp | Profile::AzureLb => plan.ports_per_node,
+            Profile::Gcp | Profile::AzureLb => plan.ports_per_node.unwrap_or(0),
             _ => each,
         };
         let automatic = nat.profile == Profile::AzureLb && nat.min_ports.unwrap_or(0) == 0;
@@ -143,7 +143,7 @@ proptest! {
         let plan = answer(&nat, &demand);
         let (Some(required), Some(_)) = (plan.required_nat_ips, plan.nodes) else { return Ok(()) };
         let shared = !matches!(nat.profile, Profile::Gcp | Profile::AzureLb);
-        prop_assume!(shared || each <= plan.max_ports_per_node);
+        prop_assume!(shared || plan.max_ports_per_node.is_some_and(|most| each <= most));
         prop_assume!(required <= 10_000);
         let with = |ips| answer(&NatSettings { nat_ips: Some(ips), auto_ips: false, ..nat.clone() }, &demand).fits;
         prop_assert!(with(required), "{plan:?}");

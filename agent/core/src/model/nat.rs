@@ -13,8 +13,8 @@ pub use described::Described;
 pub use hold::{HoldTimes, MAX_HOLD, SetTimes};
 pub use observed::ObservedPorts;
 pub use ports::{
-    ALIAS_FLOOR, AZURE_LB_TIERS, DYNAMIC_MAX_DEFAULT, DYNAMIC_MIN_DEFAULT, NodePorts, STATIC_DEFAULT, azure_lb_tier,
-    granted, static_ports,
+    ALIAS_FLOOR, AZURE_LB_TIERS, BEYOND_AZURES_TABLE, DYNAMIC_MAX_DEFAULT, DYNAMIC_MIN_DEFAULT, NodePorts,
+    STATIC_DEFAULT, azure_lb_tier, granted, static_ports,
 };
 pub use profile::{Capacity, PORTS_PER_NAT_IP, Profile, Serves, Sharing};
 pub use settings::{BadNatSettings, Basis, Mode, NatSettings};

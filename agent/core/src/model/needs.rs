@@ -7,7 +7,7 @@ use crate::ledger::{Ledger, Spans};
 use crate::model::demand::{self, Account, Demand, Group, LocalUse, Masqueraded};
 use crate::model::holders::Holders;
 use crate::model::memory::{Memory, Shrunk};
-use crate::model::nat::{HoldTimes, NatSettings, NodePorts, Profile};
+use crate::model::nat::{BEYOND_AZURES_TABLE, HoldTimes, NatSettings, NodePorts, Profile};
 use crate::model::policy::Policy;
 use crate::observe::{Outcome, Snapshot, SourceId};
 use crate::report::{
@@ -203,6 +203,9 @@ fn allocation(
 ) -> AllocationReport {
     let why = given.map_or_else(
         || {
+            if nat.beyond_azures_table() {
+                return BEYOND_AZURES_TABLE.to_owned();
+            }
             "no NAT settings were given (--nat-profile …) and none follow from the platform; demand is not judged"
                 .to_owned()
         },

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::nat::remedy::Change;
 use crate::model::nat::{
-    AZURE_LB_TIERS, Basis, Capacity, Mode, NatSettings, NodePorts, Profile, Sharing, azure_lb_tier, granted,
+    AZURE_LB_TIERS, BEYOND_AZURES_TABLE, Basis, Capacity, Mode, NatSettings, NodePorts, Profile, Sharing,
+    azure_lb_tier, granted,
 };
 
 mod notes;
@@ -78,10 +79,11 @@ pub struct NatPlan {
     pub mode: Option<Mode>,
     /// What the number of ports rests on.
     pub basis: Basis,
-    /// Ports that a node has with this demand; where nothing is reserved, that it may have to one destination.
-    pub ports_per_node: u32,
+    /// Ports that a node has with this demand; where nothing is reserved, that it may have to one destination; absent where
+    /// nobody knows.
+    pub ports_per_node: Option<u32>,
     /// Ports that a node may grow to.
-    pub max_ports_per_node: u32,
+    pub max_ports_per_node: Option<u32>,
     /// How that comes about.
     pub why: String,
     /// NAT IPs; absent where the gateway adds them by itself.
@@ -98,7 +100,7 @@ pub struct NatPlan {
     /// NAT IPs that the wanted nodes take.
     pub required_nat_ips: Option<u32>,
     /// Connections to one destination that a node can keep opening every second, with the lifetime that was asked.
-    pub connections_per_sec: f64,
+    pub connections_per_sec: Option<f64>,
     /// Whether all wanted nodes get what they need.
     pub fits: bool,
     /// What to know besides.
@@ -134,8 +136,8 @@ pub fn plan(question: &Question) -> Result<NatPlan, NothingToPlan> {
         profile: nat.profile,
         mode: (nat.profile == Profile::Gcp).then_some(nat.mode),
         basis: sums.ports.basis,
-        ports_per_node: sums.each,
-        max_ports_per_node: sums.ports.ports,
+        ports_per_node: sums.known.then_some(sums.each),
+        max_ports_per_node: sums.known.then_some(sums.ports.ports),
         why: sums.ports.why.clone(),
         nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(1)),
         nat_ips_assumed: ips_assumed(nat),
@@ -143,7 +145,9 @@ pub fn plan(question: &Question) -> Result<NatPlan, NothingToPlan> {
         capacity_nodes: sums.capacity_nodes,
         nodes_without_ports: sums.without_ports(),
         required_nat_ips: sums.required_nat_ips,
-        connections_per_sec: rate(sums.ports.ports, question.lifetime.saturating_add(nat.hold.tcp_time_wait)),
+        connections_per_sec: sums
+            .known
+            .then(|| rate(sums.ports.ports, question.lifetime.saturating_add(nat.hold.tcp_time_wait))),
         fits,
         notes: notes::notes(question, &sums),
         options: if fits { Vec::new() } else { options::options(question, &sums) },
@@ -167,6 +171,8 @@ fn rate(ports: u32, taken_for: Duration) -> f64 {
 #[derive(Debug, Clone)]
 struct Sums {
     capacity: Capacity,
+    /// What nodes have is known; where it is not, the ports below are zero.
+    known: bool,
     ports: NodePorts,
     /// NAT IPs to count with: as given, as many as the gateway may add by itself, one if nobody said.
     ips: u32,
@@ -195,7 +201,8 @@ impl Sums {
             return Self::without_ips(question);
         }
         let capacity = nat.profile.capacity()?;
-        let ports = nat.node_ports()?;
+        let known = !nat.beyond_azures_table();
+        let ports = if known { nat.node_ports()? } else { beyond_azures_table(nat) };
         let ips = nat.nat_ips.unwrap_or(if nat.auto_ips { capacity.max_ips.unwrap_or(1) } else { 1 });
         let per_ip = nat.ports_of_an_ip(match capacity.sharing {
             Sharing::Reserved => capacity.ports_per_ip,
@@ -238,6 +245,7 @@ impl Sums {
         }
         Some(Self {
             capacity,
+            known,
             ips,
             pool,
             each: if capacity.sharing == Sharing::Reserved { each } else { ports.ports },
@@ -258,6 +266,7 @@ impl Sums {
         let with = Self::of(&with_an_ip(question))?;
         Some(Self {
             ports: question.nat.node_ports()?,
+            known: true,
             ips: 0,
             pool: 0,
             each: 0,
@@ -287,6 +296,12 @@ fn with_an_ip(question: &Question) -> Question {
     // Counted from the one that it has then.
     let missing_ips = question.nat.missing_ips.map(|missing| missing.saturating_sub(1));
     Question { nat: NatSettings { nat_ips: Some(1), missing_ips, ..question.nat.clone() }, ..question.clone() }
+}
+
+/// Nothing to count on.
+fn beyond_azures_table(nat: &NatSettings) -> NodePorts {
+    let why = BEYOND_AZURES_TABLE.to_owned();
+    NodePorts { ports: 0, reserved: 0, capacity_nodes: None, basis: nat.basis, why }
 }
 
 fn automatic_azure_lb(nat: &NatSettings) -> bool {

@@ -23,9 +23,10 @@ pub fn nat(plan: &NatPlan, width: Width) -> String {
     let mut row = |name: &str, text: String| width.wrap(&mut out, &format!("  {name:<19} "), &" ".repeat(22), &text);
     let basis = serde_json::to_value(plan.basis).ok();
     let basis = basis.as_ref().and_then(serde_json::Value::as_str).unwrap_or("given");
-    let ports = match plan.mode {
-        Some(Mode::Dynamic) => format!("{}, up to {}", plan.ports_per_node, plan.max_ports_per_node),
-        Some(Mode::Static) | None => plan.ports_per_node.to_string(),
+    let ports = match (plan.mode, plan.ports_per_node, plan.max_ports_per_node) {
+        (Some(Mode::Dynamic), Some(ports), Some(most)) => format!("{ports}, up to {most}"),
+        (_, Some(ports), _) => ports.to_string(),
+        (_, None, _) => "not known".to_owned(),
     };
     row("ports per node", format!("{ports} ({basis}: {})", plan.why));
     let behind = if plan.nat_ips_assumed { " behind the 1 NAT IP that is assumed" } else { "" };
@@ -39,7 +40,9 @@ pub fn nat(plan: &NatPlan, width: Width) -> String {
     if let Some(ips) = plan.required_nat_ips {
         row("NAT IPs required", ips.to_string());
     }
-    row("rate", format!("{} connections a second to one destination, kept up", plan.connections_per_sec));
+    if let Some(rate) = plan.connections_per_sec {
+        row("rate", format!("{rate} connections a second to one destination, kept up"));
+    }
     for note in &plan.notes {
         width.wrap(&mut out, "  · ", "    ", note);
     }

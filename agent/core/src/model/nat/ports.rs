@@ -48,6 +48,9 @@ pub fn granted(min: u32, max: u32, demand: u32) -> u32 {
     ports.min(max)
 }
 
+/// Why nobody knows what nodes have whose automatic allocation Azure does not document.
+pub const BEYOND_AZURES_TABLE: &str = "Azure's table ends at 1000 nodes: allocate ports by hand";
+
 /// Azure's default number of ports per instance and frontend IP for a backend pool of that size; `None` beyond the table.
 pub fn azure_lb_tier(instances: u32) -> Option<u32> {
     AZURE_LB_TIERS.iter().find(|(most, _)| instances <= *most).map(|(_, ports)| *ports)
@@ -75,9 +78,24 @@ impl NatSettings {
         self.port_range.map_or(of_the_profile, |range| range.count().min(of_the_profile))
     }
 
-    /// The ports of a node; `None` without a NAT.
+    /// Whether an Azure load balancer allocates by itself, to more nodes than its documentation tells of.
+    pub fn beyond_azures_table(&self) -> bool {
+        let automatic = self.profile == Profile::AzureLb && self.min_ports.is_none_or(|ports| ports == 0);
+        let has_ips = self.nat_ips != Some(0) && self.observed.is_none();
+        automatic && has_ips && self.azure_lb_pool().is_some_and(|pool| azure_lb_tier(pool).is_none())
+    }
+
+    /// Nodes of the backend pool at most.
+    fn azure_lb_pool(&self) -> Option<u32> {
+        self.nodes.map(|nodes| nodes.saturating_add(self.surge.unwrap_or(0)))
+    }
+
+    /// The ports of a node; `None` without a NAT, and where nobody knows.
     pub fn node_ports(&self) -> Option<NodePorts> {
         let capacity = self.profile.capacity()?;
+        if self.beyond_azures_table() {
+            return None;
+        }
         let rule = match (self.profile, self.mode) {
             (Profile::Gcp, Mode::Static) => self.gcp_static(),
             (Profile::Gcp, Mode::Dynamic) => self.gcp_dynamic(),
@@ -160,7 +178,7 @@ impl NatSettings {
             return NodePorts { ports, reserved: ports, capacity_nodes: self.fit(ports), basis: self.basis, why };
         }
         let last = AZURE_LB_TIERS.last().map_or(0, |(most, _)| *most);
-        let pool = self.nodes.map(|nodes| nodes.saturating_add(self.surge.unwrap_or(0)));
+        let pool = self.azure_lb_pool();
         let per_ip = azure_lb_tier(pool.unwrap_or(1)).unwrap_or(0);
         let ports = per_ip.saturating_mul(self.nat_ips.unwrap_or(1));
         let ips = match self.nat_ips {
@@ -257,6 +275,24 @@ mod tests {
         ] {
             assert_eq!(azure_lb_tier(instances), ports, "{instances}");
         }
+    }
+
+    /// Exercises more nodes than the table has. If this fails, what nobody knows is zero, and every node is out of ports.
+    #[test]
+    fn beyond_azures_table_nothing_is_known() {
+        let of = |nodes, surge, min_ports| NatSettings {
+            nodes: Some(nodes),
+            surge: Some(surge),
+            min_ports,
+            ..NatSettings::of(Profile::AzureLb, Basis::Configured)
+        };
+        assert_eq!(of(998, 2, None).node_ports().unwrap().ports, 32);
+        for unknown in [of(998, 3, None), of(1001, 0, Some(0)), of(u32::MAX, 1, None)] {
+            assert!(unknown.beyond_azures_table() && unknown.node_ports().is_none(), "{unknown:?}");
+        }
+        assert_eq!(of(1500, 0, Some(64)).node_ports().unwrap().ports, 64, "by hand");
+        let none = NatSettings { nat_ips: Some(0), ..of(1500, 0, None) };
+        assert_eq!(none.node_ports().unwrap().ports, 0, "without an IP it is known");
     }
 
     #[test]

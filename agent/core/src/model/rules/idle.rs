@@ -21,7 +21,7 @@ const MAX_FINDINGS: usize = 10;
 
 /// Connections that the NAT forgets before anything keeps them alive.
 pub(super) fn idle(view: &View<'_>, report: &Report) -> Vec<Finding> {
-    if view.node_ports.is_none() {
+    if view.nat.profile == Profile::None {
         return Vec::new();
     }
     let silent = view.accounts.iter().filter(|account| {

@@ -10,7 +10,7 @@ use crate::flow::Protocol;
 use crate::ledger::TcpTally;
 use crate::model::View;
 use crate::model::demand::{self, Account, Group};
-use crate::model::nat::{Basis, Mode, NodePorts, Profile, Sharing, granted, remedy};
+use crate::model::nat::{BEYOND_AZURES_TABLE, Basis, Mode, NodePorts, Profile, Sharing, granted, remedy};
 use crate::observe::SourceId;
 use crate::report::{DemandReport, Report};
 
@@ -150,6 +150,9 @@ fn failed_lately(tcp: &TcpTally) -> String {
 
 /// Nodes without ports where ports are reserved; where they are shared, a demand that all nodes together could not have.
 pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
+    if view.nat.beyond_azures_table() {
+        return vec![beyond_the_table(view)];
+    }
     let Some(ports) = view.node_ports else { return Vec::new() };
     let sharing = view.nat.profile.capacity().map(|capacity| capacity.sharing);
     let by_number = view.nat.nodes.and_then(|nodes| match sharing? {
@@ -157,6 +160,22 @@ pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
         Sharing::Reserved => no_ports_left(view, ports, nodes),
     });
     no_ports_here(view).or(by_number).or_else(|| gateway_says(view, ports)).into_iter().collect()
+}
+
+/// What nodes have is not known, so that their demand is not judged; that alone is to be told.
+fn beyond_the_table(view: &View<'_>) -> Finding {
+    let nodes = view.nat.nodes.unwrap_or_default().saturating_add(view.nat.surge.unwrap_or(0));
+    Finding {
+        id: FindingId::NatGatewayTooSmall,
+        severity: Severity::Warning,
+        title: format!(
+            "Azure's automatic allocation ends at 1000 nodes, there may be {nodes}: what a node gets is not known"
+        ),
+        subject: "gateway".to_owned(),
+        evidence: vec![Evidence::given(BEYOND_AZURES_TABLE)],
+        remedy: "allocate ports by hand: `headroom plan nat --profile azure-lb --min-ports N` says how many nodes fit"
+            .to_owned(),
+    }
 }
 
 /// The NAT has left this very node out, or has no NAT IP to serve any.

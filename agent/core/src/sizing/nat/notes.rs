@@ -1,7 +1,9 @@
 //! What to know besides the numbers of a plan.
 
 use super::{LINUX_FULL_PERCENT, Question, Sums, automatic_azure_lb, ips_assumed};
-use crate::model::nat::{AZURE_LB_TIERS, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier};
+use crate::model::nat::{
+    AZURE_LB_TIERS, BEYOND_AZURES_TABLE, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier,
+};
 
 /// Addresses of a public AWS gateway, unless somebody has asked for more.
 const AWS_DEFAULT_QUOTA: u32 = 2;
@@ -127,7 +129,7 @@ fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     };
     let pool = nodes.saturating_add(sums.surge);
     let Some(ports) = azure_lb_tier(pool) else {
-        notes.push("Azure's table ends at 1000 nodes: allocate ports by hand".to_owned());
+        notes.push(BEYOND_AZURES_TABLE.to_owned());
         return;
     };
     if let Some(before) = azure_lb_tier(nodes).filter(|before| *before > ports) {
@@ -150,7 +152,7 @@ fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
 
 /// Demand against what a node can have at all.
 fn demand(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
-    if sums.largest > sums.ports.ports {
+    if sums.known && sums.largest > sums.ports.ports {
         notes.push(format!(
             "a node that needs {} ports to one destination gets {}: connections beyond that fail",
             sums.largest, sums.ports.ports
