@@ -35,7 +35,13 @@ fn what_a_file_has_wrong_is_named_by_its_place_there() {
         "azurerm_kubernetes_cluster",
         r#"{"name":"c","network_profile":[{"load_balancer_profile":[{"outbound_ports_allocated":1001}]}]}"#,
     );
+    let rule = r#"[{"name":"r","type":"Microsoft.Network/loadBalancers/outboundRules","allocatedOutboundPorts":1001}]"#;
+    let rule = file(&folder, "rule.json", rule);
+    let shown = r#"{"name":"c","networkProfile":{"loadBalancerProfile":{"allocatedOutboundPorts":1001}},"agentPoolProfiles":[]}"#;
+    let shown = file(&folder, "aks.json", shown);
     for (args, words) in [
+        (format!("--from {rule}"), "(`min-ports` is `allocatedOutboundPorts` of `"),
+        (format!("--from {shown}"), "is `networkProfile.loadBalancerProfile.allocatedOutboundPorts` of `"),
         (format!("--from {gcloud}"), "`min-ports` is 100"),
         (format!("--from {gcloud}"), "(`min-ports` is `minPortsPerVm` of `"),
         (format!("--from {routers}"), "(`min-ports` is `[1].nats[0].minPortsPerVm` of `"),

@@ -39,6 +39,7 @@ pub(super) fn created(document: &Value, gateway: Option<&str>) -> Result<Said, B
 fn said(gateways: Vec<NatGateway>, gateway: Option<&str>) -> Result<Said, BadDocument> {
     let gone = |gateway: &NatGateway| matches!(gateway.state.as_deref(), Some("deleted" | "deleting" | "failed"));
     let found = gateways.into_iter().filter(|gateway| !gone(gateway)).map(|gateway| {
+        let listed = gateway.nat_gateway_addresses.is_some();
         let addresses = gateway.nat_gateway_addresses.unwrap_or_default();
         // Gateways of before secondary addresses say no status.
         let serves = |address: &&Address| address.status.as_deref().is_none_or(|status| status == "succeeded");
@@ -47,8 +48,15 @@ fn said(gateways: Vec<NatGateway>, gateway: Option<&str>) -> Result<Said, BadDoc
         if gateway.connectivity_type.as_deref() == Some("private") {
             notes.push("this gateway translates between networks, not to the internet".to_owned());
         }
+        let comes = |address: &Address| matches!(address.status.as_deref(), Some("assigning" | "associating"));
+        let pending = gateway.state.as_deref() == Some("pending") || addresses.iter().any(comes);
+        let no_ips = listed && ips == 0 && !pending;
+        if no_ips {
+            notes.push("none of its addresses serves: nothing is translated".to_owned());
+        }
         let described = Described {
             profile: Some(Profile::Aws),
+            no_ips,
             nat_ips: Some(ips).filter(|ips| *ips != 0),
             names: Names { gateway: gateway.nat_gateway_id, ..Names::default() },
             ..Described::default()

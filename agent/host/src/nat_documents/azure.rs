@@ -1,5 +1,7 @@
 //! Azure: `az aks show`, `az network nat gateway show`, `az network lb outbound-rule list`.
 
+use std::collections::BTreeMap;
+
 use headroom_core::model::nat::remedy::Names;
 use headroom_core::model::nat::{Described, Profile, SetTimes};
 use serde::Deserialize;
@@ -38,6 +40,7 @@ struct NatGateway {
 struct Cluster {
     name: Option<String>,
     resource_group: Option<String>,
+    provisioning_state: Option<String>,
     network_profile: Option<NetworkProfile>,
     agent_pool_profiles: Option<Vec<Pool>>,
 }
@@ -153,19 +156,41 @@ fn length(list: Option<&Vec<Value>>) -> Option<u32> {
     list.map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX)).filter(|ips| *ips != 0)
 }
 
+/// Where the settings of something are that is at `path`.
+fn places<const N: usize>(path: &str, settings: [(&'static str, &str); N]) -> BTreeMap<&'static str, String> {
+    let place = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    settings.into_iter().map(|(setting, name)| (setting, place(name))).collect()
+}
+
+/// The number of addresses that the cluster was asked to make; 0 where it was not.
+fn asked(managed: Option<Managed>) -> Option<u32> {
+    number(managed?.count).filter(|ips| *ips != 0)
+}
+
 /// Outbound rules of a load balancer.
 pub(super) fn outbound_rules(items: &[Value], gateway: Option<&str>) -> Result<Said, BadDocument> {
     each(items, RULE, gateway, |item, path| {
         let rule: Rule = field(item, RULE, path)?;
+        let no_ips = rule.frontends.as_ref().is_some_and(Vec::is_empty);
+        let notes = if no_ips { vec!["it has no frontend IP: nothing is translated".to_owned()] } else { Vec::new() };
         let described = Described {
             profile: Some(Profile::AzureLb),
+            no_ips,
             min_ports: number(rule.allocated_outbound_ports),
             nat_ips: length(rule.frontends.as_ref()),
             times: SetTimes { tcp_established_idle: time(rule.idle_timeout_in_minutes, 60), ..SetTimes::default() },
             names: Names { gateway: rule.name, group: rule.resource_group, ..Names::default() },
             ..Described::default()
         };
-        Ok(Said { tool: RULE, described, ..Said::default() })
+        let places = places(
+            path,
+            [
+                ("min-ports", "allocatedOutboundPorts"),
+                ("nat-ips", "frontendIPConfigurations"),
+                ("tcp-established-idle", "idleTimeoutInMinutes"),
+            ],
+        );
+        Ok(Said { tool: RULE, described, places, notes, ..Said::default() })
     })
 }
 
@@ -193,16 +218,17 @@ pub(super) fn nat_gateways(items: &[Value], gateway: Option<&str>) -> Result<Sai
             names: Names { gateway: found.name, group: found.resource_group, ..Names::default() },
             ..Described::default()
         };
-        Ok(Said { tool: GATEWAY, described, notes, ..Said::default() })
+        let places = places(path, [("nat-ips", "publicIpAddresses"), ("tcp-established-idle", "idleTimeoutInMinutes")]);
+        Ok(Said { tool: GATEWAY, described, places, notes, ..Said::default() })
     })
 }
 
 /// AKS clusters.
 pub(super) fn clusters(items: &[Value], gateway: Option<&str>) -> Result<Said, BadDocument> {
-    each(items, AKS, gateway, |item, path| cluster(field(item, AKS, path)?))
+    each(items, AKS, gateway, |item, path| cluster(field(item, AKS, path)?, path))
 }
 
-fn cluster(cluster: Cluster) -> Result<Said, BadDocument> {
+fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
     let pools = cluster.agent_pool_profiles.unwrap_or_default();
     let sum = |of: fn(&Pool) -> u32| pools.iter().map(of).fold(0, u32::saturating_add);
     let network = cluster.network_profile.unwrap_or_default();
@@ -210,45 +236,72 @@ fn cluster(cluster: Cluster) -> Result<Said, BadDocument> {
     if pools.iter().any(|pool| pool.enable_auto_scaling == Some(true)) {
         notes.push("pools that scale by themselves are counted with all the nodes they may have".to_owned());
     }
+    // Addresses that are about to come are not there yet.
+    let pending = matches!(cluster.provisioning_state.as_deref(), Some("Creating" | "Updating"));
+    let none = |effective: &Option<Vec<Value>>| !pending && effective.as_ref().is_some_and(Vec::is_empty);
     let common = Described {
         nodes: Some(sum(Pool::nodes)).filter(|nodes| *nodes != 0),
         names: Names { cluster: cluster.name, group: cluster.resource_group, ..Names::default() },
         ..Described::default()
     };
-    let described = match network.outbound_type.as_deref() {
+    let (described, places) = match network.outbound_type.as_deref() {
         None | Some("loadBalancer") => {
             let profile = network.load_balancer_profile.unwrap_or_default();
-            Described {
+            let no_ips = none(&profile.effective);
+            let wanted = length(profile.own.as_ref().and_then(|own| own.ips.as_ref())).or(asked(profile.managed));
+            let place = |name: &str| format!("networkProfile.loadBalancerProfile.{name}");
+            let ips = if profile.effective.is_some() { "effectiveOutboundIPs" } else { "managedOutboundIPs.count" };
+            let places = [
+                ("min-ports", place("allocatedOutboundPorts")),
+                ("nat-ips", place(ips)),
+                ("tcp-established-idle", place("idleTimeoutInMinutes")),
+            ];
+            let described = Described {
                 profile: Some(Profile::AzureLb),
+                no_ips,
                 min_ports: number(profile.allocated_outbound_ports),
-                nat_ips: length(profile.effective.as_ref())
-                    .or(length(profile.own.as_ref().and_then(|own| own.ips.as_ref())))
-                    .or(profile.managed.and_then(|managed| number(managed.count))),
+                nat_ips: length(profile.effective.as_ref()).or(wanted.filter(|_| !no_ips)),
                 surge: Some(sum(Pool::surge)),
                 times: SetTimes {
                     tcp_established_idle: time(profile.idle_timeout_in_minutes, 60),
                     ..SetTimes::default()
                 },
                 ..common
-            }
+            };
+            (described, places)
         }
-        Some("managedNATGateway" | "userAssignedNATGateway" | "managedNATGatewayV2") => {
+        Some(kind @ ("managedNATGateway" | "userAssignedNATGateway" | "managedNATGatewayV2")) => {
             let profile = network.nat_gateway_profile.unwrap_or_default();
-            Described {
+            // A gateway of the user's own is not the cluster's to tell of.
+            let no_ips = kind != "userAssignedNATGateway" && none(&profile.effective);
+            let place = |name: &str| format!("networkProfile.natGatewayProfile.{name}");
+            let ips =
+                if profile.effective.is_some() { "effectiveOutboundIPs" } else { "managedOutboundIPProfile.count" };
+            let places = [
+                ("nat-ips", place(ips)),
+                ("nodes", "agentPoolProfiles".to_owned()),
+                ("tcp-established-idle", place("idleTimeoutInMinutes")),
+            ];
+            let described = Described {
                 profile: Some(Profile::AzureNatgw),
-                nat_ips: length(profile.effective.as_ref())
-                    .or(profile.managed.and_then(|managed| number(managed.count))),
+                no_ips,
+                nat_ips: length(profile.effective.as_ref()).or(asked(profile.managed).filter(|_| !no_ips)),
                 times: SetTimes {
                     tcp_established_idle: time(profile.idle_timeout_in_minutes, 60),
                     ..SetTimes::default()
                 },
                 ..common
-            }
+            };
+            (described, places)
         }
         Some(other) => {
             let hint = format!(": its outbound type is `{}`, whose way out is your own", super::shortened(other));
             return Err(BadDocument::Nothing { tool: AKS, hint });
         }
     };
-    Ok(Said { tool: AKS, described, notes, ..Said::default() })
+    if described.no_ips {
+        notes.push("none of its outbound addresses is in effect: nothing is translated".to_owned());
+    }
+    let places = self::places(path, places.each_ref().map(|(setting, name)| (*setting, name.as_str())));
+    Ok(Said { tool: AKS, described, places, notes, ..Said::default() })
 }

@@ -83,6 +83,47 @@ fn a_gateway_without_a_nat_ip_is_told_from_one_whose_ips_are_not_known() {
     assert!(!azure("").described.no_ips);
 }
 
+/// Exercises lists of addresses of which none serves. If this fails, one is assumed, and what is cut off is said to fit.
+#[test]
+fn lists_of_addresses_without_one_that_serves_are_no_addresses() {
+    let aws = |state: &str, addresses: &str| {
+        let gateway = format!(r#"{{"NatGatewayId":"nat-1","State":"{state}"{addresses}}}"#);
+        said(&format!(r#"{{"NatGateways":[{gateway}]}}"#))
+    };
+    let list = |status: &str| format!(r#","NatGatewayAddresses":[{{"PublicIp":"1.1.1.2","Status":"{status}"}}]"#);
+    let empty = r#","NatGatewayAddresses":[]"#;
+    let rule = |rest: &str| {
+        said(&format!(
+            r#"[{{"name":"r","type":"Microsoft.Network/loadBalancers/outboundRules","idleTimeoutInMinutes":4{rest}}}]"#
+        ))
+    };
+    let aks = |state: &str, network: &str| {
+        let profile = format!(r#""networkProfile":{{{network}}}"#);
+        said(&format!(r#"{{"name":"c","provisioningState":"{state}",{profile},"agentPoolProfiles":[{{"count":48}}]}}"#))
+    };
+    let lb = r#""loadBalancerProfile":{"effectiveOutboundIPs":[],"managedOutboundIPs":{"count":2}}"#;
+    let natgw = |kind: &str| format!(r#""outboundType":"{kind}","natGatewayProfile":{{"effectiveOutboundIPs":[]}}"#);
+    for (said, none, ips) in [
+        (aws("available", &list("failed")), true, None),
+        (aws("available", empty), true, None),
+        (aws("pending", empty), false, None),
+        (aws("pending", &list("failed")), false, None),
+        (aws("available", &list("associating")), false, None),
+        (aws("available", &list("succeeded")), false, Some(1)),
+        (aws("available", ""), false, None),
+        (rule(r#","frontendIPConfigurations":[]"#), true, None),
+        (rule(r#","frontendIPConfigurations":null"#), false, None),
+        (aks("Succeeded", lb), true, None),
+        (aks("Creating", lb), false, Some(2)),
+        (aks("Succeeded", r#""loadBalancerProfile":{"managedOutboundIPs":{"count":0}}"#), false, None),
+        (aks("Succeeded", &natgw("managedNATGateway")), true, None),
+        (aks("Succeeded", &natgw("userAssignedNATGateway")), false, None),
+    ] {
+        assert_eq!((said.described.no_ips, said.described.nat_ips), (none, ips), "{said:?}");
+        assert_eq!(said.notes.iter().any(|note| note.contains("nothing is translated")), none, "{said:?}");
+    }
+}
+
 #[test]
 fn one_of_several_gateways_is_chosen_by_its_name() {
     let router = r#"{"kind":"compute#router","name":"r","region":"https://x/regions/asia-northeast1","nats":[
