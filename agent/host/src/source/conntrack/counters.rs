@@ -29,8 +29,8 @@ const RETIRE_AFTER: Duration = Duration::from_secs(60);
 const RETIRE_AFTER_HALF_FULL: Duration = Duration::from_secs(10);
 
 /// What counting attempts gets wrong.
-const RACED: &str = "entries are counted before they go in: a UDP packet that raced with the first of its flow is counted with it \
-                     until the next comparison with the table";
+const RACED: &str = "entries are counted before they go in: where UDP packets race with the first of their flow, the count is \
+                     wrong by a few until the next comparison with the table";
 
 /// How long a key has to stand still, for a map with so many keys. From 7/8 on: since the reading before.
 fn retire_after(keys: usize, max_keys: u32) -> Duration {
