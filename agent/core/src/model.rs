@@ -10,7 +10,7 @@ use crate::model::nat::{NatSettings, NodePorts};
 use crate::model::policy::Policy;
 use crate::observe::{CoverageDetail, Program, SourceId};
 use crate::report::{CoverageReport, IpamReport, ProgramReport, Report, SCHEMA};
-use crate::time::{NodeTime, Now};
+use crate::time::{NodeTime, Now, WallTime};
 
 pub mod demand;
 mod freshness;
@@ -40,6 +40,7 @@ struct View<'a> {
     accounts: &'a [Account],
     holders: &'a Holders<'a>,
     lost_lately: bool,
+    now: WallTime,
 }
 
 /// Makes the report of this moment.
@@ -75,6 +76,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         accounts: &demand.accounts,
         holders: &holders,
         lost_lately: memory.lost_lately(now.node),
+        now: now.wall,
     };
     report.findings = rules::findings(&view, &report);
     for network in &mut report.ipam.networks {

@@ -145,6 +145,23 @@ fn a_gateway_that_says_it_lacks_ips_is_believed() {
     assert!(small.remedy.contains("use 5 NAT IPs"), "{}", small.remedy);
 }
 
+/// Exercises a metric that says only that something failed. If this fails, it is told as a number of missing NAT IPs, and what it
+/// said last year alarms today.
+#[test]
+fn an_allocation_that_failed_is_told_with_its_age_and_without_a_number() {
+    for (ago, severity, age) in [(60, Severity::Critical, "60 s old"), (3601, Severity::Warning, "60 min old: ")] {
+        let mut node = Node::new();
+        let mut nat = of(Profile::Gcp, Described { nat_ips: Some(1), ..Described::default() });
+        nat.allocation_failed = Some(WallTime::from_secs(1_800_001_000 - ago));
+        node.policy.nat = Some(nat);
+        let report = node.report(1000);
+        let failed = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
+        assert_eq!(failed.severity, severity, "{failed:?}");
+        assert!(failed.title.contains("some VM (nat_allocation_failed), ") && failed.title.contains(age), "{failed:?}");
+        assert!(!failed.title.contains("lacks"), "{failed:?}");
+    }
+}
+
 /// Exercises the node that came too late. If this fails, a node whose images cannot be pulled looks healthy until it dials.
 #[test]
 fn a_node_that_was_left_out_is_told_so_even_while_it_is_idle() {

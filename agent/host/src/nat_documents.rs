@@ -35,10 +35,19 @@ pub struct Said {
     pub instances: BTreeMap<String, Instance>,
     /// NAT IPs that the gateway itself says it lacks.
     pub missing_ips: Option<u32>,
+    /// The last measurement says that the gateway could not give ports to some machine.
+    pub allocation_failed: Option<Failed>,
     /// Where in the document the settings are that a NAT may refuse, by their names (`min-ports`).
     pub places: BTreeMap<&'static str, String>,
     /// What to know besides.
     pub notes: Vec<String>,
+}
+
+/// That something failed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Failed {
+    /// When, where the document says.
+    pub at: Option<String>,
 }
 
 /// What a document says of one machine.

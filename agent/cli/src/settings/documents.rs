@@ -108,15 +108,17 @@ impl Documents {
             }
         }
         let notes = said.notes.into_iter().map(|note| format!("{name}: {note}")).collect();
-        let described = Described { notes, missing_ips: said.missing_ips, ..said.described };
+        let moment = |at: Option<&str>| humantime::parse_rfc3339_weak(at?).ok().map(wall);
+        let failed = said.allocation_failed.map(|failed| moment(failed.at.as_deref()).unwrap_or(saved));
+        let described = Described { notes, missing_ips: said.missing_ips, allocation_failed: failed, ..said.described };
         self.described = std::mem::take(&mut self.described).or(described);
         if !said.instances.is_empty() {
             self.machines_from.push(format!("{name} ({})", said.tool));
         }
         for (machine, instance) in said.instances {
-            let measured = || humantime::parse_rfc3339_weak(instance.at.as_deref()?).ok().map(wall);
             if instance.ports.is_some() {
-                self.ports_at.entry(machine.clone()).or_insert_with(|| measured().unwrap_or(saved));
+                let measured = || moment(instance.at.as_deref()).unwrap_or(saved);
+                self.ports_at.entry(machine.clone()).or_insert_with(measured);
             }
             let known = self.instances.entry(machine).or_default();
             known.addresses.extend(instance.addresses);

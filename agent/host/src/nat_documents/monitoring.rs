@@ -12,7 +12,7 @@ use serde::de::{Deserializer, Error, Unexpected};
 use serde_json::Value;
 
 use super::count::{Count, number};
-use super::{BadDocument, Said, field, last_part};
+use super::{BadDocument, Failed, Said, field, last_part};
 
 const TOOL: &str = "Cloud Monitoring time series";
 
@@ -167,10 +167,11 @@ pub(super) fn read(list: &Value, path: &str) -> Result<Said, BadDocument> {
             "nat_allocation_failed" => {
                 known = true;
                 let latest = points.iter().max_by_key(|point| point.interval.end_time.as_deref());
-                if latest.is_some_and(|point| point.value.bool_value == Some(true)) {
-                    said.missing_ips = Some(1);
-                    said.notes
-                        .push("the gateway could not give ports to some machine (nat_allocation_failed)".to_owned());
+                if let Some(point) = latest.filter(|point| point.value.bool_value == Some(true)) {
+                    // Of several gateways the one that failed last.
+                    let failed = Failed { at: point.interval.end_time.clone() };
+                    let before = said.allocation_failed.take().filter(|before| before.at > failed.at);
+                    said.allocation_failed = before.or(Some(failed));
                 }
             }
             _ => {}

@@ -198,6 +198,25 @@ fn monitoring_series_are_added_over_nat_ips_and_the_latest_point_counts() {
     assert!(refused(r#"{"timeSeries":[]}"#).contains("allocated_ports"));
 }
 
+#[test]
+fn an_allocation_that_failed_is_no_number_of_missing_ips() {
+    let series = |gateway: &str, points: &str| {
+        format!(
+            r#"{{"metric":{{"type":"router.googleapis.com/nat/nat_allocation_failed"}},
+                "resource":{{"type":"nat_gateway","labels":{{"gateway_name":"{gateway}"}}}},"points":[{points}]}}"#
+        )
+    };
+    let point = |end: &str, failed: bool| {
+        format!(r#"{{"interval":{{"endTime":"2026-11-22T{end}Z"}},"value":{{"boolValue":{failed}}}}}"#)
+    };
+    let two = format!("{},{}", series("a", &point("14:01:00", true)), series("b", &point("14:00:00", true)));
+    let failed = said(&format!("[{two}]"));
+    assert_eq!(failed.missing_ips, None);
+    assert_eq!(failed.allocation_failed.unwrap().at.as_deref(), Some("2026-11-22T14:01:00Z"));
+    let over = series("a", &format!("{},{}", point("14:00:00", true), point("14:05:00", false)));
+    assert_eq!(said(&format!("[{over}]")).allocation_failed, None, "it works again");
+}
+
 /// One series of ports given to machine 7 on that NAT IP.
 fn allocated(ip: &str, labels: &str, end: &str, value: &str) -> String {
     format!(

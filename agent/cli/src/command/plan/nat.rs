@@ -38,7 +38,8 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
     let profile = described
         .profile
         .context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux), or `--from FILE`")?;
-    let nat = described.settings(profile).map_err(|bad| documents.places.blame(bad, &flags))?;
+    let mut nat = described.settings(profile).map_err(|bad| documents.places.blame(bad, &flags))?;
+    nat.notes.extend(nat.told_allocation_failed(clock::now().wall));
     let nodes = nat.nodes.map(|nodes| nodes.saturating_add(nat.surge.unwrap_or(0)));
     if let (Some(nodes), Some(demand)) = (nodes, &args.demand)
         && demand.other_nodes() > nodes

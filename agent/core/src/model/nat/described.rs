@@ -3,6 +3,7 @@
 use super::remedy::Names;
 use super::{BadNatSettings, Basis, Mode, NatSettings, ObservedPorts, Profile, SetTimes};
 use crate::ports::PortRange;
+use crate::time::WallTime;
 
 /// A NAT as far as somebody has described it: flags, the configuration file, what a cloud's tool printed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,6 +38,8 @@ pub struct Described {
     pub observed: Option<ObservedPorts>,
     /// See [`NatSettings::missing_ips`].
     pub missing_ips: Option<u32>,
+    /// See [`NatSettings::allocation_failed`].
+    pub allocation_failed: Option<WallTime>,
     /// See [`NatSettings::names`].
     pub names: Names,
     /// See [`NatSettings::notes`].
@@ -62,6 +65,7 @@ impl Described {
             times: self.times.or(other.times),
             observed: self.observed.or(other.observed),
             missing_ips: self.missing_ips.or(other.missing_ips),
+            allocation_failed: self.allocation_failed.or(other.allocation_failed),
             names: self.names.or(other.names),
             notes: [self.notes, other.notes].concat(),
         }
@@ -149,6 +153,7 @@ impl Described {
             hold: given.times.over(own.hold),
             observed: given.observed,
             missing_ips: given.missing_ips,
+            allocation_failed: given.allocation_failed,
             names: given.names,
             notes: given.notes,
             ..own

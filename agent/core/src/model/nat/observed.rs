@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::NatSettings;
 use crate::model::leak::whole;
 use crate::time::WallTime;
 
@@ -27,12 +28,29 @@ impl ObservedPorts {
 
     /// The same in words.
     pub fn told_age(&self, now: WallTime) -> Option<String> {
-        self.at?;
-        Some(match self.age(now) {
-            Some(age) if age > OLD => format!("{} old: the NAT may have given something else since", whole(age)),
-            Some(age) => format!("{} old", whole(age)),
-            None => "dated ahead of this node's clock".to_owned(),
-        })
+        self.at.map(|at| told_age(at, now))
+    }
+}
+
+/// How old something is that a NAT said then.
+fn told_age(at: WallTime, now: WallTime) -> String {
+    match now.since(at) {
+        Some(age) if age > OLD => format!("{} old: the NAT may have given something else since", whole(age)),
+        Some(age) => format!("{} old", whole(age)),
+        None => "dated ahead of this node's clock".to_owned(),
+    }
+}
+
+impl NatSettings {
+    /// That the gateway could not give ports to some machine, with the age of that.
+    pub fn told_allocation_failed(&self, now: WallTime) -> Option<String> {
+        let age = told_age(self.allocation_failed?, now);
+        Some(format!("the gateway could not give ports to some VM (nat_allocation_failed), {age}"))
+    }
+
+    /// Whether it could not so lately that it is likely to be so now.
+    pub fn failed_lately(&self, now: WallTime) -> bool {
+        self.allocation_failed.and_then(|at| now.since(at)).is_some_and(|age| age <= OLD)
     }
 }
 

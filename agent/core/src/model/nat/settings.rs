@@ -6,6 +6,7 @@ use super::hold::MAX_HOLD;
 use super::remedy::Names;
 use super::{HoldTimes, ObservedPorts, Profile};
 use crate::ports::PortRange;
+use crate::time::WallTime;
 
 /// How Cloud NAT gives ports to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,8 @@ pub struct NatSettings {
     pub observed: Option<ObservedPorts>,
     /// NAT IPs that the gateway itself says it lacks.
     pub missing_ips: Option<u32>,
+    /// When the gateway could not give ports to some machine, as it says itself; of how many nobody tells.
+    pub allocation_failed: Option<WallTime>,
     /// What it is called, for the lines to type.
     pub names: Names,
     /// What to know about these settings.
@@ -98,6 +101,7 @@ impl NatSettings {
             hold: profile.hold(),
             observed: None,
             missing_ips: None,
+            allocation_failed: None,
             names: Names::default(),
             notes: Vec::new(),
         }

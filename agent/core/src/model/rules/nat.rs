@@ -159,7 +159,12 @@ pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
         Sharing::PerDestination => all_alike(view, ports, nodes),
         Sharing::Reserved => no_ports_left(view, ports, nodes),
     });
-    no_ports_here(view).or(by_number).or_else(|| gateway_says(view, ports)).into_iter().collect()
+    no_ports_here(view)
+        .or(by_number)
+        .or_else(|| gateway_says(view, ports))
+        .or_else(|| allocation_failed(view))
+        .into_iter()
+        .collect()
 }
 
 /// What nodes have is not known, so that their demand is not judged; that alone is to be told.
@@ -209,6 +214,21 @@ fn gateway_says(view: &View<'_>, ports: &NodePorts) -> Option<Finding> {
         subject: "gateway".to_owned(),
         evidence: vec![Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why))],
         remedy: remedy::missing_ips(view.nat, missing).text(),
+    })
+}
+
+/// Cloud Monitoring tells that some machine got no ports, not how many NAT IPs are missing.
+fn allocation_failed(view: &View<'_>) -> Option<Finding> {
+    let says = view.nat.told_allocation_failed(view.now)?;
+    Some(Finding {
+        id: FindingId::NatGatewayTooSmall,
+        severity: if view.nat.failed_lately(view.now) { Severity::Critical } else { Severity::Warning },
+        title: says,
+        subject: "gateway".to_owned(),
+        evidence: vec![Evidence::given("of how many machines, and how many NAT IPs are missing, this metric does not tell")],
+        remedy: "see how many NAT IPs it lacks (`gcloud compute routers get-status ROUTER`: minExtraNatIpsNeeded), and add them or \
+                 lower min_ports_per_vm"
+            .to_owned(),
     })
 }
 
