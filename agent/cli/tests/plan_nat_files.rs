@@ -111,6 +111,9 @@ fn what_machines_were_given_wins_over_what_the_settings_mean() {
     assert_eq!((number(&answer, "ports_per_node"), number(&answer, "nodes")), (Some(512), Some(5)));
     assert_eq!((answer["basis"].as_str(), number(&answer, "capacity_nodes")), (Some("observed"), Some(126)));
     assert!(notes(&answer).contains("1 of 5 machines have no ports now: n5"), "{answer:#}");
+    let (alone, _) = plan(&format!("--from {mapping}"));
+    assert_eq!((number(&alone, "nat_ips"), alone["nat_ips_assumed"].as_bool()), (Some(1), Some(true)), "{alone:#}");
+    assert!(notes(&alone).contains("at least so many") && notes(&alone).contains("taken as static"), "{alone:#}");
     let series = r#"{"timeSeries":[{"metric":{"type":"compute.googleapis.com/nat/port_usage"},
         "resource":{"labels":{"instance_id":"7"}},"points":[{"value":{"int64Value":"3000"}}]}]}"#;
     let series = file(&folder, "series.json", series);

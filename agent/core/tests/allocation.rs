@@ -57,6 +57,33 @@ fn what_the_cloud_gave_wins_over_what_the_settings_mean() {
     assert!(allocation.why.contains("64 ports") && allocation.why.contains("may grow to 1024"), "{}", allocation.why);
 }
 
+/// Exercises a mapping of machines and nothing else. If this fails, what it does not say (the mode, the number of NAT IPs, that nodes
+/// have alias ranges) is held for known, and alarms.
+#[test]
+fn a_mapping_alone_says_neither_the_mode_nor_how_many_ips_there_are() {
+    let mapping = |ports| Described {
+        least_ips: Some(2),
+        observed: Some(ObservedPorts { ports, why: "as the mapping has it".to_owned(), at: None }),
+        ..Described::default()
+    };
+    let alone = report(of(Profile::Gcp, Described { nodes: Some(9999), ..mapping(64) }), 100);
+    assert_eq!((alone.nat.allocation.ports, alone.nat.allocation.capacity_nodes), (Some(64), None));
+    let notes = alone.nat.allocation.notes.join("\n");
+    assert!(notes.contains("2 NAT IPs serve") && notes.contains("taken as static"), "{notes}");
+    let full = finding(&alone, FindingId::NatPortsExhausted).unwrap();
+    assert_eq!(full.severity, Severity::Warning);
+    assert!(full.evidence.iter().any(|evidence| evidence.said.contains("--nat-mode")), "{full:?}");
+    assert!(full.remedy.contains("min_ports_per_vm = 128"), "no floor of 1024: {}", full.remedy);
+    assert!(finding(&alone, FindingId::NatGatewayTooSmall).is_none(), "{:?}", alone.findings);
+    let told = report(of(Profile::Gcp, Described { mode: Some(Mode::Static), ..mapping(64) }), 100);
+    assert_eq!(finding(&told, FindingId::NatPortsExhausted).unwrap().severity, Severity::Critical);
+    for (ports, alias_ranges) in [(64, false), (1023, false), (1024, true), (0, true)] {
+        assert_eq!(of(Profile::Gcp, mapping(ports)).alias_ranges, alias_ranges, "{ports}");
+    }
+    let said = Described { alias_ranges: Some(true), ..mapping(64) };
+    assert!(of(Profile::Gcp, said).alias_ranges, "what is stated holds");
+}
+
 #[test]
 fn a_recognised_cloud_has_the_nat_that_it_usually_has() {
     for (cloud, profile, ports) in [

@@ -62,7 +62,7 @@ pub(crate) fn read(paths: &[PathBuf], gateway: Option<&str>) -> anyhow::Result<D
     }
     // As many as it has now, of those that it adds as it needs them.
     if all.described.auto_ips == Some(true)
-        && let Some(ips) = all.described.nat_ips.take()
+        && let Some(ips) = all.described.nat_ips.take().or(all.described.least_ips.take())
     {
         let verb = if ips == 1 { "NAT IP is" } else { "NAT IPs are" };
         all.described.notes.push(format!("{ips} {verb} in use now; the gateway adds more by itself"));

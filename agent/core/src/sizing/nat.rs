@@ -88,7 +88,7 @@ pub struct NatPlan {
     pub why: String,
     /// NAT IPs; absent where the gateway adds them by itself.
     pub nat_ips: Option<u32>,
-    /// Nobody has said how many there are: one is assumed, and the nodes that fit rest on it.
+    /// Nobody has said how many there are: one is assumed, or as many as were seen to serve machines, and the nodes that fit rest on it.
     #[serde(default)]
     pub nat_ips_assumed: bool,
     /// Nodes that are wanted.
@@ -139,7 +139,7 @@ pub fn plan(question: &Question) -> Result<NatPlan, NothingToPlan> {
         ports_per_node: sums.known.then_some(sums.each),
         max_ports_per_node: sums.known.then_some(sums.ports.ports),
         why: sums.ports.why.clone(),
-        nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(1)),
+        nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(sums.ips)),
         nat_ips_assumed: ips_assumed(nat),
         nodes: nat.nodes,
         capacity_nodes: sums.capacity_nodes,
@@ -203,7 +203,7 @@ impl Sums {
         let capacity = nat.profile.capacity()?;
         let known = !nat.beyond_azures_table();
         let ports = if known { nat.node_ports()? } else { beyond_azures_table(nat) };
-        let ips = nat.nat_ips.unwrap_or(if nat.auto_ips { capacity.max_ips.unwrap_or(1) } else { 1 });
+        let ips = nat.nat_ips.unwrap_or(if nat.auto_ips { capacity.max_ips.unwrap_or(1) } else { nat.ips_counted() });
         let per_ip = nat.ports_of_an_ip(match capacity.sharing {
             Sharing::Reserved => capacity.ports_per_ip,
             Sharing::PerDestination => capacity.per_destination,

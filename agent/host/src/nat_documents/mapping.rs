@@ -86,7 +86,8 @@ pub(super) fn read(list: &Value, path: &str) -> Result<Said, BadDocument> {
     let notes = if rules { vec!["ports of NAT rules are not counted".to_owned()] } else { Vec::new() };
     let described = Described {
         profile: Some(Profile::Gcp),
-        nat_ips: u32::try_from(nat_ips.len()).ok().filter(|ips| *ips != 0),
+        // Others may serve machines that are not listed, or none yet.
+        least_ips: u32::try_from(nat_ips.len()).ok().filter(|ips| *ips != 0),
         ..Described::default()
     };
     Ok(Said { tool: TOOL, described, instances: instances.collect(), notes, ..Said::default() })

@@ -24,12 +24,16 @@ pub fn nat(plan: &NatPlan, width: Width) -> String {
     let basis = serde_json::to_value(plan.basis).ok();
     let basis = basis.as_ref().and_then(serde_json::Value::as_str).unwrap_or("given");
     let ports = match (plan.mode, plan.ports_per_node, plan.max_ports_per_node) {
-        (Some(Mode::Dynamic), Some(ports), Some(most)) => format!("{ports}, up to {most}"),
-        (_, Some(ports), _) => ports.to_string(),
-        (_, None, _) => "not known".to_owned(),
+        (Some(Mode::Dynamic), Some(ports), Some(most)) => format!("{ports}, up to {most} ({basis}: {})", plan.why),
+        (_, Some(ports), _) => format!("{ports} ({basis}: {})", plan.why),
+        (_, None, _) => format!("not known: {}", plan.why),
     };
-    row("ports per node", format!("{ports} ({basis}: {})", plan.why));
-    let behind = if plan.nat_ips_assumed { " behind the 1 NAT IP that is assumed" } else { "" };
+    row("ports per node", ports);
+    let behind = match plan.nat_ips.filter(|_| plan.nat_ips_assumed) {
+        Some(1) => " behind the 1 NAT IP that is assumed".to_owned(),
+        Some(ips) => format!(" behind the {ips} NAT IPs that are assumed"),
+        None => String::new(),
+    };
     row(
         "nodes that fit",
         plan.capacity_nodes.map_or_else(|| "any number".to_owned(), |nodes| format!("{nodes}{behind}")),

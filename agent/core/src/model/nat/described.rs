@@ -1,7 +1,7 @@
 //! A NAT as far as somebody has described it, in pieces that are put together, and the settings that follow.
 
 use super::remedy::Names;
-use super::{BadNatSettings, Basis, Mode, NatSettings, ObservedPorts, Profile, SetTimes};
+use super::{ALIAS_FLOOR, BadNatSettings, Basis, Mode, NatSettings, ObservedPorts, Profile, SetTimes};
 use crate::ports::PortRange;
 use crate::time::WallTime;
 
@@ -20,6 +20,8 @@ pub struct Described {
     pub nat_ips: Option<u32>,
     /// See [`NatSettings::auto_ips`].
     pub auto_ips: Option<bool>,
+    /// See [`NatSettings::least_ips`].
+    pub least_ips: Option<u32>,
     /// The gateway has no NAT IP at all.
     pub no_ips: bool,
     /// See [`NatSettings::nodes`].
@@ -55,6 +57,7 @@ impl Described {
             min_ports: self.min_ports.or(other.min_ports),
             max_ports: self.max_ports.or(other.max_ports),
             nat_ips: self.nat_ips.or(other.nat_ips),
+            least_ips: self.least_ips.or(other.least_ips),
             auto_ips: self.auto_ips.or(other.auto_ips),
             no_ips: self.no_ips || other.no_ips,
             nodes: self.nodes.or(other.nodes),
@@ -126,6 +129,22 @@ impl Described {
         }
     }
 
+    /// What is not known where machines are all that somebody has told of.
+    fn of_machines_alone(&self, profile: Profile) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(least) = self.least_ips
+            && self.nat_ips.is_none()
+            && self.auto_ips != Some(true)
+        {
+            let ips = if least == 1 { "1 NAT IP serves".to_owned() } else { format!("{least} NAT IPs serve") };
+            notes.push(format!("{ips} the machines that are listed: there are at least so many, maybe more"));
+        }
+        if profile == Profile::Gcp && self.observed.is_some() && self.mode.is_none() {
+            notes.push("whether ports are static or dynamic is not said: taken as static".to_owned());
+        }
+        notes
+    }
+
     /// The settings of that NAT, its own defaults filled in. Where nothing is said about the ports of a node, they are assumed.
     ///
     /// # Errors
@@ -138,7 +157,15 @@ impl Described {
             return Err(BadNatSettings::NoneWithSettings);
         }
         let given = self.with_meaning(profile);
+        let of_machines = given.of_machines_alone(profile);
+        let notes = given.notes.into_iter().chain(of_machines).collect();
+        let mode_assumed = profile == Profile::Gcp && given.observed.is_some() && given.mode.is_none();
+        // Fewer than every node with alias ranges would have.
+        let below_floor = |observed: &ObservedPorts| (1..ALIAS_FLOOR).contains(&observed.ports);
+        let alias_ranges = own.alias_ranges && !given.observed.as_ref().is_some_and(below_floor);
         let settings = NatSettings {
+            mode_assumed,
+            least_ips: given.least_ips.filter(|_| given.nat_ips.is_none()),
             mode: given.mode.unwrap_or(own.mode),
             min_ports: given.min_ports,
             max_ports: given.max_ports,
@@ -147,7 +174,7 @@ impl Described {
             auto_ips: given.auto_ips.unwrap_or(own.auto_ips) && given.nat_ips.is_none(),
             nodes: given.nodes,
             surge: given.surge,
-            alias_ranges: given.alias_ranges.unwrap_or(own.alias_ranges),
+            alias_ranges: given.alias_ranges.unwrap_or(alias_ranges),
             endpoint_independent: given.endpoint_independent,
             port_range: given.port_range,
             hold: given.times.over(own.hold),
@@ -155,7 +182,7 @@ impl Described {
             missing_ips: given.missing_ips,
             allocation_failed: given.allocation_failed,
             names: given.names,
-            notes: given.notes,
+            notes,
             ..own
         };
         settings.check()?;

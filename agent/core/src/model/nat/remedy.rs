@@ -158,7 +158,7 @@ pub fn more_ips(nat: &NatSettings, ports: u64) -> Option<u32> {
     let capacity = nat.profile.capacity()?;
     let needed = ports.div_ceil(u64::from(nat.ports_of_an_ip(capacity.ports_per_ip).max(1)));
     let needed = u32::try_from(needed).unwrap_or(u32::MAX);
-    (!nat.auto_ips && needed > nat.nat_ips.unwrap_or(1)).then_some(needed)
+    (!nat.auto_ips && needed > nat.ips_counted()).then_some(needed)
 }
 
 fn in_words(nat: &NatSettings, target: Target) -> String {

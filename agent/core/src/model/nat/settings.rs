@@ -49,6 +49,8 @@ pub struct NatSettings {
     pub basis: Basis,
     /// Cloud NAT: static or dynamic ports.
     pub mode: Mode,
+    /// Nobody has said which, though what the node was given is known.
+    pub mode_assumed: bool,
     /// Minimum ports per node as configured, for an Azure load balancer those allocated by hand; absent or 0 = the default
     /// (64 static, 32 dynamic, Azure's table).
     pub min_ports: Option<u32>,
@@ -56,6 +58,8 @@ pub struct NatSettings {
     pub max_ports: Option<u32>,
     /// NAT IPs of the gateway; zero only where it was seen to have none.
     pub nat_ips: Option<u32>,
+    /// NAT IPs that were seen to serve machines, where nobody says how many there are: at least so many.
+    pub least_ips: Option<u32>,
     /// The gateway adds NAT IPs by itself; how many there are at the moment then limits nothing.
     pub auto_ips: bool,
     /// Nodes behind the gateway.
@@ -89,9 +93,11 @@ impl NatSettings {
             profile,
             basis,
             mode: Mode::Static,
+            mode_assumed: false,
             min_ports: None,
             max_ports: None,
             nat_ips: None,
+            least_ips: None,
             auto_ips: false,
             nodes: None,
             surge: None,
@@ -110,6 +116,11 @@ impl NatSettings {
     /// No NAT in front, as far as we know.
     pub fn none() -> Self {
         Self::of(Profile::None, Basis::Assumed)
+    }
+
+    /// NAT IPs to count with: as many as there are, as were seen, or one, whoever says nothing.
+    pub fn ips_counted(&self) -> u32 {
+        self.nat_ips.or(self.least_ips).unwrap_or(1)
     }
 
     /// Refuses what the NAT would refuse.

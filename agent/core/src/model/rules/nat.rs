@@ -66,6 +66,7 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
     let exhausted = group.demand() >= ports.ports;
     // Nobody has said how many ports there are: without a sign that one was missing, the assumption may be wrong.
     let assumed = ports.basis == Basis::Assumed;
+    let may_grow = view.nat.mode_assumed;
     let tcp = account.tcp();
     let missed = wanting > 0 || tcp.failed_lately.unanswered() > 0 || tcp.syn_retransmitted_lately > 0;
     let (pods, _omitted) = view.holders.shares_of(group);
@@ -103,6 +104,12 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
              --nat-profile, --nat-min-ports and friends"
         )));
     }
+    if may_grow {
+        evidence.push(Evidence::given(
+            "whether the NAT gives more as they are used up is not said: say so with --nat-mode, or give the gateway's own \
+             settings with --nat-from",
+        ));
+    }
     if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
         evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp())));
     }
@@ -135,7 +142,7 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
     }
     Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
-        severity: if exhausted && (missed || !assumed) { Severity::Critical } else { Severity::Warning },
+        severity: if exhausted && (missed || !(assumed || may_grow)) { Severity::Critical } else { Severity::Warning },
         title,
         subject,
         evidence,
@@ -236,7 +243,7 @@ fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Findi
     let (ips, capacity) = (view.nat.nat_ips?, ports.capacity_nodes?);
     let short = nodes.checked_sub(capacity).filter(|short| *short > 0)?;
     let pool = view.nat.pool()?;
-    let assumed = ports.basis == Basis::Assumed;
+    let assumed = ports.basis == Basis::Assumed || view.nat.mode_assumed;
     let doubt = assumed.then(|| {
         Evidence::given(
             "what is reserved per node is assumed: say what the NAT has with --nat-from, or --nat-mode, --nat-min-ports and \

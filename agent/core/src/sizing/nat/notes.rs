@@ -27,7 +27,8 @@ fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     if nat.auto_ips {
         notes.push(format!("the gateway adds NAT IPs by itself, up to {} of them", sums.ips));
     } else if ips_assumed(nat) {
-        notes.push("1 NAT IP is assumed: say how many there are with --nat-ips".to_owned());
+        let ips = if sums.ips == 1 { "1 NAT IP is".to_owned() } else { format!("{} NAT IPs are", sums.ips) };
+        notes.push(format!("{ips} assumed: say how many there are with --nat-ips"));
     }
     if let Some(missing) = nat.missing_ips {
         notes.push(format!("the gateway itself says that it lacks {missing} NAT IPs now"));

@@ -38,7 +38,7 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     // What was observed was so with the settings of before.
     changed.nat.observed = None;
     changed.nat.missing_ips = nat.missing_ips.filter(|_| target == Target::default());
-    let needed = Sums::of(&changed)?.required_nat_ips.unwrap_or(1).max(sums.ips.min(nat.nat_ips.unwrap_or(1)));
+    let needed = Sums::of(&changed)?.required_nat_ips.unwrap_or(1).max(sums.ips.min(nat.ips_counted()));
     changed.nat.nat_ips = (!nat.auto_ips).then_some(needed);
     changed.nat.missing_ips = None;
     changed.nat.check().ok()?;
@@ -55,7 +55,7 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
         return None;
     }
     // One was assumed and said to be.
-    let counted = NatSettings { nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(1)), ..nat.clone() };
+    let counted = NatSettings { nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(nat.ips_counted())), ..nat.clone() };
     Some(PlanOption {
         says: says.join(" and "),
         capacity_nodes: then.capacity_nodes,
