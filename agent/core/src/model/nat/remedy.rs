@@ -5,8 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, NatSettings, NodePorts, Profile};
 
+mod bigger;
 mod idle;
 
+pub use bigger::bigger_gateway;
 pub use idle::longer_idle;
 
 /// A change in the words of one tool, ready to be pasted.
@@ -345,43 +347,4 @@ pub fn missing_ips(nat: &NatSettings, missing: u32) -> Remedy {
         None => format!("add {missing} NAT IPs or lower min_ports_per_vm"),
     };
     Remedy { says, changes: changes(nat, Target { nat_ips: with_ips, ..Target::default() }) }
-}
-
-/// What to do where nodes get no ports because the gateway is too small for them.
-pub fn bigger_gateway(nat: &NatSettings, ports: &NodePorts) -> Remedy {
-    let nodes = nat.nodes.unwrap_or(1).saturating_add(nat.surge.unwrap_or(0));
-    let wanted = u64::from(nodes) * u64::from(ports.reserved);
-    let ips = more_ips(nat, wanted);
-    let with_ips = |says: String| Remedy {
-        says,
-        changes: ips.map_or_else(Vec::new, |ips| changes(nat, Target { nat_ips: Some(ips), ..Target::default() })),
-    };
-    let of_ips = |what: &str| ips.map_or_else(String::new, |ips| format!("use {ips} {what}, or "));
-    match (nat.profile, nat.mode) {
-        (Profile::Gcp, Mode::Static) => {
-            let target = Target {
-                mode: Some(Mode::Dynamic),
-                min_ports: Some(super::STATIC_DEFAULT),
-                max_ports: Some(ports.ports.clamp(super::ALIAS_FLOOR, super::DYNAMIC_MAX_DEFAULT)),
-                nat_ips: None,
-            };
-            let fit = nat.pool().unwrap_or(0) / u64::from(super::STATIC_DEFAULT);
-            let says = format!(
-                "{}switch to dynamic allocation with min_ports_per_vm = {} and max_ports_per_vm = {} \
-                 (endpoint-independent mapping off): {fit} nodes fit",
-                of_ips("NAT IPs"),
-                super::STATIC_DEFAULT,
-                target.max_ports.unwrap_or_default()
-            );
-            Remedy { says, changes: changes(nat, target) }
-        }
-        (Profile::Gcp, Mode::Dynamic) => with_ips(format!("{}lower min_ports_per_vm", of_ips("NAT IPs"))),
-        (Profile::AzureLb, _) if nat.min_ports.is_some_and(|ports| ports != 0) => {
-            with_ips(format!("{}allocate fewer ports to each node", of_ips("frontend IPs")))
-        }
-        _ => Remedy {
-            says: "split the nodes over several gateways (one for each subnet)".to_owned(),
-            changes: Vec::new(),
-        },
-    }
 }
