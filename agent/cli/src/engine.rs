@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use headroom_core::ledger::Ledger;
+use headroom_core::model::nat::NatSettings;
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{Observation, SourceId};
@@ -182,6 +183,10 @@ impl Engine {
     pub fn set_nat(&mut self, settings: &Settings) {
         let policy = &settings.policy;
         if (&self.policy.nat, &self.policy.extra_private) != (&policy.nat, &policy.extra_private) {
+            let judged_by = |nat: &NatSettings| (nat.profile, nat.endpoint_independent, nat.hold);
+            if self.policy.nat.as_ref().map(judged_by) != policy.nat.as_ref().map(judged_by) {
+                self.memory.forget_demand();
+            }
             self.policy.nat.clone_from(&policy.nat);
             self.policy.extra_private.clone_from(&policy.extra_private);
             self.ledger.remember_for(settings.limits.remember, settings.sources_apart());

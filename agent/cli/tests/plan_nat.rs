@@ -60,7 +60,7 @@ fn cloud_nat_as_documented() {
         ("--profile gcp --nodes 64", 1024, Some(63), Some(1), Some(2), false),
         ("--profile gcp --nat-ips 14 --min-ports 2048 --alias-ranges false", 2048, Some(441), None, None, true),
         ("--profile gcp --mode dynamic --nat-ips 1", 32, Some(2016), None, None, true),
-        ("--profile gcp --alias-ranges false --min-ports 57344 --nodes 1", 65_536, Some(0), Some(1), Some(2), false),
+        ("--profile gcp --alias-ranges false --min-ports 57344 --nodes 1", 64_512, Some(1), Some(0), Some(1), true),
     ]);
     assert!(notes(&plan("--profile gcp --nat-ips 14 --min-ports 2048 --alias-ranges false").0).contains("434 where"));
     assert!(notes(&plan("--profile gcp --alias-ranges false --min-ports 50").0).contains("no power of two"));
@@ -79,6 +79,7 @@ fn rates_are_ports_over_the_time_each_is_taken() {
         ("--profile gcp --lifetime 8s", 8.0),
         ("--profile gcp --tcp-time-wait 30s", 34.133),
         ("--profile aws", 916.667),
+        ("--profile linux", 499.967),
     ] {
         assert!((rate(args) - expected).abs() < 0.001, "{args}: {}", rate(args));
     }

@@ -84,6 +84,30 @@ fn a_mapping_alone_says_neither_the_mode_nor_how_many_ips_there_are() {
     assert!(of(Profile::Gcp, said).alias_ranges, "what is stated holds");
 }
 
+/// Exercises a NAT that is set anew. If this fails, a demand of before is a trend towards an allocation of now.
+#[test]
+fn a_demand_that_was_judged_otherwise_is_forgotten() {
+    let mut node = Node::new();
+    node.policy.nat = Some(of(Profile::Gcp, Described::default()));
+    node.count(999, [counter(500, 0, 0, 0)]);
+    assert_eq!(node.report(1000).nat.demand.tcp.peak_10m, Some(500));
+    node.count(1001, [counter(5, 0, 0, 0)]);
+    assert_eq!(node.report(1002).nat.demand.tcp.peak_10m, Some(500));
+    node.memory.forget_demand();
+    assert_eq!(node.report(1003).nat.demand.tcp.peak_10m, Some(5));
+}
+
+/// Exercises what is said of alias ranges. If this fails, an assumption is told as a fact about somebody's nodes.
+#[test]
+fn alias_ranges_that_nobody_has_stated_are_taken_to_be_there() {
+    let why = |alias_ranges| {
+        let described = Described { mode: Some(Mode::Static), alias_ranges, ..Described::default() };
+        report(of(Profile::Gcp, described), 1).nat.allocation.why
+    };
+    assert!(why(None).contains("as nodes are taken to have alias IP ranges"), "{}", why(None));
+    assert!(why(Some(true)).contains("because nodes have alias IP ranges"), "{}", why(Some(true)));
+}
+
 #[test]
 fn a_recognised_cloud_has_the_nat_that_it_usually_has() {
     for (cloud, profile, ports) in [

@@ -58,6 +58,11 @@ impl Memory {
         self.note_losses(ledger, now);
     }
 
+    /// The NAT is another, or holds ports for longer or shorter: what was needed until then is no trend towards what is needed now.
+    pub fn forget_demand(&mut self) {
+        (self.tcp, self.udp, self.icmp) = Default::default();
+    }
+
     fn note_losses(&mut self, ledger: &Ledger, now: NodeTime) {
         let losses = ledger.lost();
         // What a program missed is made up for by the next socket table.

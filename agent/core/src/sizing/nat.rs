@@ -147,7 +147,7 @@ pub fn plan(question: &Question) -> Result<NatPlan, NothingToPlan> {
         required_nat_ips: sums.required_nat_ips,
         connections_per_sec: sums
             .known
-            .then(|| rate(sums.ports.ports, question.lifetime.saturating_add(nat.hold.tcp_time_wait))),
+            .then(|| rate(sums.to_one_destination(), question.lifetime.saturating_add(nat.hold.tcp_time_wait))),
         fits,
         notes: notes::notes(question, &sums),
         options: if fits { Vec::new() } else { options::options(question, &sums) },
@@ -274,6 +274,14 @@ impl Sums {
             required_nat_ips: with.required_nat_ips.or(Some(1)),
             ..with
         })
+    }
+
+    /// Ports that a node may really have to one destination: not those that the kernel no longer finds.
+    fn to_one_destination(&self) -> u32 {
+        match self.capacity.sharing {
+            Sharing::Reserved => self.ports.ports,
+            Sharing::PerDestination => self.ports.ports.min(u32::try_from(self.pool).unwrap_or(u32::MAX)),
+        }
     }
 
     fn without_ports(&self) -> Option<u32> {

@@ -174,6 +174,7 @@ impl Described {
             auto_ips: given.auto_ips.unwrap_or(own.auto_ips) && given.nat_ips.is_none(),
             nodes: given.nodes,
             surge: given.surge,
+            alias_assumed: given.alias_ranges.is_none(),
             alias_ranges: given.alias_ranges.unwrap_or(alias_ranges),
             endpoint_independent: given.endpoint_independent,
             port_range: given.port_range,

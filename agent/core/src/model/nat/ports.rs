@@ -1,6 +1,6 @@
 //! How many ports a node gets: each NAT's rule, as a function of its settings.
 
-use super::{Basis, Mode, NatSettings, Profile, Sharing};
+use super::{Basis, Mode, NatSettings, PORTS_PER_NAT_IP, Profile, Sharing};
 use crate::time::WallTime;
 
 /// Ports that Cloud NAT gives every node with alias IP ranges under static allocation, at least.
@@ -31,10 +31,11 @@ pub struct NodePorts {
     pub why: String,
 }
 
-/// Ports that Cloud NAT reserves for a node with static allocation; zero and absent mean the default.
+/// Ports that Cloud NAT reserves for a node with static allocation, at most those of a NAT IP; zero and absent mean the default.
 pub fn static_ports(min: Option<u32>, alias_ranges: bool) -> u32 {
     let asked = min.filter(|min| *min != 0).unwrap_or(STATIC_DEFAULT);
-    let rounded = asked.checked_next_power_of_two().unwrap_or(u32::MAX);
+    // What is above them, no NAT IP has: the settings end at 57,344.
+    let rounded = asked.checked_next_power_of_two().map_or(PORTS_PER_NAT_IP, |ports| ports.min(PORTS_PER_NAT_IP));
     if alias_ranges { rounded.max(ALIAS_FLOOR) } else { rounded }
 }
 
@@ -150,12 +151,15 @@ impl NatSettings {
         let ports = static_ports(asked, self.alias_ranges);
         let rounded = static_ports(asked, false);
         let given = asked.map_or_else(|| format!("default of {STATIC_DEFAULT}"), |min| format!("minimum of {min}"));
+        let have = if self.alias_assumed { "as nodes are taken to have" } else { "because nodes have" };
         let why = if self.basis == Basis::Assumed {
             // Nobody has said anything else.
-            let raised = format!(", raised to {ALIAS_FLOOR} as nodes are taken to have alias IP ranges");
+            let raised = format!(", raised to {ALIAS_FLOOR} {have} alias IP ranges");
             format!("static with {rounded} ports by default{}", if ports > rounded { raised.as_str() } else { "" })
         } else if ports > rounded {
-            format!("static, {given}, raised to {ALIAS_FLOOR} because nodes have alias IP ranges")
+            format!("static, {given}, raised to {ALIAS_FLOOR} {have} alias IP ranges")
+        } else if rounded == PORTS_PER_NAT_IP {
+            format!("static, {given}, all ports of a NAT IP")
         } else if asked.is_some_and(|min| min != rounded) {
             format!("static, {given}, rounded up to a power of two")
         } else {
@@ -238,6 +242,8 @@ mod tests {
             (Mode::Static, Some(64), false, 1, 64, 1008),
             (Mode::Static, Some(64), false, 2, 64, 2016),
             (Mode::Static, Some(4096), false, 1, 4096, 15),
+            (Mode::Static, Some(32_769), true, 1, 64_512, 1),
+            (Mode::Static, Some(57_344), false, 2, 64_512, 2),
             (Mode::Static, Some(256), false, 1, 256, 252),
             (Mode::Static, None, true, 1, 1024, 63),
             (Mode::Static, Some(50), false, 1, 64, 1008),

@@ -68,6 +68,8 @@ pub struct NatSettings {
     pub surge: Option<u32>,
     /// Nodes have alias IP ranges of more than one address (every VPC-native GKE node).
     pub alias_ranges: bool,
+    /// Nobody has said whether they have.
+    pub alias_assumed: bool,
     /// One NAT port per source address and port for all destinations; absent = nobody has said.
     pub endpoint_independent: Option<bool>,
     /// The source ports that masquerading may use (`--to-ports`), Linux only.
@@ -102,6 +104,7 @@ impl NatSettings {
             nodes: None,
             surge: None,
             alias_ranges: true,
+            alias_assumed: true,
             endpoint_independent: None,
             port_range: None,
             hold: profile.hold(),

@@ -50,7 +50,15 @@ fn gcp(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     match nat.mode {
         Mode::Static => {
             let asked = nat.min_ports.filter(|min| *min != 0 && !min.is_power_of_two());
-            if let Some(asked) = asked
+            if let Some(asked) = asked.filter(|asked| *asked > 32_768)
+                && sums.ports.basis != Basis::Observed
+            {
+                notes.push(format!(
+                    "{asked} is above 32768: its power of two is more than the {} ports of a NAT IP, so that a node is taken to \
+                     have all of one",
+                    sums.each
+                ));
+            } else if let Some(asked) = asked
                 && sums.ports.basis != Basis::Observed
             {
                 notes.push(format!(
