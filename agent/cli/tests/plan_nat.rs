@@ -200,6 +200,8 @@ fn what_is_offered_fits() {
     for (args, offers) in [
         ("--profile gcp --nodes 80", 2),
         ("--profile gcp --nodes 80 --demand 1500", 2),
+        // As many NAT IPs with a smaller minimum.
+        ("--profile gcp --mode dynamic --min-ports 64 --max-ports 1024 --nodes 100 --demand 600", 1),
         ("--profile gcp --mode dynamic --min-ports 512 --max-ports 1024 --nodes 200 --demand 100", 2),
         ("--profile gcp --mode dynamic --nodes 10 --max-ports 64 --demand 100", 1),
         ("--profile azure-lb --nodes 80 --demand 600", 2),

@@ -130,7 +130,7 @@ fn the_gateways_own_word_on_what_it_lacks_counts() {
     let nat = file(&folder, "nat.json", MANUAL);
     let (answer, code) = plan(&format!("--from {nat} --from {status} --nodes 10"));
     assert_eq!((number(&answer, "required_nat_ips"), code), (Some(2), 1));
-    assert!(notes(&answer).contains("lacks 1 NAT IPs"), "{answer:#}");
+    assert!(notes(&answer).contains("lacks 1 NAT IP now"), "{answer:#}");
     assert_eq!(plan(&format!("--from {nat} --from {status} --nodes 10 --nat-ips 2")).1, 0, "trying something else");
 }
 

@@ -83,6 +83,11 @@ fn with_air(demand: u32) -> u32 {
     demand.saturating_add(demand / 4)
 }
 
+/// `1 NAT IP`, `2 NAT IPs`.
+pub(crate) fn nat_ips(ips: u32) -> String {
+    if ips == 1 { "1 NAT IP".to_owned() } else { format!("{ips} NAT IPs") }
+}
+
 const REUSE: &str = "reuse connections in the pods named above";
 const SPREAD: &str = "spread them over more destination addresses or nodes";
 
@@ -178,7 +183,7 @@ fn in_words(nat: &NatSettings, target: Target) -> String {
         let least = if nat.nat_ips.is_none() { "at least " } else { "" };
         let nodes =
             nat.nodes.filter(|nodes| *nodes > 1).map_or_else(String::new, |nodes| format!(" for {nodes} nodes"));
-        parts.push(format!("{least}{ips} NAT IPs{there}{nodes}"));
+        parts.push(format!("{least}{}{there}{nodes}", nat_ips(ips)));
     }
     parts.join(" and ")
 }
@@ -339,12 +344,12 @@ pub fn missing_ips(nat: &NatSettings, missing: u32) -> Remedy {
     }
     let with_ips = nat.nat_ips.filter(|_| !nat.auto_ips).map(|ips| ips.saturating_add(missing));
     let says = match with_ips {
-        Some(ips) => format!("use {ips} NAT IPs or lower min_ports_per_vm"),
+        Some(ips) => format!("use {} or lower min_ports_per_vm", nat_ips(ips)),
         None if nat.auto_ips => {
             "lower min_ports_per_vm, or raise the quota of external IP addresses: the gateway adds NAT IPs by itself"
                 .to_owned()
         }
-        None => format!("add {missing} NAT IPs or lower min_ports_per_vm"),
+        None => format!("add {} or lower min_ports_per_vm", nat_ips(missing)),
     };
     Remedy { says, changes: changes(nat, Target { nat_ips: with_ips, ..Target::default() }) }
 }

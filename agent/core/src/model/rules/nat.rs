@@ -217,7 +217,10 @@ fn gateway_says(view: &View<'_>, ports: &NodePorts) -> Option<Finding> {
     Some(Finding {
         id: FindingId::NatGatewayTooSmall,
         severity: Severity::Critical,
-        title: format!("the NAT gateway itself says that it lacks {missing} NAT IPs: some nodes have no ports"),
+        title: format!(
+            "the NAT gateway itself says that it lacks {}: some nodes have no ports",
+            remedy::nat_ips(missing)
+        ),
         subject: "gateway".to_owned(),
         evidence: vec![Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why))],
         remedy: remedy::missing_ips(view.nat, missing).text(),
@@ -256,7 +259,8 @@ fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Findi
         title: format!("{capacity} nodes fit behind the NAT gateway, there are {nodes}: {short} get no ports"),
         subject: "gateway".to_owned(),
         evidence: std::iter::once(Evidence::given(format!(
-            "{ips} NAT IPs x {} ports, {} reserved per node ({})",
+            "{} x {} ports, {} reserved per node ({})",
+            remedy::nat_ips(ips),
             pool / u64::from(ips.max(1)),
             ports.reserved,
             ports.why

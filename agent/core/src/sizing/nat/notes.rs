@@ -1,6 +1,7 @@
 //! What to know besides the numbers of a plan.
 
 use super::{LINUX_FULL_PERCENT, Question, Sums, automatic_azure_lb, ips_assumed};
+use crate::model::nat::remedy::nat_ips;
 use crate::model::nat::{
     AZURE_LB_TIERS, BEYOND_AZURES_TABLE, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier,
 };
@@ -27,11 +28,11 @@ fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     if nat.auto_ips {
         notes.push(format!("the gateway adds NAT IPs by itself, up to {} of them", sums.ips));
     } else if ips_assumed(nat) {
-        let ips = if sums.ips == 1 { "1 NAT IP is".to_owned() } else { format!("{} NAT IPs are", sums.ips) };
-        notes.push(format!("{ips} assumed: say how many there are with --nat-ips"));
+        let verb = if sums.ips == 1 { "is" } else { "are" };
+        notes.push(format!("{} {verb} assumed: say how many there are with --nat-ips", nat_ips(sums.ips)));
     }
     if let Some(missing) = nat.missing_ips {
-        notes.push(format!("the gateway itself says that it lacks {missing} NAT IPs now"));
+        notes.push(format!("the gateway itself says that it lacks {} now", nat_ips(missing)));
     }
     if sums.nodes.is_none() {
         notes.push("say how many nodes there are with --nodes to know whether they fit".to_owned());

@@ -17,7 +17,15 @@ pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
         (Profile::None, _) => Vec::new(),
     };
     let mut offered: Vec<PlanOption> = Vec::new();
-    for option in targets.into_iter().flatten().filter_map(|target| offer(question, sums, target)) {
+    let mut more_ips_alone = None;
+    for target in targets.into_iter().flatten() {
+        let Some(option) = offer(question, sums, target) else { continue };
+        if target == Target::default() {
+            more_ips_alone = Some(option.nat_ips);
+        // To change something else besides, and to take as many, helps nobody.
+        } else if more_ips_alone.is_some_and(|ips| option.nat_ips >= ips) {
+            continue;
+        }
         if !offered.iter().any(|other| other.changes == option.changes) {
             offered.push(option);
         }
@@ -48,7 +56,7 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     }
     let target = Target { nat_ips: (needed > sums.ips && !nat.auto_ips).then_some(needed), ..target };
     let mut says = vec![setting(nat, target)];
-    says.extend(target.nat_ips.map(|ips| if ips == 1 { "1 NAT IP".to_owned() } else { format!("{ips} NAT IPs") }));
+    says.extend(target.nat_ips.map(remedy::nat_ips));
     says.retain(|part| !part.is_empty());
     // Nothing to change helps nobody.
     if says.is_empty() {

@@ -1,7 +1,7 @@
 //! What to do where nodes get no ports because the gateway is too small for them: more NAT IPs, fewer ports for each node, or
 //! several gateways where one cannot have so many.
 
-use super::{Change, Remedy, Target, changes, more_ips};
+use super::{Change, Remedy, Target, changes, more_ips, nat_ips};
 use crate::model::nat::{ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, Mode, NatSettings, NodePorts, Profile, STATIC_DEFAULT};
 
 /// What there is to do, each enough by itself.
@@ -58,20 +58,22 @@ impl Ips {
 
 /// Dynamic allocation from few ports on, with the NAT IPs that this takes; nothing where it takes no fewer, or too many.
 fn dynamic(nat: &NatSettings, ports: &NodePorts) -> Remedy {
-    let nat_ips = match Ips::of(nat, STATIC_DEFAULT) {
+    let more = match Ips::of(nat, STATIC_DEFAULT) {
         Ips::There => None,
         Ips::More(ips) if ports.reserved > STATIC_DEFAULT => Some(ips),
         Ips::More(_) | Ips::Gateways(_) => return Remedy::words(""),
     };
     let max = ports.ports.checked_next_power_of_two().unwrap_or(DYNAMIC_MAX_DEFAULT);
     let max = max.clamp(ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT);
-    let target = Target { mode: Some(Mode::Dynamic), min_ports: Some(STATIC_DEFAULT), max_ports: Some(max), nat_ips };
-    let then = NatSettings { nat_ips: nat_ips.or(nat.nat_ips), ..nat.clone() };
+    let target =
+        Target { mode: Some(Mode::Dynamic), min_ports: Some(STATIC_DEFAULT), max_ports: Some(max), nat_ips: more };
+    let then = NatSettings { nat_ips: more.or(nat.nat_ips), ..nat.clone() };
     let fit = then.fit(STATIC_DEFAULT).unwrap_or(0);
-    let ips = nat_ips.map_or_else(String::new, |ips| format!(" and use {ips} NAT IPs"));
+    let ips = more.map_or_else(String::new, |ips| format!(" and use {}", nat_ips(ips)));
     let says = format!(
         "switch to dynamic allocation with min_ports_per_vm = {STATIC_DEFAULT} and max_ports_per_vm = {max} \
-         (endpoint-independent mapping off){ips}: {fit} nodes fit"
+         (endpoint-independent mapping off){ips}: {}",
+        if fit == 1 { "1 node fits".to_owned() } else { format!("{fit} nodes fit") }
     );
     Remedy { says, changes: changes(nat, target) }
 }
@@ -133,6 +135,7 @@ mod tests {
         let too_many = remedy(302_401, 1, None);
         assert_eq!(too_many.says, "split the nodes over several gateways (17 at least)");
         assert!(too_many.changes.is_empty());
+        assert!(remedy(1, 1, Some(57_344)).says.ends_with("1008 nodes fit"));
         let crooked = remedy(20, 1, Some(3000));
         assert!(crooked.says.contains("max_ports_per_vm = 4096"), "{}", crooked.says);
     }
