@@ -97,6 +97,17 @@ fn a_demand_that_was_judged_otherwise_is_forgotten() {
     assert_eq!(node.report(1003).nat.demand.tcp.peak_10m, Some(5));
 }
 
+/// Exercises a gateway none of whose addresses serves. If this fails, an empty list is offered as the way to have one.
+#[test]
+fn the_first_address_is_no_secondary_one() {
+    let remedy = |nat_ips: u32| {
+        let none = of(Profile::Aws, Described { no_ips: true, missing_ips: Some(nat_ips), ..Described::default() });
+        finding(&report(none, 0), FindingId::NatGatewayTooSmall).unwrap().remedy.clone()
+    };
+    assert!(remedy(1).contains("EIPALLOC-1") && !remedy(1).contains("secondary"), "{}", remedy(1));
+    assert!(remedy(2).contains("secondary_allocation_ids = [aws_eip.nat[1].id]"), "{}", remedy(2));
+}
+
 /// Exercises what is said of alias ranges. If this fails, an assumption is told as a fact about somebody's nodes.
 #[test]
 fn alias_ranges_that_nobody_has_stated_are_taken_to_be_there() {

@@ -19,7 +19,11 @@ pub(super) fn nat(out: &mut String, report: &Report, width: Width) {
     let allocation = &report.nat.allocation;
     let independent = report.nat.endpoint_independent == Some(true);
     let given = allocation.ports.map_or_else(
-        || allocation.why.clone(),
+        // Of a NAT that is known, whose ports are not.
+        || match report.nat.profile.as_str() {
+            "none" => allocation.why.clone(),
+            profile => format!("{profile}: not known: {}", allocation.why),
+        },
         |ports| {
             let basis = serde_json::to_value(allocation.basis).ok();
             let basis = basis.as_ref().and_then(serde_json::Value::as_str).unwrap_or("given");

@@ -199,10 +199,10 @@ pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
     match nat.profile {
         Profile::Gcp => vec![change("terraform", gcp_terraform(target)), change("gcloud", gcloud(nat, target))],
         Profile::Aws => target.nat_ips.map_or_else(Vec::new, |ips| {
-            vec![
-                change("terraform", format!("secondary_allocation_ids = [{}]", listed("aws_eip.nat", 1, ips, "id"))),
-                change("aws", aws(nat, ips)),
-            ]
+            let secondary = format!("secondary_allocation_ids = [{}]", listed("aws_eip.nat", 1, ips, "id"));
+            // The first is none of them.
+            let terraform = (ips > 1).then(|| change("terraform", secondary));
+            terraform.into_iter().chain([change("aws", aws(nat, ips))]).collect()
         }),
         Profile::AzureNatgw => target.nat_ips.map_or_else(Vec::new, |ips| azure_natgw(nat, ips)),
         Profile::AzureLb => azure_lb(nat, target),
