@@ -246,6 +246,20 @@ fn a_port_is_allocated_for_its_protocol_and_has_a_name_and_a_proxy() {
     assert_eq!((allocated.count(), allocated.is_known(), allocated.harmful()), (1, true, Some(ServiceProxy::Ipvs)));
 }
 
+/// Exercises a proxy that the user names and nobody sees. If this fails, NodePorts that could not be seen count as none.
+#[test]
+fn of_a_proxy_that_is_nowhere_seen_no_node_port_is_known() {
+    let total = |named, given: &[(Protocol, u16)]| {
+        let mut node = Node::with(vec![], vec![node_port(ServiceProxy::Ipvs, 30_080)]);
+        (node.policy.service_proxy, node.policy.allocated_node_ports) = (named, given.to_vec());
+        node.report().overlap.nodeports_total
+    };
+    assert_eq!(total(None, &[]), Some(1));
+    assert_eq!(total(Some(ServiceProxy::Ipvs), &[]), Some(1));
+    assert_eq!(total(Some(ServiceProxy::Cilium), &[]), None);
+    assert_eq!(total(Some(ServiceProxy::Cilium), &[(Protocol::TCP, 30_081)]), Some(2), "the user says which");
+}
+
 /// Exercises a cluster with another range. If this fails, its NodePorts are outside of all that is looked at.
 #[test]
 fn the_range_widens_to_what_is_seen_outside_of_it_unless_it_was_given() {

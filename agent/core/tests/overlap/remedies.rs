@@ -94,6 +94,41 @@ fn a_rule_that_names_addresses_is_mended_with_them_in_the_words_of_its_family() 
     }
 }
 
+/// Exercises a chain whose rules do different things: SNAT of each family, one that keeps clients on their address, NETMAP, and
+/// addresses of a map. If this fails, what stands in for one rule takes the place of another.
+#[test]
+fn each_rule_of_a_chain_gets_a_fix_of_its_own() {
+    let snat = |position, family, kind, addresses: &str, persistent| {
+        let mut own = rule(position, Some(Protocol::TCP), None, RANDOM, 1.0);
+        own.place = RulePlace { family, chain: "POSTROUTING".to_owned(), ..own.place };
+        (own.target.kind, own.target.addresses, own.target.persistent) = (kind, Some(addresses.to_owned()), persistent);
+        own
+    };
+    let (one, prefix) = (SourceNatKind::Snat, SourceNatKind::Netmap);
+    let remedy = |rules| {
+        let mut node = Node::with(rules, vec![]);
+        (node.policy.node_ports, node.policy.node_ports_given) = (range("1024-39999"), true);
+        node.masquerade().remedy
+    };
+    let both = remedy(vec![
+        snat(1, RuleFamily::Ip, one, "192.0.2.1-192.0.2.4", true),
+        snat(1, RuleFamily::Ip6, one, "2001:db8::9", false),
+        snat(2, RuleFamily::Ip6, prefix, "2001:db8:1::/64", false),
+    ]);
+    for part in [
+        "for iptables-nft ip nat POSTROUTING rule 1: instead of it, with its conditions, `-p tcp -j SNAT --to-source \
+         192.0.2.1-192.0.2.4:40000-65535 --random-fully --persistent`",
+        "for iptables-nft ip6 nat POSTROUTING rule 1: instead of it, with its conditions, `-p tcp -j SNAT --to-source \
+         [2001:db8::9]:40000-65535 --random-fully`",
+    ] {
+        assert!(both.contains(part), "{both}");
+    }
+    assert!(!both.contains("MASQUERADE"), "{both}");
+    let mapped = remedy(vec![snat(1, RuleFamily::Ip, one, "?", false)]);
+    assert!(mapped.starts_with("ports cannot be told to iptables-nft ip nat POSTROUTING rule 1"), "{mapped}");
+    assert!(!mapped.contains('`'), "{mapped}");
+}
+
 /// Exercises what a finding says of rules that differ. If this fails, the worst of them is told as what all do, SNAT is mended by
 /// MASQUERADE, or a condition that was not understood goes unsaid.
 #[test]

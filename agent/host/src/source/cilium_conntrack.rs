@@ -175,7 +175,11 @@ impl CiliumConntrackSource {
 
     fn read_and_tell(&mut self, sink: Sink<'_>) {
         let began = clock::thread_cpu();
-        let Read { maps, halves, missing, .. } = self.read();
+        let Read { maps, halves, mut missing, .. } = self.read();
+        let whole = halves.untold == 0 && maps.iter().all(|map| map.complete);
+        if !whole {
+            missing.push("entries whose other half was not seen are not judged".to_owned());
+        }
         let said = match (maps.is_empty(), missing.is_empty()) {
             (true, true) => absent(),
             (true, false) => unreadable(missing.join("; ")),
@@ -183,7 +187,7 @@ impl CiliumConntrackSource {
             (false, false) => degraded(HOW, missing.join("; ")),
         };
         if !maps.is_empty() {
-            sink(observation(ID, Fact::CiliumConntrack(conntrack(maps, halves))));
+            sink(observation(ID, Fact::CiliumConntrack(conntrack(maps, halves, whole))));
         }
         let took = clock::thread_cpu().saturating_sub(began);
         self.next = Some(clock::node_time().after(EVERY.max(took.saturating_mul(IDLE_PER_READING))));
@@ -214,8 +218,12 @@ impl Read {
     }
 }
 
-fn conntrack(maps: Vec<CiliumMap>, halves: Halves) -> CiliumConntrack {
+/// What was read; not whole, the other half of an entry that seems to be alone may be in what was not.
+fn conntrack(maps: Vec<CiliumMap>, halves: Halves, whole: bool) -> CiliumConntrack {
     let mut hairpins = halves.pairs();
+    if !whole {
+        hairpins.iter_mut().for_each(|hairpin| hairpin.alone = 0);
+    }
     hairpins.sort_by_key(|hairpin| (std::cmp::Reverse((hairpin.left_behind(), hairpin.open)), *hairpin));
     let rest = hairpins.split_off(hairpins.len().min(MAX_HAIRPINS));
     CiliumConntrack {
@@ -320,6 +328,25 @@ mod tests {
         let expected = CiliumHairpin { address, port: 80, open: 1, closing: 1, half_closed: 1, alone: 1, broken: 1 };
         assert_eq!(pairs(&entries.concat()), [expected]);
         assert_eq!(expected.left_behind(), 3);
+    }
+
+    /// Exercises a reading that came to one of its bounds. If this fails, what was not read makes healthy connections look left
+    /// behind.
+    #[test]
+    fn no_entry_is_alone_where_not_all_were_seen() {
+        for (whole, alone) in [(true, 1), (false, 0)] {
+            let mut halves = Halves::default();
+            for (port, out, twin) in [(40_000, 0x1a, None), (40_001, 0x1a, Some(0x1b))] {
+                let entries = [
+                    Some(entry((SELF, port), (POD, 80), 0, out, 5)),
+                    twin.map(|flags| entry((SELF, port), (POD, 80), 1, flags, 5)),
+                ];
+                entries.into_iter().flatten().for_each(|(key, value)| halves.see(&key, &value));
+            }
+            let read = conntrack(Vec::new(), halves, whole);
+            let [only] = read.hairpins.as_slice() else { panic!("{read:?}") };
+            assert_eq!((only.alone, only.half_closed, read.left_behind()), (alone, 1, alone + 1));
+        }
     }
 
     /// A blank twin has no flag to be told by, only the address that stands for the pod itself. If this fails, pods of IPv6 clusters

@@ -74,8 +74,10 @@ impl<'a> AllocatedNodePorts<'a> {
         let mut proxies: Vec<ServiceProxy> = seen.collect();
         proxies.sort_unstable();
         proxies.dedup();
-        let known = !policy.allocated_node_ports.is_empty()
-            || [SourceId::Rules, SourceId::Services].into_iter().all(|source| ledger.has_read(source));
+        // Of a proxy that is named and nowhere seen, no NodePort is.
+        let seen = |named| ledger.rules().proxies().chain(ledger.services().proxies()).any(|proxy| proxy == named);
+        let read = [SourceId::Rules, SourceId::Services].into_iter().all(|source| ledger.has_read(source));
+        let known = !policy.allocated_node_ports.is_empty() || (read && policy.service_proxy.is_none_or(seen));
         Self { ports, proxies, range: ledger.services().node_port_range(), known }
     }
 

@@ -12,6 +12,8 @@ use crate::report::{MasqueradeReport, OverlapReport, Report, RuleOwner, ShareRep
 
 /// Findings at most: chains differ per pod with some plugins.
 const MAX_FINDINGS: usize = 10;
+/// Fixes written out in one finding.
+const MAX_FIXES: usize = 3;
 
 /// Who made rules, and in which chain; chains that a plugin makes for each pod count as one.
 type Maker<'a> = (RuleOwner, &'a str);
@@ -135,16 +137,13 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
     let list = beside.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let drawn = rules.iter().any(|row| row.choice != PortChoice::Keep);
     let limited = rules.iter().any(|row| row.ports.is_some());
-    let native = !rules.is_empty() && rules.iter().all(|row| row.place.backend == RuleBackend::Nftables);
     if !drawn && !limited {
         let apart = format!(
             "keep the pods' net.ipv4.ip_local_port_range apart from {} (see ephemeral-overlaps-nodeport)",
             overlap.node_port_range
         );
-        // NETMAP takes no ports.
-        let limitable = rules.iter().all(|row| row.kind != SourceNatKind::Netmap);
-        let limiting = || format!("{apart}, or limit the rule: {}", own_rules(&beside, native, rules));
-        return if limitable { limiting() } else { apart };
+        let limiting = || format!("{apart}, or limit the rule: {}", own_rules(&beside, rules));
+        return if rules.iter().any(|row| takes_ports(row)) { limiting() } else { apart };
     }
     match owner {
         RuleOwner::IpMasqAgent if limited => format!("set `--to-ports={list}` in the arguments of ip-masq-agent"),
@@ -171,7 +170,8 @@ fn remedy(owner: RuleOwner, rules: &[&MasqueradeReport], overlap: &OverlapReport
              `--to-ports={list}`"
         ),
         RuleOwner::Calico | RuleOwner::Flannel | RuleOwner::Docker | RuleOwner::Libvirt | RuleOwner::Other => {
-            format!("limit the rule to other ports: {}", own_rules(&beside, native, rules))
+            let what = if rules.iter().any(|row| takes_ports(row)) { "limit the rule to other ports: " } else { "" };
+            format!("{what}{}", own_rules(&beside, rules))
         }
     }
 }
@@ -183,54 +183,94 @@ pub(super) fn beside(node_ports: PortRange) -> Vec<PortRange> {
     below.into_iter().chain(above).collect()
 }
 
-/// To what a rule translates.
-enum Target<'a> {
-    Masquerade,
-    /// To this address, or these.
-    Snat {
-        family: RuleFamily,
-        addresses: &'a str,
-    },
+/// To what a rule translates, and how.
+struct Target<'a> {
+    family: RuleFamily,
+    /// To this address, or these; those of the interface if there is none.
+    addresses: Option<&'a str>,
+    /// The same client gets the same address.
+    persistent: bool,
 }
 
 impl<'a> Target<'a> {
-    fn of(rule: Option<&&'a MasqueradeReport>) -> Self {
-        match rule {
-            Some(rule) if rule.kind == SourceNatKind::Snat => {
-                Self::Snat { family: rule.place.family, addresses: rule.addresses.as_deref().unwrap_or("ADDRESS") }
-            }
-            _ => Self::Masquerade,
-        }
+    fn of(rule: &'a MasqueradeReport) -> Self {
+        let addresses = (rule.kind == SourceNatKind::Snat).then(|| rule.addresses.as_deref().unwrap_or("ADDRESS"));
+        Self { family: rule.place.family, addresses, persistent: rule.action.ends_with(" --persistent") }
     }
 
     fn in_nft(&self, ports: PortRange) -> String {
-        let Self::Snat { family, addresses } = self else { return format!("masquerade to :{ports} fully-random") };
+        let persistent = if self.persistent { ",persistent" } else { "" };
+        let Some(addresses) = self.addresses else { return format!("masquerade to :{ports} fully-random{persistent}") };
         let v6 = addresses.contains(':');
         // A table of both families has to be told which one the address is of.
-        let ip = match family {
+        let ip = match self.family {
             RuleFamily::Inet if v6 => "ip6 ",
             RuleFamily::Inet => "ip ",
             RuleFamily::Ip | RuleFamily::Ip6 => "",
         };
-        let to = if v6 { format!("[{}]", addresses.replace('-', "]-[")) } else { (*addresses).to_owned() };
-        format!("snat {ip}to {to}:{ports} fully-random")
+        let to = if v6 { format!("[{}]", addresses.replace('-', "]-[")) } else { addresses.to_owned() };
+        format!("snat {ip}to {to}:{ports} fully-random{persistent}")
     }
 
     fn in_iptables(&self, ports: PortRange) -> String {
-        match self {
-            Self::Masquerade => format!("-j MASQUERADE --to-ports {ports} --random-fully"),
-            Self::Snat { addresses, .. } if addresses.contains(':') => {
-                format!("-j SNAT --to-source [{addresses}]:{ports} --random-fully")
+        let persistent = if self.persistent { " --persistent" } else { "" };
+        match self.addresses {
+            // Its MASQUERADE does not take the option.
+            None => format!("-j MASQUERADE --to-ports {ports} --random-fully"),
+            Some(addresses) if addresses.contains(':') => {
+                format!("-j SNAT --to-source [{addresses}]:{ports} --random-fully{persistent}")
             }
-            Self::Snat { addresses, .. } => format!("-j SNAT --to-source {addresses}:{ports} --random-fully"),
+            Some(addresses) => format!("-j SNAT --to-source {addresses}:{ports} --random-fully{persistent}"),
         }
     }
 }
 
+/// Whether ports can be told to a rule that does the same: NETMAP takes none, and addresses of a map are not known.
+fn takes_ports(rule: &MasqueradeReport) -> bool {
+    rule.kind != SourceNatKind::Netmap && !rule.addresses.as_deref().is_some_and(|addresses| addresses.contains('?'))
+}
+
+/// What to put into each chain: what stands in for one rule would change what another one does.
+fn own_rules(beside: &[PortRange], rules: &[&MasqueradeReport]) -> String {
+    let (limitable, others): (Vec<&MasqueradeReport>, Vec<_>) = rules.iter().partition(|row| takes_ports(row));
+    let mut groups: BTreeMap<_, Vec<&MasqueradeReport>> = BTreeMap::new();
+    for rule in &limitable {
+        let place = &rule.place;
+        let target = Target::of(rule);
+        let kindred = (place.backend, place.family, &place.table, &place.chain, target.addresses, target.persistent);
+        groups.entry(kindred).or_default().push(rule);
+    }
+    let alone = groups.len() == 1 && others.is_empty();
+    let mut texts: Vec<String> = groups
+        .values()
+        .take(MAX_FIXES)
+        .map(|group| match group.first() {
+            Some(first) if !alone => format!("for {}: {}", position(first), lines(beside, group)),
+            _only => lines(beside, group),
+        })
+        .collect();
+    if groups.len() > MAX_FIXES {
+        texts.push(format!("and so for {} more", groups.len() - MAX_FIXES));
+    }
+    if let Some(first) = others.first() {
+        texts.push(format!(
+            "ports cannot be told to {}: keep what it translates away from those ports",
+            position(first)
+        ));
+    }
+    texts.join("; ")
+}
+
+fn position(rule: &MasqueradeReport) -> String {
+    let place = &rule.place;
+    format!("{} {} {} {} rule {}", place.backend.name(), place.family.name(), place.table, place.chain, place.position)
+}
+
 /// Rules that give connections the ports beside the NodePorts: both ranges in the right proportion, or the only one there is. In
-/// the words of `nft` where the rule is one of its own.
-fn own_rules(beside: &[PortRange], native: bool, rules: &[&MasqueradeReport]) -> String {
-    let target = Target::of(rules.first());
+/// the words of `nft` where the rules are its own. All of these rules translate alike.
+fn lines(beside: &[PortRange], rules: &[&MasqueradeReport]) -> String {
+    let Some(rule) = rules.first() else { return String::new() };
+    let (target, native) = (Target::of(rule), rule.place.backend == RuleBackend::Nftables);
     let only: BTreeSet<Protocol> = rules.iter().filter_map(|row| row.protocol).collect();
     let (place, protocols, rest) = if rules.iter().all(|row| row.protocol.is_some()) {
         ("instead of it", only.into_iter().collect(), "")
