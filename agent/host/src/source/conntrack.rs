@@ -74,9 +74,9 @@ const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 /// Dumps are compared with the counters this often at least. The counters need none to stay true, but do not tell what falls silent.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
-/// The part of the time that dumps may take on a node, of everything and of UDP alone, each. (Even one of an empty table of 262,144
-/// buckets takes 12 ms.)
-pub const DUMPING: Share = Share::one_in(320);
+/// The part of the time that dumps may take on a node. (Even one of an empty table of 262,144 buckets takes 12 ms; with half of this
+/// UDP is known too late to be counted to two ports.)
+pub const DUMPING: Share = Share::one_in(160);
 
 /// How long to wait after a reading of the counters that took so much of a CPU.
 fn pause_after(took: Duration) -> Duration {
@@ -174,7 +174,7 @@ impl ConntrackSource {
             access: Access::Closed { why: String::new(), next_attempt: NodeTime::default() },
             schedule: Schedule::new(options.dump_interval, options.dumping),
             entries: 0,
-            udp_schedule: Schedule::new(UDP_ALONE_EVERY, options.dumping),
+            udp_schedule: Schedule::seldom(UDP_ALONE_EVERY, options.dumping),
             reader: Reader::new(root),
             buffer: Buffer::default(),
             losses: Losses::default(),
@@ -233,7 +233,7 @@ impl ConntrackSource {
         } else {
             Schedule::new(interval, share)
         };
-        self.udp_schedule = Schedule::new(UDP_ALONE_EVERY, share);
+        self.udp_schedule = Schedule::seldom(UDP_ALONE_EVERY, share);
         self.plausible = Plausible::default();
         (self.dump_failed, self.dump_lacks) = (None, None);
     }

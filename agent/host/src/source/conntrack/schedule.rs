@@ -41,6 +41,11 @@ impl Schedule {
         Self { interval, share, next: None, repair_from, repair: false, dumps: 0, sooner: false }
     }
 
+    /// Beside another one: dumps take half of the part of the time that they may take else.
+    pub(super) fn seldom(interval: Duration, share: Share) -> Self {
+        Self::new(interval, Share::one_in(share.parts().saturating_mul(2)))
+    }
+
     /// The first ones come sooner: they show what kind of node this is.
     pub(super) fn sooner_at_first(interval: Duration, share: Share) -> Self {
         Self { sooner: true, ..Self::new(interval, share) }
@@ -61,9 +66,9 @@ impl Schedule {
         self.next.is_none_or(|next| now >= next)
     }
 
-    /// From now on the regular dumps come at least so far apart, and take half of the part of the time: others come in between.
+    /// From now on the regular dumps come at least so far apart, and take a quarter of the part of the time: others come in between.
     pub(super) fn slow_down(&mut self, interval: Duration) {
-        *self = Self { interval, share: Share::one_in(self.share.parts().saturating_mul(2)), ..self.clone() };
+        *self = Self { interval, share: Share::one_in(self.share.parts().saturating_mul(4)), ..self.clone() };
     }
 
     /// Something was lost: the table as it was put together from events is not true any more.
@@ -120,10 +125,20 @@ mod tests {
     }
 
     #[test]
-    fn dumps_that_were_slowed_down_take_half_as_much_of_the_time() {
+    fn dumps_beside_others_take_half_as_much_of_the_time() {
+        let mut schedule = Schedule::seldom(Duration::from_secs(1), SHARE);
+        for _ in 0..10 {
+            schedule.ended(Duration::from_millis(100), at(100), true);
+        }
+        assert!(!schedule.due(at(131)));
+        assert!(schedule.due(at(132)));
+    }
+
+    #[test]
+    fn dumps_that_were_slowed_down_take_a_quarter_as_much_of_the_time() {
         let mut schedule = Schedule::new(Duration::from_secs(5), SHARE);
         schedule.slow_down(INTERVAL);
-        for (millis, pause) in [(0, 60), (200, 64)] {
+        for (millis, pause) in [(0, 60), (200, 128)] {
             for _ in 0..10 {
                 schedule.ended(Duration::from_millis(millis), at(100), true);
             }
