@@ -124,6 +124,23 @@ fn each_rule_of_a_chain_gets_a_fix_of_its_own() {
         assert!(both.contains(part), "{both}");
     }
     assert!(!both.contains("MASQUERADE"), "{both}");
+    let addresses = remedy(vec![
+        snat(1, RuleFamily::Ip, one, "192.0.2.1", false),
+        snat(2, RuleFamily::Ip, one, "192.0.2.2", false),
+    ]);
+    assert!(addresses.contains("192.0.2.1:40000-65535") && addresses.contains("192.0.2.2:40000-65535"), "{addresses}");
+    let families = remedy(
+        [RuleFamily::Ip, RuleFamily::Ip6]
+            .map(|family| SourceNatRule {
+                target: rule(1, None, None, RANDOM, 1.0).target,
+                ..snat(1, family, one, "", false)
+            })
+            .to_vec(),
+    );
+    assert!(
+        families.contains("for iptables-nft ip nat") && families.contains("for iptables-nft ip6 nat"),
+        "{families}"
+    );
     let mapped = remedy(vec![snat(1, RuleFamily::Ip, one, "?", false)]);
     assert!(mapped.starts_with("ports cannot be told to iptables-nft ip nat POSTROUTING rule 1"), "{mapped}");
     assert!(!mapped.contains('`'), "{mapped}");
