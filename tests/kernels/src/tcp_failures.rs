@@ -123,7 +123,7 @@ fn dry_nat(scene: &Scene) -> Result<String> {
     let rule =
         ["POSTROUTING", "-o", "outside", "-p", "tcp", "--dport", "7404", "-j", "MASQUERADE", "--to-ports", "1024-1031"];
     let _rule = Rule::insert(scene.gateway(), "nat", &rule)?;
-    let _listener = load::listen(scene.outside(), to)?;
+    let listener = load::listen(scene.outside(), to)?;
     let (tried, again) = without_answer(scene, to, count)?;
     let opened = u64::try_from(tried.open.len()).context("count")?;
     let given_up = tried.unanswered;
@@ -139,6 +139,9 @@ fn dry_nat(scene: &Scene) -> Result<String> {
         ..scene.nothing(to)
     }])?;
     drop(tried);
+    // Ends the other half, too: a socket whose FIN is acknowledged while another CPU is still closing it waits a minute for it
+    // (`sock_owned_by_user` in FIN_WAIT1, `net/ipv4/tcp_input.c`), instead of becoming a TIME_WAIT at once.
+    drop(listener);
     scene.expect(&[TcpCounter {
         attempted: count,
         opened,
