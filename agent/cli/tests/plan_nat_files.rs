@@ -110,7 +110,14 @@ fn what_machines_were_given_wins_over_what_the_settings_mean() {
     let (answer, _) = plan(&format!("--from {nat} --from {mapping}"));
     assert_eq!((number(&answer, "ports_per_node"), number(&answer, "nodes")), (Some(512), Some(5)));
     assert_eq!((answer["basis"].as_str(), number(&answer, "capacity_nodes")), (Some("observed"), Some(126)));
-    assert!(notes(&answer).contains("1 of 5 machines have no ports now: n5"), "{answer:#}");
+    assert!(notes(&answer).contains("1 of 5 machines has no ports now: n5"), "{answer:#}");
+    // Nodes with less than the floor of alias ranges have none; that holds for other settings, too.
+    let (tried, _) = plan(&format!("--from {mapping} --min-ports 128"));
+    assert_eq!(
+        (number(&tried, "ports_per_node"), tried["basis"].as_str()),
+        (Some(128), Some("configured")),
+        "{tried:#}"
+    );
     let (alone, _) = plan(&format!("--from {mapping}"));
     assert_eq!((number(&alone, "nat_ips"), alone["nat_ips_assumed"].as_bool()), (Some(1), Some(true)), "{alone:#}");
     assert!(notes(&alone).contains("at least so many") && notes(&alone).contains("taken as static"), "{alone:#}");

@@ -25,3 +25,4 @@ pub mod report;
 pub mod sizing;
 pub mod time;
 pub mod watched;
+pub mod words;

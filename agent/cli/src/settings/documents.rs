@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use headroom_core::model::nat::{BadNatSettings, Described, ObservedPorts};
 use headroom_core::time::WallTime;
+use headroom_core::words::counted;
 use headroom_host::nat_documents::{self, Instance, MAX_BYTES, Said};
 use headroom_host::{bounded, clock};
 
@@ -150,7 +151,7 @@ impl Documents {
                 let node = name.unwrap_or("this node");
                 self.described
                     .notes
-                    .push(format!("{node} is not among the {} machines of {from}", self.instances.len()));
+                    .push(format!("{node} is not among the {} of {from}", counted(self.instances.len(), "machine")));
             }
         }
         self.described

@@ -131,7 +131,7 @@ fn the_node_finds_itself_in_a_mapping_by_its_name() {
         assert_eq!(of(name).observed.unwrap().ports, 64, "{name}");
     }
     let other = of("n2");
-    assert!(other.observed.is_none() && other.notes[0].contains("n2 is not among the 1 machines"), "{other:?}");
+    assert!(other.observed.is_none() && other.notes[0].contains("n2 is not among the 1 machine"), "{other:?}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::report::{
     OmittedDestinations, RateReport, SourcesReport, WorstDestination,
 };
 use crate::time::{NodeTime, Now};
+use crate::words::counted;
 
 /// What the demand of one protocol is judged by.
 struct Judge<'a> {
@@ -169,7 +170,7 @@ impl Judge<'_> {
         let allowed = self.limit.filter(|_| held_for > 0.0).map(|ports| f64::from(ports) / held_for);
         let basis = format!(
             "{} / ({} of life + {} s held after)",
-            self.limit.map_or_else(|| "ports".to_owned(), |ports| format!("{ports} ports")),
+            self.limit.map_or_else(|| "ports".to_owned(), |ports| counted(ports, "port")),
             seconds(lifetime),
             held_after.as_secs()
         );

@@ -1,8 +1,9 @@
 //! `headroom plan nat`: NAT sizes.
 
 use anyhow::{Context, bail};
-use headroom_core::model::nat::{Described, ObservedPorts, SetTimes};
+use headroom_core::model::nat::{ALIAS_FLOOR, Described, ObservedPorts, SetTimes};
 use headroom_core::sizing::nat::{Demand, NodesDemand, Question, plan};
+use headroom_core::words::counted;
 use headroom_host::clock;
 
 use crate::args::Format;
@@ -73,14 +74,20 @@ fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
         instances.iter().filter(|(_, machine)| machine.ports == Some(0)).map(|(name, _)| name.as_str()).collect();
     if let Some(first) = without.first() {
         let more = if without.len() > 1 { format!(" and {} more", without.len() - 1) } else { String::new() };
-        described.notes.push(format!("{} of {count} machines have no ports now: {first}{more}", without.len()));
+        let have = if without.len() == 1 { "has" } else { "have" };
+        let machines = counted(count, "machine");
+        described.notes.push(format!("{} of {machines} {have} no ports now: {first}{more}", without.len()));
     }
     let ports = || instances.values().filter_map(|machine| machine.ports).filter(|ports| *ports > 0);
+    // They show it, whatever is being tried with them.
+    if ports().max().is_some_and(|most| most < ALIAS_FLOOR) {
+        described.alias_ranges = described.alias_ranges.or(Some(false));
+    }
     if let (Some(least), Some(most)) = (ports().min(), ports().max())
         && !what_if
     {
         let range = if least == most { String::new() } else { format!(" ({least} to {most})") };
-        let why = format!("as {from} has it for {count} machines{range}");
+        let why = format!("as {from} has it for {}{range}", counted(count, "machine"));
         // The oldest of them tells how far all can be relied on.
         let observed = ObservedPorts { ports: most, why, at: ports_at.values().min().copied() };
         described.notes.extend(observed.told_age(clock::now().wall).map(|age| format!("what machines have is {age}")));
@@ -90,9 +97,9 @@ fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
     used.sort_unstable();
     let median = used.get(used.len() / 2).copied()?;
     described.notes.push(format!(
-        "demand as {from} has it for {} machines: {median} ports in the middle, {} at most; further machines are taken to \
+        "demand as {from} has it for {}: {median} ports in the middle, {} at most; further machines are taken to \
          need what the one in the middle does",
-        used.len(),
+        counted(used.len(), "machine"),
         used.last().unwrap_or(&median)
     ));
     let others = used.into_iter().map(|ports| NodesDemand { nodes: 1, ports }).collect();

@@ -8,6 +8,7 @@ use headroom_core::flow::Protocol;
 use headroom_core::model::leak::whole;
 use headroom_core::model::nat::{Profile, Serves};
 use headroom_core::report::{DemandReport, DestinationReport, PodShare, Report, SourcesReport};
+use headroom_core::words::counted;
 
 use super::{Width, heading};
 
@@ -106,10 +107,10 @@ fn pods(out: &mut String, report: &Report, width: Width) {
     }
     let told = pods.iter().take(3).map(|pod| {
         format!(
-            "{} ({} to {} destinations)",
+            "{} ({} to {})",
             named(&pod.namespace, &pod.name, pod.host, pod.address),
             pod.held,
-            pod.destinations
+            counted(pod.destinations, "destination")
         )
     });
     let mut text = told.collect::<Vec<_>>().join(", ");

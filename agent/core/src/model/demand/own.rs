@@ -223,3 +223,30 @@ impl Masquerades {
         self.largest
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn the_default_range_lasts_for_470_connections_a_second() {
+        let source = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let settings = PortSettings { ephemeral: PortRange::new(32_768, 60_999).unwrap(), reserved: Vec::new() };
+        let Local { range, usable, listening, exact } = Local::new(settings, &[], true);
+        assert_eq!(usable, 28_232);
+        let nothing = LocalUse {
+            destination: Endpoint::new(source, 443),
+            source,
+            open: 0,
+            time_wait: 0,
+            closed: 0,
+            range,
+            usable,
+            listening,
+            exact,
+        };
+        assert_eq!(format!("{:.1}", nothing.sustained_per_sec()), "470.5");
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::{Basis, Mode, NatSettings, PORTS_PER_NAT_IP, Profile, Sharing};
 use crate::time::WallTime;
+use crate::words::counted;
 
 /// Ports that Cloud NAT gives every node with alias IP ranges under static allocation, at least.
 pub const ALIAS_FLOOR: u32 = 1024;
@@ -178,7 +179,7 @@ impl NatSettings {
 
     fn azure_lb(&self) -> NodePorts {
         if let Some(ports) = self.min_ports.filter(|ports| *ports != 0) {
-            let why = format!("{ports} ports per node, allocated by hand");
+            let why = format!("{} per node, allocated by hand", counted(ports, "port"));
             return NodePorts { ports, reserved: ports, capacity_nodes: self.fit(ports), basis: self.basis, why };
         }
         let last = AZURE_LB_TIERS.last().map_or(0, |(most, _)| *most);
@@ -186,13 +187,12 @@ impl NatSettings {
         let per_ip = azure_lb_tier(pool.unwrap_or(1)).unwrap_or(0);
         let ports = per_ip.saturating_mul(self.nat_ips.unwrap_or(1));
         let ips = match self.nat_ips {
-            Some(1) => "1 frontend IP".to_owned(),
-            Some(ips) => format!("{ips} frontend IPs"),
+            Some(ips) => counted(ips, "frontend IP"),
             None => "1 frontend IP assumed".to_owned(),
         };
         let (basis, nodes) = match pool {
-            Some(pool) if self.nat_ips.is_none() => (Basis::Assumed, format!("{pool} nodes")),
-            Some(pool) => (self.basis, format!("{pool} nodes")),
+            Some(pool) if self.nat_ips.is_none() => (Basis::Assumed, counted(pool, "node")),
+            Some(pool) => (self.basis, counted(pool, "node")),
             None => (Basis::Assumed, "at most 50 nodes assumed".to_owned()),
         };
         let why = format!("automatic, {per_ip} ports for each frontend IP with {nodes}, {ips}");
@@ -203,7 +203,7 @@ impl NatSettings {
     /// Nothing is reserved: one node may take all that the NAT has towards a destination.
     fn shared(&self, per_ip: u32) -> NodePorts {
         let (ips, said) = match self.nat_ips {
-            Some(ips) => (ips, if ips == 1 { "1 IP".to_owned() } else { format!("{ips} IPs") }),
+            Some(ips) => (ips, counted(ips, "IP")),
             None if self.profile == Profile::Linux => (1, "1 IP as masquerading has".to_owned()),
             None => (1, "1 IP assumed".to_owned()),
         };

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, NatSettings, NodePorts, Profile};
+use crate::words::counted;
 
 mod bigger;
 mod idle;
@@ -85,7 +86,7 @@ fn with_air(demand: u32) -> u32 {
 
 /// `1 NAT IP`, `2 NAT IPs`.
 pub(crate) fn nat_ips(ips: u32) -> String {
-    if ips == 1 { "1 NAT IP".to_owned() } else { format!("{ips} NAT IPs") }
+    counted(ips, "NAT IP")
 }
 
 const REUSE: &str = "reuse connections in the pods named above";

@@ -3,6 +3,7 @@
 use super::{Demand, PlanOption, Question, Sums, with_an_ip};
 use crate::model::nat::remedy::{self, Target};
 use crate::model::nat::{ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, Mode, NatSettings, Profile, STATIC_DEFAULT};
+use crate::words::counted;
 
 pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
     let nat = &question.nat;
@@ -90,7 +91,9 @@ fn caution(nat: &NatSettings, target: Target, ports: u32) -> Option<String> {
 
 fn setting(nat: &NatSettings, target: Target) -> String {
     match (nat.profile, target) {
-        (Profile::AzureLb, Target { min_ports: Some(ports), .. }) => format!("{ports} ports allocated by hand"),
+        (Profile::AzureLb, Target { min_ports: Some(ports), .. }) => {
+            format!("{} allocated by hand", counted(ports, "port"))
+        }
         (_, Target { mode: Some(Mode::Dynamic), min_ports: Some(min), max_ports: Some(max), .. }) => {
             format!("dynamic allocation with {min} to {max} ports (endpoint-independent mapping off)")
         }

@@ -3,6 +3,7 @@
 
 use super::{Change, Remedy, Target, changes, more_ips, nat_ips};
 use crate::model::nat::{ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, Mode, NatSettings, NodePorts, Profile, STATIC_DEFAULT};
+use crate::words::counted;
 
 /// What there is to do, each enough by itself.
 pub fn bigger_gateway(nat: &NatSettings, ports: &NodePorts) -> Remedy {
@@ -73,7 +74,7 @@ fn dynamic(nat: &NatSettings, ports: &NodePorts) -> Remedy {
     let says = format!(
         "switch to dynamic allocation with min_ports_per_vm = {STATIC_DEFAULT} and max_ports_per_vm = {max} \
          (endpoint-independent mapping off){ips}: {}",
-        if fit == 1 { "1 node fits".to_owned() } else { format!("{fit} nodes fit") }
+        format!("{} {}", counted(fit, "node"), if fit == 1 { "fits" } else { "fit" })
     );
     Remedy { says, changes: changes(nat, target) }
 }
