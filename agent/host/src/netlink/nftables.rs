@@ -7,6 +7,7 @@ use headroom_core::observe::RuleFamily;
 
 use super::message::{Attributes, Malformed, Message};
 
+mod expression;
 pub mod rule;
 mod value;
 

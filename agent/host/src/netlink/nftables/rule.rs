@@ -11,8 +11,9 @@ use headroom_core::observe::{RuleFamily, SourceNat, SourceNatKind};
 use headroom_core::ports::PortRange;
 
 use super::super::message::{Attributes, Malformed};
+use super::expression::{Expression, Fields, Lookup, expressions, extension, immediate_verdict, lookup};
 use super::value::{NETWORK, NETWORK_V6, Value};
-use super::{RawRule, nfta, text, verdict};
+use super::{RawRule, text};
 use crate::iptables::xt::{self, nat_flags};
 use crate::rules::{Action, Parts, Rule};
 
@@ -39,28 +40,6 @@ pub struct Glance<'a> {
     pub chain: Option<&'a [u8]>,
     /// It leads to chains that a map names.
     pub map: bool,
-}
-
-/// One expression.
-struct Expression<'a> {
-    name: &'a [u8],
-    data: Attributes<'a>,
-}
-
-/// `NFTA_LIST_ELEM`, with `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA` in it.
-fn expressions<'a>(list: Attributes<'a>) -> impl Iterator<Item = Result<Expression<'a>, Malformed>> {
-    list.map(|one| {
-        let (mut name, mut data) = (&[][..], Attributes::new(&[]));
-        for part in one?.nested() {
-            let part = part?;
-            match part.kind {
-                1 => name = part.payload.strip_suffix(b"\0").unwrap_or(part.payload),
-                2 => data = part.nested(),
-                _ => {}
-            }
-        }
-        Ok(Expression { name, data })
-    })
 }
 
 /// Looks a rule over, without decoding what it asks.
@@ -132,69 +111,6 @@ fn comment(mut userdata: &[u8]) -> Option<String> {
     None
 }
 
-/// Name, revision and data of a `match` or `target`.
-fn extension(data: Attributes<'_>) -> Result<(&[u8], u8, &[u8]), Malformed> {
-    let (mut name, mut revision, mut info) = (&[][..], 0, &[][..]);
-    for attribute in data {
-        let attribute = attribute?;
-        match attribute.kind {
-            1 => name = attribute.payload.split(|byte| *byte == 0).next().unwrap_or_default(),
-            2 => revision = u8::try_from(attribute.be32("NFTA_TARGET_REV")?).unwrap_or(u8::MAX),
-            3 => info = attribute.payload,
-            _ => {}
-        }
-    }
-    Ok((name, revision, info))
-}
-
-/// A verdict and, where it jumps, the name of the chain.
-type Verdict<'a> = (i32, Option<&'a [u8]>);
-
-/// The verdict of an `immediate`, if it holds one.
-fn immediate_verdict(data: Attributes<'_>) -> Result<Option<Verdict<'_>>, Malformed> {
-    for attribute in data {
-        let attribute = attribute?;
-        // NFTA_IMMEDIATE_DATA
-        if attribute.kind == 2 {
-            for part in attribute.nested() {
-                let part = part?;
-                if part.kind == nfta::data::VERDICT {
-                    return verdict(part.nested()).map(Some);
-                }
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// `NFTA_LOOKUP_*`
-#[derive(Default)]
-struct Lookup {
-    set: String,
-    source: u32,
-    destination: Option<u32>,
-    inverted: bool,
-    /// Its result is a verdict.
-    leads: bool,
-}
-
-fn lookup(data: Attributes<'_>) -> Result<Lookup, Malformed> {
-    let mut lookup = Lookup::default();
-    for attribute in data {
-        let attribute = attribute?;
-        match attribute.kind {
-            1 => lookup.set = text(attribute.payload),
-            2 => lookup.source = attribute.be32("NFTA_LOOKUP_SREG")?,
-            3 => lookup.destination = Some(attribute.be32("NFTA_LOOKUP_DREG")?),
-            5 => lookup.inverted = attribute.be32("NFTA_LOOKUP_FLAGS")? & 1 != 0,
-            _ => {}
-        }
-    }
-    // NFT_REG_VERDICT
-    lookup.leads = lookup.destination == Some(0);
-    Ok(lookup)
-}
-
 /// Which of the sixteen small registers a number begins at.
 fn slot(register: u32) -> u32 {
     if register >= FIRST_SMALL_REGISTER { register - FIRST_SMALL_REGISTER } else { register.saturating_sub(1) * 4 }
@@ -210,25 +126,6 @@ struct Run<'a> {
     parts: Parts,
     action: Action,
     set: &'a mut dyn FnMut(&str) -> Option<String>,
-}
-
-/// Numbers and bytes of an expression, by attribute.
-struct Fields<'a>(BTreeMap<u16, &'a [u8]>);
-
-impl<'a> Fields<'a> {
-    fn of(data: Attributes<'a>) -> Result<Self, Malformed> {
-        data.map(|attribute| attribute.map(|attribute| (attribute.kind, attribute.payload)))
-            .collect::<Result<_, _>>()
-            .map(Self)
-    }
-
-    fn number(&self, kind: u16) -> Option<u32> {
-        Some(u32::from_be_bytes((*self.0.get(&kind)?).try_into().ok()?))
-    }
-
-    fn bytes(&self, kind: u16) -> Result<Option<&'a [u8]>, Malformed> {
-        self.0.get(&kind).map(|nested| super::value(Attributes::new(nested))).transpose()
-    }
 }
 
 impl Run<'_> {
