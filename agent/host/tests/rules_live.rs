@@ -17,6 +17,8 @@ mod bounds;
 mod force;
 #[path = "rules_live/judged.rs"]
 mod judged;
+#[path = "rules_live/keys.rs"]
+mod keys;
 #[path = "rules_live/mended.rs"]
 mod mended;
 #[path = "rules_live/sets.rs"]
@@ -130,6 +132,7 @@ fn arguments_of_targets_are_read_from_both_backends_and_families() {
     let rules = "*nat\n\
         -A POSTROUTING -s fd00::/8 -o eth0 -p tcp -j MASQUERADE --to-ports 1024-29999 --random-fully\n\
         -A POSTROUTING -d 2001:db8::7/128 -j SNAT --to-source 2001:db8::9\n\
+        -A POSTROUTING -m iprange --src-range 2001:db8::-2001:db8::5 -j SNAT --to-source 2001:db8::\n\
         COMMIT\n";
     assert_told(
         RuleFamily::Ip6,
@@ -137,6 +140,8 @@ fn arguments_of_targets_are_read_from_both_backends_and_families() {
         &[
             "ip6 POSTROUTING 1: -p tcp -o eth0 -s fd00::/8 Masquerade 1024-29999 RandomFully",
             "ip6 POSTROUTING 2: -d 2001:db8::7/128 Snat 2001:db8::9 Keep",
+            // Addresses with bits in their first four bytes only are not of IPv4.
+            "ip6 POSTROUTING 3: --src-range 2001:db8::-2001:db8::5 Snat 2001:db8:: Keep",
         ],
     );
 }

@@ -4,7 +4,8 @@
 use headroom_core::observe::{RuleBackend, RuleFamily};
 use headroom_fuzz::sow;
 use headroom_host::netlink::message::Messages;
-use headroom_host::netlink::nftables::rule::{glance, rule};
+use headroom_host::netlink::nftables::rule::{SetInWords, glance, rule};
+use headroom_host::netlink::nftables::set::{Key, SetHead, set};
 use headroom_host::netlink::nftables::{chain, elements, is_interrupted, raw_rule, table};
 use headroom_host::netlink::ipset;
 use headroom_host::rules::Chain;
@@ -80,18 +81,21 @@ fn others() -> Vec<u8> {
     let hook = attribute(4, &[number(1, 4), number(2, 100)].concat());
     let head = message(10 << 8 | 3, &[attribute(1, b"nat\0"), attribute(3, b"out\0"), hook, attribute(7, b"nat\0")]);
     let verdict = attribute(2, &attribute(2, &[number(1, 0xffff_fffc), attribute(2, b"external-A-b/c/tcp/d\0")].concat()));
+    // inet_proto . inet_service, a map; ipv4_addr, intervals.
+    let map = message(10 << 8 | 9, &[attribute(2, b"service-nodeports\0"), number(3, 8), number(4, 12 << 6 | 13)]);
+    let addresses = message(10 << 8 | 9, &[attribute(2, b"set\0"), number(3, 4), number(4, 7)]);
     let element = attribute(1, &[value(1, &[6, 0, 0, 0, 0x75, 0x80, 0, 0]), verdict, number(3, 1)].concat());
     let elements = message(10 << 8 | 12, &[attribute(2, b"service-nodeports\0"), attribute(3, &element)]);
     let port = attribute(7, &attribute(4, &[0x75, 0x80]));
     let set = message(6 << 8 | 7, &[attribute(2, b"KUBE-NODE-PORT-TCP\0"), attribute(8, &port)]);
-    [table, head, elements, set].concat()
+    [table, head, map, elements, addresses, set].concat()
 }
 
 /// A seed that is refused would teach the fuzzer little.
 fn begin() {
     let (rules, others) = (rules(), others());
     assert_eq!(feed(&rules), Seen { rules: 3, ..Seen::default() });
-    assert_eq!(feed(&others), Seen { dormant: 1, chains: 1, elements: 1, ports: 1, ..Seen::default() });
+    assert_eq!(feed(&others), Seen { dormant: 1, chains: 1, sets: 2, in_words: 1, elements: 1, ports: 1, ..Seen::default() });
     sow([&*rules, &others, &[&*rules, &others].concat()]);
 }
 
@@ -105,22 +109,39 @@ struct Seen {
     dormant: usize,
     chains: usize,
     rules: usize,
+    sets: usize,
+    in_words: usize,
     elements: usize,
     ports: usize,
 }
 
 fn feed(bytes: &[u8]) -> Seen {
     let (mut found, mut seen) = (Vec::new(), Seen::default());
+    // Elements are of the set that was seen last.
+    let (mut head, mut keys) = (None, Vec::new());
     for message in Messages::new(bytes).map_while(Result::ok) {
         let _interrupted = is_interrupted(&message);
         seen.dormant += usize::from(table(&message).is_ok_and(|table| table.is_some_and(|table| table.dormant)));
         seen.chains += usize::from(chain(&message).is_ok_and(|chain| chain.is_some()));
-        let _elements = elements(&message, |_element| seen.elements += 1);
+        if let Ok(Some(another)) = set(&message) {
+            seen.sets += 1;
+            (head, keys) = (Some(another), Vec::new());
+        }
+        let _elements = elements(&message, |element| {
+            seen.elements += 1;
+            keys.push(Key::of(&element));
+        });
+        if !keys.is_empty() {
+            seen.in_words += usize::from(head.as_ref().is_some_and(|set| set.in_words(keys.clone(), 16).is_some()));
+        }
         let _ports = ipset::ports(&message, |_port| seen.ports += 1);
         if let Ok(Some(raw)) = raw_rule(&message) {
             let _glance = glance(&raw);
             let position = u32::try_from(found.len() + 1).expect("few rules fit");
-            found.extend(rule(&raw, RuleFamily::Ip, position, &mut |set| Some(set.to_owned())));
+            found.extend(rule(&raw, RuleFamily::Ip, position, &mut |set| SetInWords {
+                words: Some(set.to_owned()),
+                registers: head.as_ref().map(SetHead::registers).unwrap_or_default(),
+            }));
         }
     }
     seen.rules = found.len();

@@ -197,7 +197,7 @@ fn rule(family: RuleFamily, entry: &Entry<'_>, position: u32, jump: Option<Strin
             parts.unclear.push("a match".to_owned());
             break;
         };
-        xt::read_match(&name, revision, one.get(EXTENSION_HEADER..).unwrap_or_default(), &mut parts);
+        xt::read_match(&name, revision, one.get(EXTENSION_HEADER..).unwrap_or_default(), family, &mut parts);
         rest = rest.get(one.len()..).unwrap_or_default();
     }
     let action = match (verdict(entry), jump) {

@@ -40,16 +40,16 @@ pub fn choice(flags: u32) -> PortChoice {
     }
 }
 
-/// Adds what a match asks.
-pub fn read_match(name: &str, revision: u8, data: &[u8], parts: &mut Parts) {
+/// Adds what a match asks, in a table of this family.
+pub fn read_match(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: &mut Parts) {
     parts.selective |= name != "comment";
-    if understood(name, revision, data, parts).is_none() {
+    if understood(name, revision, data, family, parts).is_none() {
         parts.unclear.push(format!("match `{name}`"));
     }
 }
 
 /// `None` if the match is not one that is decoded, or not laid out as it should be.
-fn understood(name: &str, revision: u8, data: &[u8], parts: &mut Parts) -> Option<()> {
+fn understood(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: &mut Parts) -> Option<()> {
     let condition = match (name, revision) {
         ("comment", _) => {
             parts.comment = Some(text(data.get(..COMMENT_BYTES.min(data.len()))?));
@@ -82,7 +82,7 @@ fn understood(name: &str, revision: u8, data: &[u8], parts: &mut Parts) -> Optio
         ("policy", 0) => policy(data)?,
         ("realm", 0) => format!("-m realm {}--realm {:#x}", not(*data.get(8)? != 0), u32_at(data, 0)?),
         ("limit", 0) => "-m limit …".to_owned(),
-        ("iprange", 1) => iprange(data)?,
+        ("iprange", 1) => iprange(data, family)?,
         _ => return None,
     };
     if !condition.is_empty() {
@@ -192,19 +192,10 @@ fn policy(data: &[u8]) -> Option<String> {
     Some(format!("-m policy --dir {direction} --pol {}", if flags & 4 != 0 { "none" } else { "ipsec" }))
 }
 
-/// `struct xt_iprange_mtinfo`, IPv4 or IPv6 by what is not zero.
-fn iprange(data: &[u8]) -> Option<String> {
+/// `struct xt_iprange_mtinfo`.
+fn iprange(data: &[u8], family: RuleFamily) -> Option<String> {
     let flags = *data.get(64)?;
-    let address = |at: usize| -> Option<IpAddr> {
-        let bytes: [u8; 16] = data.get(at..at + 16)?.try_into().ok()?;
-        let rest = bytes.get(4..)?;
-        let [a, b, c, d, ..] = bytes;
-        Some(if rest.iter().all(|byte| *byte == 0) {
-            Ipv4Addr::new(a, b, c, d).into()
-        } else {
-            Ipv6Addr::from(bytes).into()
-        })
-    };
+    let address = |at: usize| address(data, at, family);
     let mut words = Vec::new();
     if flags & 1 != 0 {
         words.push(format!("{}--src-range {}-{}", not(flags & 16 != 0), address(0)?, address(16)?));
@@ -225,7 +216,7 @@ pub fn read_target(name: &str, revision: u8, data: &[u8], family: RuleFamily, pa
         _ => return Action::Continue,
     };
     let v4_only = family == RuleFamily::Ip && revision == 0;
-    let decoded = if v4_only { multi_range(data) } else { range(data) };
+    let decoded = if v4_only { multi_range(data) } else { range(data, family) };
     Action::Translate(decoded.map_or_else(
         || {
             parts.unclear.push(format!("target `{name}` revision {revision}"));
@@ -274,17 +265,24 @@ fn multi_range(data: &[u8]) -> Option<NatRange> {
 }
 
 /// `struct nf_nat_range` and `struct nf_nat_range2`, which has one port more.
-fn range(data: &[u8]) -> Option<NatRange> {
-    let address = |at: usize| -> Option<IpAddr> {
-        let bytes: [u8; 16] = data.get(at..at + 16)?.try_into().ok()?;
-        let [a, b, c, d, rest @ ..] = bytes;
-        Some(if rest == [0; 12] { Ipv4Addr::new(a, b, c, d).into() } else { Ipv6Addr::from(bytes).into() })
-    };
+fn range(data: &[u8], family: RuleFamily) -> Option<NatRange> {
     Some(NatRange {
         flags: u32_at(data, 0)?,
-        addresses: (address(4)?, address(20)?),
+        addresses: (address(data, 4, family)?, address(data, 20, family)?),
         ports: (be16_at(data, 36)?, be16_at(data, 38)?),
     })
+}
+
+/// `union nf_inet_addr`: IPv4 has the first four of its bytes. The bytes do not tell which it is (`2001:db8::`), the table does, and
+/// one of both families does not.
+fn address(data: &[u8], at: usize, family: RuleFamily) -> Option<IpAddr> {
+    let bytes: [u8; 16] = data.get(at..at.checked_add(16)?)?.try_into().ok()?;
+    let [a, b, c, d, ..] = bytes;
+    match family {
+        RuleFamily::Ip => Some(Ipv4Addr::new(a, b, c, d).into()),
+        RuleFamily::Ip6 => Some(Ipv6Addr::from(bytes).into()),
+        RuleFamily::Inet => None,
+    }
 }
 
 /// A protocol number in a rule; 0 is all.
@@ -313,4 +311,42 @@ pub(crate) fn be16_at(data: &[u8], at: usize) -> Option<u16> {
 
 pub(crate) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(data.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises IPv6 addresses that have bits in the first four bytes only. If this fails, they are told as IPv4, and the fix
+    /// for such a rule is one that no program takes.
+    #[test]
+    fn addresses_are_of_the_family_of_their_table() {
+        let mut first = [0; 16];
+        first[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+        let mut last = first;
+        last[15] = 9;
+        let told = |family| {
+            let snat = [&nat_flags::MAP_IPS.to_ne_bytes()[..], &first, &last, &[0; 8]].concat();
+            let mut parts = Parts::default();
+            let Action::Translate(target) = read_target("SNAT", 2, &snat, family, &mut parts) else { panic!() };
+            read_match("iprange", 1, &[&first[..], &last, &[0; 32], &[1, 0]].concat(), family, &mut parts);
+            (target.addresses, parts.conditions, parts.unclear)
+        };
+        assert_eq!(
+            told(RuleFamily::Ip6),
+            (
+                Some("2001:db8::-2001:db8::9".to_owned()),
+                vec!["--src-range 2001:db8::-2001:db8::9".to_owned()],
+                Vec::new()
+            )
+        );
+        // As the kernel has an IPv4 address in a union of both, the rest is not looked at.
+        let (addresses, conditions, _) = told(RuleFamily::Ip);
+        assert_eq!(
+            (addresses.as_deref(), conditions[0].as_str()),
+            (Some("32.1.13.184"), "--src-range 32.1.13.184-32.1.13.184")
+        );
+        let (addresses, conditions, unclear) = told(RuleFamily::Inet);
+        assert_eq!((addresses, conditions.len(), unclear.len()), (None, 0, 2), "{unclear:?}");
+    }
 }

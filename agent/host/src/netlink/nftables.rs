@@ -1,7 +1,8 @@
 //! `nf_tables` over netlink: requests, and what is in the answers.
 //!
 //! Attributes are those of `uapi/linux/netfilter/nf_tables.h` (stable, numbers in network order). [`rule`] decodes a rule's
-//! expressions. Only what a dump of tables, chains, rules and elements holds is read; the requests are all GETs.
+//! expressions, [`set`] tells what is in a set. Only what a dump of tables, chains, rules, sets and elements holds is read; the
+//! requests are all GETs.
 
 use headroom_core::observe::RuleFamily;
 
@@ -9,6 +10,7 @@ use super::message::{Attributes, Malformed, Message};
 
 mod expression;
 pub mod rule;
+pub mod set;
 mod value;
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
@@ -22,6 +24,9 @@ const GET_CHAIN: u16 = SUBSYSTEM | 4;
 /// `NFT_MSG_NEWRULE`, `NFT_MSG_GETRULE`.
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
+/// `NFT_MSG_NEWSET`, `NFT_MSG_GETSET`.
+const NEW_SET: u16 = SUBSYSTEM | 9;
+const GET_SET: u16 = SUBSYSTEM | 10;
 /// `NFT_MSG_NEWSETELEM`, `NFT_MSG_GETSETELEM`.
 const NEW_ELEMENTS: u16 = SUBSYSTEM | 12;
 const GET_ELEMENTS: u16 = SUBSYSTEM | 13;
@@ -53,6 +58,12 @@ pub(crate) mod nfta {
         pub(crate) const EXPRESSIONS: u16 = 4;
         pub(crate) const USERDATA: u16 = 7;
     }
+    pub(crate) mod set {
+        pub(crate) const TABLE: u16 = 1;
+        pub(crate) const NAME: u16 = 2;
+        pub(crate) const FLAGS: u16 = 3;
+        pub(crate) const KEY_TYPE: u16 = 4;
+    }
     pub(crate) mod elements {
         pub(crate) const TABLE: u16 = 1;
         pub(crate) const SET: u16 = 2;
@@ -83,6 +94,8 @@ pub enum Request<'a> {
     Chains,
     /// The rules of a table.
     Rules(Place<'a>),
+    /// The sets and maps of a table.
+    Sets(Place<'a>),
     /// The elements of a set or map.
     Elements(Place<'a>),
 }
@@ -123,6 +136,7 @@ pub fn request(what: &Request<'_>, sequence: u32) -> Vec<u8> {
         Request::Tables => (GET_TABLE, 0, Vec::new()),
         Request::Chains => (GET_CHAIN, 0, Vec::new()),
         Request::Rules(place) => (GET_RULE, number(place.family), strings(place, nfta::rule::TABLE, nfta::rule::CHAIN)),
+        Request::Sets(place) => (GET_SET, number(place.family), strings(place, nfta::set::TABLE, nfta::set::NAME)),
         Request::Elements(place) => {
             (GET_ELEMENTS, number(place.family), strings(place, nfta::elements::TABLE, nfta::elements::SET))
         }

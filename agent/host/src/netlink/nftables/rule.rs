@@ -42,6 +42,15 @@ pub struct Glance<'a> {
     pub map: bool,
 }
 
+/// A set that a rule looks into.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SetInWords {
+    /// Its elements, if it is short and they have words: `{80, 443}`.
+    pub words: Option<String>,
+    /// How many registers of four bytes each field of its keys takes; empty where that is not known.
+    pub registers: Vec<u32>,
+}
+
 /// Looks a rule over, without decoding what it asks.
 ///
 /// # Errors
@@ -85,7 +94,7 @@ pub fn rule(
     raw: &RawRule<'_>,
     family: RuleFamily,
     position: u32,
-    set: &mut dyn FnMut(&str) -> Option<String>,
+    set: &mut dyn FnMut(&str) -> SetInWords,
 ) -> Result<Rule, Malformed> {
     let v6 = family == RuleFamily::Ip6;
     let mut run =
@@ -125,7 +134,7 @@ struct Run<'a> {
     registers: BTreeMap<u32, (Value, Option<Vec<u8>>)>,
     parts: Parts,
     action: Action,
-    set: &'a mut dyn FnMut(&str) -> Option<String>,
+    set: &'a mut dyn FnMut(&str) -> SetInWords,
 }
 
 impl Run<'_> {
@@ -134,7 +143,7 @@ impl Run<'_> {
         match name {
             b"match" => {
                 let (name, revision, info) = extension(data)?;
-                xt::read_match(&text(name), revision, info, &mut self.parts);
+                xt::read_match(&text(name), revision, info, self.family, &mut self.parts);
             }
             b"target" => {
                 let (name, revision, info) = extension(data)?;
@@ -228,11 +237,12 @@ impl Run<'_> {
                 (fields.number(1), Value::Number { modulus: number(2), offset: fields.number(4).unwrap_or(0) })
             }
             b"bitwise" => return self.bitwise(fields),
-            // byteorder: the same number, the other way round; constants are told in network order then.
+            // byteorder
             _ => {
                 let moved = fields.number(1).and_then(|source| self.registers.get(&slot(source)).cloned());
-                if let (Some(register), Some(value)) = (fields.number(2), moved) {
-                    self.registers.insert(slot(register), value);
+                if let (Some(register), Some((value, mask))) = (fields.number(2), moved) {
+                    let mask = mask.map(|mask| mask.into_iter().rev().collect());
+                    self.registers.insert(slot(register), (value.swapped(), mask));
                 }
                 return Ok(());
             }
@@ -321,13 +331,21 @@ impl Run<'_> {
             self.action = Action::Map;
             return;
         }
-        let value = self.registers.get(&slot(lookup.source)).map(|(value, _)| value.clone());
-        let name = value.as_ref().map_or_else(|| "?".to_owned(), Value::name);
-        let within = (self.set)(&lookup.set).unwrap_or_else(|| format!("@{}", lookup.set));
+        let set = (self.set)(&lookup.set);
+        // The fields of a concatenation stand one behind the other.
+        let mut registers = vec![slot(lookup.source)];
+        for taken in set.registers.split_last().map_or(&[][..], |(_last, ahead)| ahead) {
+            registers.push(registers.last().map_or(*taken, |last| last.saturating_add(*taken)));
+        }
+        let values: Vec<Option<&Value>> =
+            registers.iter().map(|register| self.registers.get(register).map(|(value, _)| value)).collect();
+        let names: Vec<String> = values.iter().map(|value| value.map_or_else(|| "?".to_owned(), Value::name)).collect();
+        let understood = values.iter().all(|value| value.is_some_and(Value::is_understood));
+        let within = set.words.unwrap_or_else(|| format!("@{}", lookup.set));
         let not = if lookup.inverted { "! " } else { "" };
         // Of a map, too: a packet whose key is not in it goes on to the next rule.
-        let condition = format!("{not}{name} in {within}");
-        if value.is_some_and(|value| value.is_understood()) {
+        let condition = format!("{not}{} in {within}", names.join(" . "));
+        if understood {
             self.parts.conditions.push(condition);
         } else {
             self.parts.unclear.push(condition);

@@ -21,6 +21,8 @@ pub(super) enum Value {
     AddressType(&'static str),
     /// `numgen random mod N` or `numgen inc mod N`, with its offset.
     Number { modulus: u32, offset: u32 },
+    /// A number that the machine has in its own order, in network order: order matters to what it is compared with.
+    Swapped(Box<Value>),
     /// Something else, by its name.
     Other(String),
 }
@@ -75,6 +77,7 @@ impl Value {
             Self::Payload(base, offset, length) => format!("payload {base},{offset},{length}"),
             Self::AddressType(side) => format!("--{side}-type"),
             Self::Number { modulus, .. } => format!("numgen mod {modulus}"),
+            Self::Swapped(value) => value.name(),
             Self::Other(name) => name.clone(),
         }
     }
@@ -89,6 +92,7 @@ impl Value {
             Self::Conntrack(key) => matches!(key, 0 | 2 | 3),
             Self::Payload(..) => self.kind() != Kind::Raw,
             Self::AddressType(_) | Self::Number { .. } => true,
+            Self::Swapped(value) => value.is_understood(),
             Self::Bytes(_) | Self::Other(_) => false,
         }
     }
@@ -103,6 +107,20 @@ impl Value {
 
     pub(super) fn is_destination_port(&self) -> bool {
         *self == Self::Payload(2, 2, 2)
+    }
+
+    /// The same number, the other way round.
+    pub(super) fn swapped(self) -> Self {
+        match self {
+            Self::Swapped(value) => *value,
+            Self::Meta(meta::MARK | meta::IIF | meta::OIF) | Self::Conntrack(_) | Self::AddressType(_)
+                if cfg!(target_endian = "little") =>
+            {
+                Self::Swapped(Box::new(self))
+            }
+            // Of `numgen`, both orders are looked for.
+            _ => self,
+        }
     }
 
     fn is_source_address(&self) -> bool {
@@ -124,12 +142,17 @@ impl Value {
             Self::Payload(2, 0 | 2, 2) => Kind::Port,
             Self::Payload(..) if self.is_source_address() || self.is_destination_address() => Kind::Address,
             Self::AddressType(_) => Kind::Type,
+            Self::Swapped(value) => value.kind(),
             _ => Kind::Raw,
         }
     }
 
     /// A constant this is compared with, in its words; with a mask where there is one.
     pub(super) fn shown(&self, bytes: &[u8], mask: Option<&[u8]>) -> String {
+        if let Self::Swapped(value) = self {
+            let swapped = |bytes: &[u8]| bytes.iter().rev().copied().collect::<Vec<u8>>();
+            return value.shown(&swapped(bytes), mask.map(swapped).as_deref());
+        }
         let native = || bytes.try_into().ok().map(u32::from_ne_bytes);
         match self.kind() {
             Kind::Name => {
@@ -149,16 +172,7 @@ impl Value {
                     (None, _) => raw(bytes),
                 }
             }
-            Kind::Type => native().map_or_else(
-                || raw(bytes),
-                |kind| match kind {
-                    1 => "UNICAST".to_owned(),
-                    2 => "LOCAL".to_owned(),
-                    3 => "BROADCAST".to_owned(),
-                    5 => "MULTICAST".to_owned(),
-                    kind => kind.to_string(),
-                },
-            ),
+            Kind::Type => native().map_or_else(|| raw(bytes), address_type),
             Kind::Address => self.address(bytes, mask),
             Kind::Raw => raw(bytes),
         }
@@ -180,6 +194,17 @@ impl Value {
             whole.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
             format!("{}/{compared}", Ipv6Addr::from(whole))
         }
+    }
+}
+
+/// `RTN_*` (`uapi/linux/rtnetlink.h`), as `iptables` calls them.
+pub(super) fn address_type(kind: u32) -> String {
+    match kind {
+        1 => "UNICAST".to_owned(),
+        2 => "LOCAL".to_owned(),
+        3 => "BROADCAST".to_owned(),
+        5 => "MULTICAST".to_owned(),
+        kind => kind.to_string(),
     }
 }
 

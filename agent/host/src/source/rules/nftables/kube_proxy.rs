@@ -7,7 +7,7 @@ use headroom_core::observe::{NodePort, RuleFamily, ServiceProxy};
 
 use super::elements;
 use crate::netlink::message::Malformed;
-use crate::netlink::nftables::rule::rule;
+use crate::netlink::nftables::rule::{SetInWords, rule};
 use crate::netlink::nftables::{Place, RawRule};
 use crate::source::rules::Reading;
 
@@ -21,7 +21,7 @@ const ELEMENTS_LIMIT: usize = super::super::NODE_PORTS_LIMIT;
 
 /// A NodePort as a rule of `iptables-nft`: `-p tcp -m comment --comment "ns/name:port" --dport 30080 -j KUBE-EXT-…`.
 pub(super) fn of_rule(raw: &RawRule<'_>, family: RuleFamily) -> Result<Option<NodePort>, Malformed> {
-    let parts = rule(raw, family, 1, &mut |_| None)?.parts;
+    let parts = rule(raw, family, 1, &mut |_set| SetInWords::default())?.parts;
     let (Some(protocol), Some(port)) = (parts.protocol, parts.destination_port) else { return Ok(None) };
     Ok(Some(NodePort { proxy: ServiceProxy::Iptables, protocol, port, service: parts.comment }))
 }

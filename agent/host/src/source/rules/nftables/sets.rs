@@ -1,143 +1,78 @@
-//! Short sets of addresses or ports, in words.
+//! Short sets in words.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use headroom_core::observe::RuleFamily;
 
-use super::elements;
-use crate::netlink::nftables::Place;
+use super::{Bound, elements};
+use crate::netlink::nftables::rule::SetInWords;
+use crate::netlink::nftables::set::{Key, SetHead, set};
+use crate::netlink::nftables::{self as nft, Place, Request};
+use crate::netlink::query::{Query, QueryError};
 
 /// Sets whose elements are told at most, and elements of each.
 const SETS_LIMIT: usize = 64;
 const SET_ELEMENTS_SHOWN: usize = 16;
+/// Sets of a table whose types are kept at most.
+const HEADS_LIMIT: usize = 65_536;
 
 /// The sets of a table.
 pub(super) struct Sets<'a> {
     family: RuleFamily,
     table: &'a str,
     deadline: Instant,
-    known: BTreeMap<String, Option<String>>,
+    /// What each is, once somebody asks for one.
+    heads: Option<BTreeMap<String, SetHead>>,
+    known: BTreeMap<String, SetInWords>,
 }
 
 impl<'a> Sets<'a> {
     pub(super) fn new(family: RuleFamily, table: &'a str, deadline: Instant) -> Self {
-        Self { family, table, deadline, known: BTreeMap::new() }
+        Self { family, table, deadline, heads: None, known: BTreeMap::new() }
     }
 
-    /// `{10.0.0.0/8, 172.16.0.0/12}` for a short set of addresses or ports; `None` for one that is told by its name.
-    pub(super) fn shown(&mut self, set: &str) -> Option<String> {
-        if let Some(known) = self.known.get(set) {
+    /// A set in words: its elements if it is a short one of a type that has words, its name otherwise.
+    pub(super) fn shown(&mut self, name: &str) -> SetInWords {
+        if let Some(known) = self.known.get(name) {
             return known.clone();
         }
-        let shown = if self.known.len() < SETS_LIMIT { self.read(set) } else { None };
-        self.known.insert(set.to_owned(), shown.clone());
+        // Sets whose types could not be read are told by their names.
+        let heads = self.heads.take().unwrap_or_else(|| self.heads().unwrap_or_default());
+        let shown = match heads.get(name) {
+            Some(head) => SetInWords { words: self.elements(head), registers: head.registers() },
+            None => SetInWords::default(),
+        };
+        self.heads = Some(heads);
+        self.known.insert(name.to_owned(), shown.clone());
         shown
     }
 
-    fn read(&self, set: &str) -> Option<String> {
-        let mut keys: Vec<(Vec<u8>, bool)> = Vec::new();
-        let place = Place { family: self.family, table: self.table, within: Some(set) };
-        let more = elements(&place, SET_ELEMENTS_SHOWN * 2 + 1, self.deadline, |element| {
-            keys.push((element.key.to_vec(), element.is_end));
-        })
-        .ok()?;
-        (!more).then(|| intervals(keys)).flatten()
-    }
-}
-
-/// Keys of a set in words, if they are addresses or ports, and not too many. Intervals come as their beginning, and as what follows their end.
-fn intervals(mut keys: Vec<(Vec<u8>, bool)>) -> Option<String> {
-    // Where one interval follows another at once, the end of the first comes before the beginning of the second.
-    keys.sort_by(|(key, is_end), (other, other_is_end)| key.cmp(other).then(other_is_end.cmp(is_end)));
-    let shown = |key: &[u8]| match key.len() {
-        2 => Some(u16::from_be_bytes(key.try_into().ok()?).to_string()),
-        4 => Some(Ipv4Addr::from(*key.first_chunk::<4>()?).to_string()),
-        16 => Some(Ipv6Addr::from(*key.first_chunk::<16>()?).to_string()),
-        _ => None,
-    };
-    let has_intervals = keys.iter().any(|(_, is_end)| *is_end);
-    let mut words = Vec::new();
-    let mut keys = keys.into_iter().peekable();
-    while let Some((key, is_end)) = keys.next() {
-        // What is below the first interval.
-        if is_end {
-            continue;
-        }
-        let first = shown(&key)?;
-        let next = keys.peek().filter(|_| has_intervals).map(|(key, _)| before(key));
-        let _end = keys.next_if(|(_, is_end)| *is_end);
-        words.push(match next {
-            None if has_intervals => format!("{first}-"),
-            None => first,
-            Some(last) if last == key => first,
-            Some(last) => {
-                prefix(&key, &last).map_or(format!("{first}-{}", shown(&last)?), |bits| format!("{first}/{bits}"))
+    fn heads(&self) -> Result<BTreeMap<String, SetHead>, QueryError> {
+        let mut heads = BTreeMap::new();
+        let mut query = Query::open()?;
+        let place = Place { family: self.family, table: self.table, within: None };
+        let request = nft::request(&Request::Sets(place), query.next_sequence());
+        let mut bound = Bound::new("sets", HEADS_LIMIT);
+        query.list("sets", &request, self.deadline, |message| {
+            let Some(head) = set(message)? else { return Ok(ControlFlow::Continue(())) };
+            let more = bound.one_more();
+            if more.is_continue() {
+                heads.insert(head.name.clone(), head);
             }
-        });
+            Ok(more)
+        })?;
+        Ok(heads)
     }
-    (words.len() <= SET_ELEMENTS_SHOWN).then(|| format!("{{{}}}", words.join(", ")))
-}
 
-/// The number before, of as many bytes.
-fn before(key: &[u8]) -> Vec<u8> {
-    let mut bytes = key.to_vec();
-    for byte in bytes.iter_mut().rev() {
-        let (less, borrowed) = byte.overflowing_sub(1);
-        *byte = less;
-        if !borrowed {
-            break;
-        }
-    }
-    bytes
-}
-
-/// The length of the prefix that covers exactly `first` to `last`.
-fn prefix(first: &[u8], last: &[u8]) -> Option<u32> {
-    if first.len() < 4 {
-        return None;
-    }
-    let mut bits = 0;
-    let mut differs = false;
-    for (first, last) in first.iter().zip(last) {
-        let differing = first ^ last;
-        if differs && (*first != 0 || *last != u8::MAX) {
+    fn elements(&self, head: &SetHead) -> Option<String> {
+        if head.fields.is_empty() || self.known.len() >= SETS_LIMIT {
             return None;
         }
-        if !differs {
-            bits += differing.leading_zeros();
-            let rest = u8::MAX.checked_shr(differing.leading_zeros()).unwrap_or(0);
-            if differing != rest || first & rest != 0 {
-                return None;
-            }
-            differs = differing != 0;
-        }
-    }
-    Some(bits)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sets_are_told_as_prefixes_where_they_are_some() {
-        let key = |address: [u8; 4], is_end| (address.to_vec(), is_end);
-        let private = vec![
-            key([0, 0, 0, 0], true),
-            key([10, 0, 0, 0], false),
-            key([11, 0, 0, 0], true),
-            key([172, 16, 0, 0], false),
-            key([172, 32, 0, 0], true),
-            key([192, 0, 2, 5], false),
-            key([192, 0, 2, 8], true),
-        ];
-        assert_eq!(intervals(private).as_deref(), Some("{10.0.0.0/8, 172.16.0.0/12, 192.0.2.5-192.0.2.7}"));
-        assert_eq!(
-            intervals(vec![key([1, 2, 3, 4], false), key([1, 2, 3, 9], false)]).as_deref(),
-            Some("{1.2.3.4, 1.2.3.9}")
-        );
-        assert_eq!(intervals(vec![(vec![0; 7], false)]), None);
+        let mut keys: Vec<Key> = Vec::new();
+        let place = Place { family: self.family, table: self.table, within: Some(&head.name) };
+        let more = elements(&place, SET_ELEMENTS_SHOWN * 2 + 1, self.deadline, |element| keys.push(Key::of(&element)));
+        (!more.ok()?).then(|| head.in_words(keys, SET_ELEMENTS_SHOWN)).flatten()
     }
 }
