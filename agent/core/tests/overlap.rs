@@ -178,6 +178,21 @@ fn rules_that_divide_connections_among_ranges_beside_the_node_ports_give_none_aw
     assert_near(shares(&node.report(), Protocol::TCP).0, (1.0 - chance) * 2768.0 / 65_536.0);
 }
 
+/// Exercises a table with more rules than are read. If this fails, `check` finds nothing wrong with rules that it never saw.
+#[test]
+fn rules_that_were_not_read_leave_the_answer_open_where_a_collision_does_harm() {
+    for (proxy, expected) in [(ServiceProxy::Cilium, Severity::Unknown), (ServiceProxy::Iptables, Severity::Info)] {
+        let mut ledger = Node::with(vec![], vec![node_port(proxy, 30_080)]).ledger();
+        let detail = CoverageDetail { how: String::new(), degraded: Some(Why::new("of 2100 chains 2048 were read")) };
+        let fact = Fact::Coverage(Known::Present(detail));
+        ledger.apply(Observation { at: NodeTime::from_secs(1), source: SourceId::Rules, fact });
+        let now = Now { node: NodeTime::from_secs(2), wall: WallTime::from_secs(1_700_000_000) };
+        let report = evaluate(&ledger, &mut Memory::default(), &Policy::default(), now);
+        let found = report.findings.iter().find(|finding| finding.id == FindingId::SourceDegraded).unwrap();
+        assert_eq!((found.severity, found.title.as_str()), (expected, "rules: of 2100 chains 2048 were read"));
+    }
+}
+
 /// Exercises rules that keep ports. If this fails, plain MASQUERADE is blamed, or a pod's wide range is not.
 #[test]
 fn a_kept_port_lands_where_the_pods_draw_theirs() {

@@ -9,6 +9,7 @@ use crate::report::Report;
 /// What could not be observed, and what that leaves open.
 pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let works = |source| view.ledger.works(source);
+    let harmful = report.overlap.proxies.iter().find(|proxy| proxy.harmful);
     let has_flows = report.nat.demand.tcp.ports.is_some();
     let mut findings: Vec<Finding> = Vec::new();
     for (source, coverage) in view.coverage {
@@ -40,6 +41,14 @@ pub(super) fn degraded(view: &View<'_>, report: &Report) -> Vec<Finding> {
             }
             // They are read again and again; what is in force is what they said before somebody spoilt them.
             SourceId::NatFiles => ("the NAT is judged by what the files said before".to_owned(), Severity::Warning),
+            // Those that are missing may be the ones that matter.
+            SourceId::Rules if works_partly && harmful.is_some() => (
+                format!(
+                    "rules that were not read may put connections on NodePorts; with {}, a collision does harm",
+                    harmful.map_or("", |proxy| proxy.proxy.title())
+                ),
+                Severity::Unknown,
+            ),
             _ if works_partly => ("what it shows is true, but not all there is".to_owned(), Severity::Info),
             SourceId::Tcp if works(SourceId::Conntrack) => {
                 ("conntrack stands in: held ports are known, failed connects are not".to_owned(), Severity::Info)

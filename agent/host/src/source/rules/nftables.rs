@@ -2,7 +2,7 @@
 //! matter, in full. kube-proxy's NodePorts are in a chain (`iptables-nft`), decoded as it passes by, or in maps of a table of
 //! its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -175,8 +175,8 @@ fn table(
     for attempt in 1..=ATTEMPTS {
         let mut node_ports = Vec::new();
         let (links, rules, interrupted) = links(family, name, deadline, with_node_ports.then_some(&mut node_ports))?;
-        let wanted = matter(&links, &nat.translating);
-        let (chains, changed) = full(family, name, nat, &wanted, deadline)?;
+        let (wanted, more) = nearest(matter(&links, &nat.translating), &links, &nat.translating);
+        let Full { chains, changed, cut } = full(family, name, nat, &wanted, deadline)?;
         let unsteady = interrupted || changed;
         if unsteady && attempt < ATTEMPTS {
             continue;
@@ -187,6 +187,8 @@ fn table(
             reading.missing.push(format!("nftables table `{} {name}` changed each time it was read", family.name()));
         } else {
             reading.rules += rules;
+            let left_out = more.into_iter().chain(cut);
+            reading.missing.extend(left_out.map(|why| format!("nftables table `{} {name}`: {why}", family.name())));
             reading.source_nat.extend(source_nat(&place, &chains).into_iter().map(|rule| in_force(rule, nat)));
         }
         break;
@@ -277,39 +279,74 @@ fn closure<'a>(from: impl Iterator<Item = &'a str>, next: impl Fn(&'a str) -> Ve
     reached
 }
 
-/// Reads some chains in full; whether they changed meanwhile.
-fn full(
-    family: RuleFamily,
-    table: &str,
-    nat: &Nat,
-    wanted: &BTreeSet<&str>,
-    deadline: Instant,
-) -> Result<(Vec<Chain>, bool), QueryError> {
-    if wanted.len() > FULL_CHAINS_LIMIT {
-        return Err(QueryError::TooMany { what: "chains that lead to a translating rule", limit: FULL_CHAINS_LIMIT });
+/// Of the chains that matter as many as are read in full, those nearest to the hooks first, and why there are no more of them: what
+/// leads to a chain that is read is read as well.
+fn nearest<'a>(
+    matter: BTreeSet<&'a str>,
+    links: &'a BTreeMap<String, Links>,
+    hooks: &'a BTreeSet<String>,
+) -> (Vec<&'a str>, Option<String>) {
+    let all = matter.len();
+    if all <= FULL_CHAINS_LIMIT {
+        return (matter.into_iter().collect(), None);
     }
+    let mut waiting: VecDeque<&str> = hooks.iter().map(String::as_str).collect();
+    let mut reached: BTreeSet<&str> = BTreeSet::new();
+    let mut nearest = Vec::new();
+    while let Some(chain) = waiting.pop_front().filter(|_| nearest.len() < FULL_CHAINS_LIMIT) {
+        if matter.contains(chain) && reached.insert(chain) {
+            nearest.push(chain);
+            waiting.extend(links.get(chain).into_iter().flat_map(|held| &held.chains).map(String::as_str));
+        }
+    }
+    let why = format!("of {all} chains that lead to a translating rule {} were read", nearest.len());
+    (nearest, Some(why))
+}
+
+/// Chains in full.
+struct Full {
+    chains: Vec<Chain>,
+    /// They changed meanwhile.
+    changed: bool,
+    /// Why some of them are missing.
+    cut: Option<String>,
+}
+
+/// Reads some chains in full, in this order, for as long as there is room and time.
+fn full(family: RuleFamily, table: &str, nat: &Nat, wanted: &[&str], deadline: Instant) -> Result<Full, QueryError> {
     let mut sets = Sets::new(family, table, deadline);
     let mut bound = Bound::new("rules in chains that lead to a translating one", FULL_RULES_LIMIT);
-    let (mut chains, mut interrupted) = (Vec::new(), false);
+    let mut full = Full { chains: Vec::new(), changed: false, cut: None };
     for name in wanted {
         let mut rules: Vec<Rule> = Vec::new();
         let mut query = Query::open()?;
         let place = Place { family, table, within: Some(name) };
         let request = nft::request(&Request::Rules(place), query.next_sequence());
-        query.list("rules", &request, deadline, |message| {
-            interrupted |= nft::is_interrupted(message);
+        let listed = query.list("rules", &request, deadline, |message| {
+            full.changed |= nft::is_interrupted(message);
             let Some(raw) = nft::raw_rule(message)? else { return Ok(ControlFlow::Continue(())) };
-            let position = u32::try_from(rules.len() + 1).unwrap_or(u32::MAX);
-            rules.push(rule(&raw, family, position, &mut |set| sets.shown(set))?);
-            Ok(bound.one_more())
-        })?;
-        if bound.count > FULL_RULES_LIMIT {
-            break;
-        }
-        chains.push(Chain { name: (*name).to_owned(), at_hook: nat.translating.contains(*name), rules });
+            let more = bound.one_more();
+            if more.is_continue() {
+                let position = u32::try_from(rules.len() + 1).unwrap_or(u32::MAX);
+                rules.push(rule(&raw, family, position, &mut |set| sets.shown(set))?);
+            }
+            Ok(more)
+        });
+        // The first rules of a chain do what they do, whatever comes behind them.
+        full.chains.push(Chain { name: (*name).to_owned(), at_hook: nat.translating.contains(*name), rules });
+        full.cut = match listed {
+            Ok(()) if bound.count > bound.limit => {
+                Some(format!("of the {} the first {} were read", bound.what, bound.limit))
+            }
+            Ok(()) => continue,
+            Err(error @ QueryError::Late(_)) => {
+                Some(format!("{error}; {} of {} chains were read", full.chains.len(), wanted.len()))
+            }
+            Err(error) => return Err(error),
+        };
+        break;
     }
-    bound.end()?;
-    Ok((chains, interrupted))
+    Ok(full)
 }
 
 /// Shows the elements of a set or map, at most so many; whether there are more.
