@@ -73,8 +73,9 @@ fn dynamic(nat: &NatSettings, ports: &NodePorts) -> Remedy {
     let ips = more.map_or_else(String::new, |ips| format!(" and use {}", nat_ips(ips)));
     let says = format!(
         "switch to dynamic allocation with min_ports_per_vm = {STATIC_DEFAULT} and max_ports_per_vm = {max} \
-         (endpoint-independent mapping off){ips}: {}",
-        format!("{} {}", counted(fit, "node"), if fit == 1 { "fits" } else { "fit" })
+         (endpoint-independent mapping off){ips}: {} {}",
+        counted(fit, "node"),
+        if fit == 1 { "fits" } else { "fit" }
     );
     Remedy { says, changes: changes(nat, target) }
 }
