@@ -91,8 +91,8 @@ pub struct Ledger {
     conntrack_began: Option<ConntrackStats>,
     conntrack_filling: DemandHistory,
     cilium: Option<CiliumConntrack>,
-    /// Entries left behind when it was first read.
-    cilium_began: u64,
+    /// Entries left behind when it was first read whole.
+    cilium_began: Option<u64>,
     timeouts: Option<ConntrackTimeouts>,
     platform: Option<Platform>,
     coverage: BTreeMap<SourceId, Known<CoverageDetail>>,
@@ -118,7 +118,7 @@ impl Ledger {
             conntrack_began: None,
             conntrack_filling: DemandHistory::default(),
             cilium: None,
-            cilium_began: 0,
+            cilium_began: None,
             timeouts: None,
             platform: None,
             coverage: BTreeMap::new(),
@@ -176,9 +176,7 @@ impl Ledger {
             Fact::NodePortRange(range) => self.services_of(source).shown_range(range),
             Fact::ConntrackUse(used) => self.conntrack_used(used, at),
             Fact::CiliumConntrack(read) => {
-                if self.cilium.is_none() {
-                    self.cilium_began = read.left_behind();
-                }
+                self.cilium_began = self.cilium_began.or_else(|| read.is_whole().then(|| read.left_behind()));
                 self.cilium = Some(read);
             }
             Fact::ConntrackTimeouts(timeouts) => self.timeouts = Some(timeouts),
@@ -324,8 +322,8 @@ impl Ledger {
         &self.conntrack_filling
     }
 
-    /// Cilium's own conntrack map, once read, and how many entries were left behind in it when it was read first.
-    pub fn cilium_conntrack(&self) -> Option<(&CiliumConntrack, u64)> {
+    /// Cilium's own conntrack map, once read, and how many entries were left behind in it when it was first read whole.
+    pub fn cilium_conntrack(&self) -> Option<(&CiliumConntrack, Option<u64>)> {
         self.cilium.as_ref().map(|read| (read, self.cilium_began))
     }
 

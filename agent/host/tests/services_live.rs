@@ -13,6 +13,9 @@ use headroom_host::root::HostRoot;
 use headroom_host::source::services::{ipvs, read};
 use nix::sched::{CloneFlags, unshare};
 
+#[path = "services_live/connections.rs"]
+mod connections;
+
 fn sh(script: &str) {
     assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
 }

@@ -1,9 +1,12 @@
 //! Entries of Cilium's conntrack maps, one after the other: 14 bytes of a key for IPv4, 38 for IPv6; 56 of a value.
 #![no_main]
 
+use std::collections::BTreeMap;
+
+use headroom_core::known::Known;
 use headroom_core::observe::CiliumHairpin;
 use headroom_fuzz::sow;
-use headroom_host::source::cilium_conntrack::Halves;
+use headroom_host::source::cilium_conntrack::halves::{Halves, MAX_HALVES, Pairs};
 use headroom_host::source::cilium_conntrack::layout::{KEY_V4_BYTES, KEY_V6_BYTES, VALUE_BYTES};
 use libfuzzer_sys::fuzz_target;
 
@@ -26,15 +29,20 @@ fn begin() {
 }
 
 fn pairs<const K: usize>(bytes: &[u8]) -> Vec<CiliumHairpin> {
-    let mut halves = Halves::default();
+    let mut halves = Halves::with_room(MAX_HALVES);
+    // What a key has last is what it has when it is asked for again.
+    let mut now = BTreeMap::new();
     for entry in bytes.chunks_exact(K + VALUE_BYTES) {
         if let Some((key, value)) = entry.split_first_chunk::<K>()
             && let Some(value) = value.first_chunk::<VALUE_BYTES>()
         {
             halves.see(key, value);
+            now.insert(*key, *value);
         }
     }
-    halves.pairs()
+    let mut pairs = Pairs::default();
+    pairs.add(halves, |key| now.get(key).map_or(Known::Absent, |value| Known::Present(*value)));
+    pairs.hairpins
 }
 
 fuzz_target!(init: begin(), |bytes: &[u8]| {

@@ -47,19 +47,19 @@ fn hairpin(key: &HairpinKey, row: &Hairpin, sockets_seen: bool, holders: &Holder
     }
 }
 
-/// Cilium's map of TCP over IPv4.
-const TCP_V4: &str = "cilium_ct4_global";
+/// Cilium's maps of TCP.
+const TCP: [&str; 2] = ["cilium_ct4_global", "cilium_ct6_global"];
 
 /// Those in Cilium's maps.
 pub(super) fn cilium(ledger: &Ledger, holders: &Holders<'_>) -> Option<CiliumReport> {
     let (read, began) = ledger.cilium_conntrack()?;
     let listed = read.hairpins.iter().take(MAX_LISTED);
     let omitted = read.hairpins.len().saturating_sub(MAX_LISTED);
-    let tcp_v4 = read.maps.iter().find(|map| map.name == TCP_V4);
+    let tcp = TCP.into_iter().find_map(|name| read.maps.iter().find(|map| map.name == name));
     Some(CiliumReport {
-        entries: tcp_v4.map_or(0, |map| map.entries),
-        max: tcp_v4.map_or(0, |map| map.max),
-        complete: read.maps.iter().all(|map| map.complete),
+        entries: tcp.map(|map| map.entries),
+        max: tcp.map(|map| map.max),
+        complete: read.is_whole(),
         maps: read.maps.clone(),
         left_behind: read.left_behind(),
         left_behind_at_start: began,

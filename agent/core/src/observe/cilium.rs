@@ -16,6 +16,9 @@ pub struct CiliumConntrack {
     pub hairpins_omitted: u64,
     /// Entries left behind of those that are not listed.
     pub left_behind_omitted: u64,
+    /// Entries of pods that talk to themselves of which it could not be told whether they were left behind.
+    #[serde(default)]
+    pub unjudged: u64,
 }
 
 /// One of Cilium's conntrack maps.
@@ -40,6 +43,11 @@ impl fmt::Display for CiliumMap {
 }
 
 impl CiliumConntrack {
+    /// Whether it shows all there is; if not, there may be more of everything.
+    pub fn is_whole(&self) -> bool {
+        self.unjudged == 0 && self.maps.iter().all(|map| map.complete)
+    }
+
     /// Entries left behind, of all pods.
     pub fn left_behind(&self) -> u64 {
         self.hairpins.iter().map(CiliumHairpin::left_behind).fold(self.left_behind_omitted, u64::saturating_add)

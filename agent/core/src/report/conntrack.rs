@@ -208,19 +208,19 @@ pub struct HairpinReport {
 /// Cilium's own conntrack maps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CiliumReport {
-    /// Entries of the map of TCP over IPv4 (`cilium_ct4_global`); 0 where there is none.
-    pub entries: u64,
+    /// Entries of the map of TCP: over IPv4 (`cilium_ct4_global`), or over IPv6 where there is no other; absent without either.
+    pub entries: Option<u64>,
     /// Entries it takes at most.
-    pub max: u64,
-    /// All maps were read whole.
+    pub max: Option<u64>,
+    /// All maps were read whole, and every entry of a pod that talks to itself was judged.
     pub complete: bool,
     /// Each map there is: TCP and all else, over IPv4 and IPv6.
     #[serde(default)]
     pub maps: Vec<CiliumMap>,
     /// Entries of pods that talk to themselves that were left behind.
     pub left_behind: u64,
-    /// How many there were when headroom began to watch.
-    pub left_behind_at_start: u64,
+    /// How many there were when headroom began to watch; absent until all was read once.
+    pub left_behind_at_start: Option<u64>,
     /// Connections that get no answer because of one, now.
     pub broken: u64,
     /// By pod and port, most left behind first; at most 50.

@@ -162,6 +162,7 @@ fn cilium(alone: u64, broken: u64) -> Fact {
         hairpins: vec![of_pod],
         hairpins_omitted: 0,
         left_behind_omitted: 0,
+        unjudged: 0,
     })
 }
 
@@ -187,4 +188,47 @@ fn ciliums_entries_are_a_leak_when_many_when_they_grow_or_when_connections_break
             assert!(found.remedy.contains("1.28.3-gke.1090000 and 1.27.11-gke.1097000"), "{}", found.remedy);
         }
     }
+}
+
+/// Exercises growth against a beginning that was not read whole. If this fails, entries that were there before headroom came are
+/// told as new ones, and a leak that mends itself as one that grows.
+#[test]
+fn entries_grow_from_what_the_first_whole_reading_showed() {
+    let of = |alone: u64, complete: bool, unjudged: u64| {
+        let Fact::CiliumConntrack(mut read) = cilium(alone, 0) else { panic!() };
+        read.maps[0].complete = complete;
+        read.unjudged = unjudged;
+        Fact::CiliumConntrack(read)
+    };
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 1, ConntrackStats::ZERO);
+    let mut told = |second, fact| {
+        node.put(second, SourceId::CiliumConntrack, fact);
+        let report = node.report(second);
+        let map = report.conntrack.cilium.clone().unwrap();
+        let severity = finding(&report, FindingId::ConntrackHairpinLeak).map(|found| found.severity);
+        (map.left_behind_at_start, map.left_behind, map.complete, severity)
+    };
+    assert_eq!(told(1, of(0, false, 0)), (None, 0, false, None));
+    assert_eq!(told(2, of(30, true, 7)), (None, 30, false, None));
+    assert_eq!(told(3, of(40, true, 0)), (Some(40), 40, true, None));
+    // What a reading in part shows is the least there is.
+    assert_eq!(told(4, of(60, false, 0)), (Some(40), 60, false, Some(Severity::Warning)));
+}
+
+/// Exercises a node without IPv4. If this fails, its map is told as an empty one without room.
+#[test]
+fn entries_of_the_map_that_there_is_are_told_and_none_where_there_is_no_map_of_tcp() {
+    let told = |names: &[&str]| {
+        let Fact::CiliumConntrack(mut read) = cilium(0, 0) else { panic!() };
+        let map = read.maps.remove(0);
+        read.maps = names.iter().map(|name| CiliumMap { name: (*name).to_owned(), ..map.clone() }).collect();
+        let mut node = Node::new(LedgerLimits::default());
+        node.used(1, 1, ConntrackStats::ZERO);
+        node.put(1, SourceId::CiliumConntrack, Fact::CiliumConntrack(read));
+        let cilium = node.report(1).conntrack.cilium.unwrap();
+        (cilium.entries, cilium.max)
+    };
+    assert_eq!(told(&["cilium_ct6_global", "cilium_ct_any6_global"]), (Some(5000), Some(131_072)));
+    assert_eq!(told(&["cilium_ct_any4_global"]), (None, None));
 }

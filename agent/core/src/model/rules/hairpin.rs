@@ -75,7 +75,7 @@ fn untold(entries: u64) -> Option<Evidence> {
 }
 
 fn cilium(map: &CiliumReport) -> Option<Finding> {
-    let grown = map.left_behind.saturating_sub(map.left_behind_at_start);
+    let grown = map.left_behind_at_start.map_or(0, |start| map.left_behind.saturating_sub(start));
     if map.left_behind < CILIUM_LEFT_BEHIND && grown < CILIUM_GROWN && map.broken == 0 {
         return None;
     }
@@ -92,10 +92,12 @@ fn cilium(map: &CiliumReport) -> Option<Finding> {
     let mut evidence = vec![Evidence::seen(
         SourceId::CiliumConntrack,
         format!(
-            "{}; {} OUT entries left behind, {} when headroom began to watch",
+            "{}; {}{} OUT entries left behind{}",
             map.maps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            if map.complete { "" } else { "at least " },
             map.left_behind,
             map.left_behind_at_start
+                .map_or_else(String::new, |start| format!(", {start} when headroom began to watch"))
         ),
     )];
     evidence.extend(map.hairpins.iter().filter(|row| row.counts.left_behind() > 0).take(4).map(|row| {

@@ -1,5 +1,5 @@
-//! What aya has no wrapper for: batches of a map, taking a key out, opening a pinned map for reading only. With
-//! `iptables::kernel` and `memory` the only modules of headroom-host with unsafe code.
+//! What aya has no wrapper for: batches of a map, taking a key out, and, of pinned maps, opening them for reading only and looking
+//! up a key. With `iptables::kernel` and `memory` the only modules of headroom-host with unsafe code.
 
 use std::ffi::CString;
 use std::io;
@@ -45,10 +45,24 @@ struct ElementAttributes {
     value: u64,
     flags: u64,
 }
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
+
+/// The value of a key, if it is there. In an LRU map it does not count as use (since Linux 5.2).
+pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &mut V) -> io::Result<bool> {
+    match element(BPF_MAP_LOOKUP_ELEM, map, key, value) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
 
 /// Takes one key out of a hash.
 pub(super) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &mut V) -> io::Result<()> {
+    element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, value)
+}
+
+fn element<K: Pod, V: Pod>(command: libc::c_long, map: BorrowedFd<'_>, key: &K, value: &mut V) -> io::Result<()> {
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd().cast_unsigned(),
         padding: 0,
@@ -56,16 +70,9 @@ pub(super) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &mut V) 
         value: std::ptr::from_mut(value).expose_provenance() as u64,
         flags: 0,
     };
-    // SAFETY: the kernel reads one key and writes one value, of the map's sizes, which aya compared with `K` and `V` when the
-    // map was taken; any bytes are a `Pod`. Both live until the call returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_LOOKUP_AND_DELETE_ELEM,
-            &raw mut attributes,
-            size_of::<ElementAttributes>(),
-        )
-    };
+    // SAFETY: the kernel reads one key and writes one value, of the map's sizes, which were compared with `K` and `V` when the
+    // map was opened; any bytes are a `Pod`. Both live until the call returns.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<ElementAttributes>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError};
 
-use super::calls::{lookup_batch, open_pinned};
+use super::calls::{lookup, lookup_batch, open_pinned};
 use super::{BATCH, MAX_BATCH};
 
 // include/uapi/linux/bpf.h.
@@ -97,6 +97,16 @@ impl<const K: usize, const V: usize> Pinned<K, V> {
     /// The kernel does not describe it any more.
     pub fn max_entries(&self) -> Result<u32, PinnedError> {
         self.map.info().map(|info| info.max_entries()).map_err(PinnedError::Examine)
+    }
+
+    /// The value of a key as it is now, if it is there.
+    ///
+    /// # Errors
+    /// The kernel could not read it.
+    pub fn get(&self, key: &[u8; K]) -> Result<Option<[u8; V]>, PinnedError> {
+        let mut value = [0; V];
+        let found = lookup(self.map.fd().as_fd(), key, &mut value).map_err(PinnedError::Read)?;
+        Ok(found.then_some(value))
     }
 
     /// Shows entries, batch after batch for as long as `more` says so; it is told how many there were. True if all were shown.

@@ -95,6 +95,15 @@ pub fn key(bytes: &[u8]) -> Option<Key> {
     })
 }
 
+/// The key of the other entry of the same connection.
+pub fn twin<const K: usize>(key: &[u8; K]) -> [u8; K] {
+    let mut twin = *key;
+    if let Some(flags) = twin.last_mut() {
+        *flags ^= KEY_IN;
+    }
+    twin
+}
+
 /// A value.
 pub fn value(bytes: &[u8; VALUE_BYTES]) -> Value {
     let half = |at: usize| {
