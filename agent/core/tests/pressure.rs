@@ -31,6 +31,7 @@ impl Node {
     /// A node with one pod, `shop/checkout`.
     fn new(limits: LedgerLimits) -> Self {
         let mut node = Self(Ledger::new(limits));
+        node.put(0, SourceId::ConntrackUse, Fact::ConntrackTimeouts(ConntrackTimeouts::default()));
         node.put(0, SourceId::Cri, Fact::Begin(Snapshot::Runtime));
         let pod = PodName { namespace: "shop".to_owned(), name: "checkout".to_owned() };
         let sandbox = Sandbox {

@@ -5,9 +5,11 @@ use std::cmp::Reverse;
 use crate::flow::Protocol;
 use crate::ledger::{Hairpin, HairpinKey, Ledger};
 use crate::model::holders::Holders;
-use crate::observe::SourceId;
+use crate::observe::{ConntrackTimeouts, SourceId};
 use crate::report::{CiliumHairpinReport, CiliumReport, HairpinReport};
 
+/// An entry that a packet keeps for no longer than this ends by itself, as those in `TIME_WAIT` do.
+const ENDS_SOON_SECS: u32 = 120;
 /// Pairs listed at most.
 const MAX_LISTED: usize = 50;
 
@@ -19,13 +21,21 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>) -> (Vec<HairpinRepo
     }
     // What a degraded source does not show may be open.
     let seen = ledger.has_read(SourceId::Sockets);
-    let mut listed: Vec<HairpinReport> = rows.map(|(key, row)| hairpin(key, row, seen, holders)).collect();
+    // Without them nobody knows what is silent, nor what lasts.
+    let timeouts = ledger.conntrack_timeouts();
+    let mut listed: Vec<HairpinReport> = rows.map(|(key, row)| hairpin(key, row, seen, timeouts, holders)).collect();
     listed.sort_by_key(|row| Reverse((row.left_behind, row.open, row.entries)));
     let omitted = listed.split_off(listed.len().min(MAX_LISTED)).len();
     (listed, u64::try_from(omitted).unwrap_or(u64::MAX))
 }
 
-fn hairpin(key: &HairpinKey, row: &Hairpin, sockets_seen: bool, holders: &Holders<'_>) -> HairpinReport {
+fn hairpin(
+    key: &HairpinKey,
+    row: &Hairpin,
+    sockets_seen: bool,
+    timeouts: Option<&ConntrackTimeouts>,
+    holders: &Holders<'_>,
+) -> HairpinReport {
     let pod = holders.pod(key.address);
     let dialled = key.dialled.endpoint;
     let sockets = row.sockets.filter(|_| sockets_seen && key.dialled.protocol == Protocol::TCP);
@@ -42,9 +52,25 @@ fn hairpin(key: &HairpinKey, row: &Hairpin, sockets_seen: bool, holders: &Holder
         silent: row.silent,
         longest_silence_secs: row.longest_secs,
         sockets,
-        // Which entry a socket has is not known; it may be any of the silent ones.
-        left_behind: sockets.map(|sockets| row.silent.min(row.open.saturating_sub(sockets))),
+        left_behind: sockets.zip(timeouts).map(|(sockets, timeouts)| left_behind(row, sockets, timeouts)),
+        half_closed: row.half_closed,
     }
+}
+
+/// Silent entries that no socket has, of those that do not end soon. Which entry a socket has is not known; it may be any of the
+/// silent ones.
+fn left_behind(row: &Hairpin, sockets: u64, timeouts: &ConntrackTimeouts) -> u64 {
+    let (open, silent) = if half_closed_lasts(timeouts) {
+        (row.open, row.silent)
+    } else {
+        (row.open.saturating_sub(row.half_closed), row.silent.saturating_sub(row.half_closed_silent))
+    };
+    silent.min(open.saturating_sub(sockets))
+}
+
+/// Whether the kernel keeps entries that one side has closed for long: kube-proxy has it do so for an hour.
+pub(super) fn half_closed_lasts(timeouts: &ConntrackTimeouts) -> bool {
+    timeouts.tcp_close_wait > ENDS_SOON_SECS
 }
 
 /// Cilium's maps of TCP.

@@ -201,8 +201,12 @@ pub struct HairpinReport {
     pub longest_silence_secs: u32,
     /// Sockets that the pod had open to the Service when the dump ended; absent where sockets are not seen.
     pub sockets: Option<u64>,
-    /// Open and silent entries that belong to no socket; absent where sockets are not seen.
+    /// Open and silent entries that belong to no socket and do not end within two minutes; absent where sockets are not seen, or the
+    /// time-outs in force are not known.
     pub left_behind: Option<u64>,
+    /// Open ones that one side has closed (`CLOSE_WAIT`).
+    #[serde(default)]
+    pub half_closed: u64,
 }
 
 /// Cilium's own conntrack maps.

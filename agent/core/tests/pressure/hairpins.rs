@@ -155,6 +155,43 @@ fn connections_are_left_behind_only_when_all_sockets_are_known() {
     assert_eq!(told(&mut later, 7), (None, None));
 }
 
+/// Exercises connections that one side has closed. If this fails, those that end within the minute are a leak, or one that kube-proxy
+/// keeps for an hour is said to stay for five days.
+#[test]
+fn entries_that_one_side_has_closed_end_by_their_own_time_out() {
+    let timeouts = |close_wait| ConntrackTimeouts { tcp_close_wait: close_wait, ..ConntrackTimeouts::default() };
+    let told = |known: Option<ConntrackTimeouts>, established: u16, half_closed: u16, remaining: u32| {
+        let mut node = Node(Ledger::new(LedgerLimits::default()));
+        node.used(1, 40, ConntrackStats::ZERO);
+        if let Some(timeouts) = known {
+            node.put(1, SourceId::ConntrackUse, Fact::ConntrackTimeouts(timeouts));
+        }
+        sockets(&mut node, 1, 0);
+        let open = (0..established).map(|port| hairpin(2000 + port, ConntrackTcpState::Established, 428_400));
+        let half = (0..half_closed).map(|port| hairpin(3000 + port, ConntrackTcpState::CloseWait, remaining));
+        node.dump(2, open.chain(half), Outcome::Complete);
+        let report = node.report(2);
+        let row = &report.conntrack.hairpins[0];
+        let remedy = finding(&report, FindingId::ConntrackHairpinLeak).map(|found| {
+            let (_, rest) = found.remedy.split_once("left behind go ").unwrap();
+            rest.split_once(", or at once").unwrap().0.to_owned()
+        });
+        (row.half_closed, row.silent, row.left_behind, remedy)
+    };
+    let after = |text: &str| Some(text.to_owned());
+    // The kernel's own 60 s: gone by themselves, whatever else there is.
+    assert_eq!(told(Some(timeouts(60)), 0, 30, 40), (30, 30, Some(0), None));
+    assert_eq!(told(Some(timeouts(60)), 20, 30, 40), (30, 50, Some(20), after("after 5 d")));
+    // kube-proxy's hour.
+    assert_eq!(told(Some(timeouts(3600)), 0, 30, 1800), (30, 30, Some(30), after("after 60 min")));
+    let both = after("after 5 d, those that one side has closed after 60 min");
+    assert_eq!(told(Some(timeouts(3600)), 20, 30, 1800), (30, 50, Some(50), both));
+    // Data that is not acknowledged shortens the timer to five minutes: how long they are silent is not known.
+    assert_eq!(told(Some(timeouts(3600)), 0, 30, 290), (30, 0, Some(0), None));
+    // Nobody could read the time-outs.
+    assert_eq!(told(None, 20, 30, 40), (30, 50, None, None));
+}
+
 fn cilium(alone: u64, broken: u64) -> Fact {
     let of_pod = CiliumHairpin { address: POD, port: 8080, open: 3, closing: 1, half_closed: 0, alone, broken };
     Fact::CiliumConntrack(CiliumConntrack {

@@ -110,12 +110,15 @@ impl EntryState {
 pub(super) fn silent_secs(entry: &ConntrackEntry, timeouts: &ConntrackTimeouts) -> Option<u32> {
     let remaining = entry.remaining_secs?;
     let state = EntryState::of(entry);
-    // With data under way or after retransmissions the kernel sets a shorter timer: what is left then tells nothing.
-    let shorter = timeouts.tcp_unacknowledged.max(timeouts.tcp_max_retrans);
-    if state == EntryState::Tcp(ConntrackTcpState::Established) && remaining <= shorter {
+    let timeout = state.timeout(timeouts)?;
+    // With data under way or after retransmissions the kernel sets a shorter timer in any state of TCP (`nf_conntrack_tcp_packet`):
+    // what is left then tells nothing.
+    let shorter =
+        [timeouts.tcp_unacknowledged, timeouts.tcp_max_retrans].into_iter().filter(|secs| *secs < timeout).max();
+    if matches!(state, EntryState::Tcp(_)) && shorter.is_some_and(|secs| remaining <= secs) {
         return None;
     }
-    state.timeout(timeouts)?.checked_sub(remaining)
+    timeout.checked_sub(remaining)
 }
 
 /// Upper ends of the spans of silence, in seconds; the last span has none.

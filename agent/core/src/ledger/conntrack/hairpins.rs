@@ -34,6 +34,10 @@ pub struct Hairpin {
     pub open: u64,
     /// Open, and silent for [`HAIRPIN_SILENT_SECS`] at least.
     pub silent: u64,
+    /// Of those open: closed by one side alone (`CLOSE_WAIT`), which has a time-out of its own.
+    pub half_closed: u64,
+    /// Of those silent: likewise.
+    pub half_closed_silent: u64,
     /// The longest silence of one that is open.
     pub longest_secs: u32,
     /// Sockets that were open, or connecting, when the dump ended; unknown until all of them were read.
@@ -72,9 +76,15 @@ impl Hairpins {
         let row = self.incoming.entry(key).or_default();
         row.entries = row.entries.saturating_add(1);
         if matches!(entry.tcp, Some(ConntrackTcpState::Established | ConntrackTcpState::CloseWait)) {
+            // Whether those are silent whose timer does not tell it is not known; nobody is accused of them.
             let silent = silent_secs(entry, timeouts).unwrap_or(0);
             row.open = row.open.saturating_add(1);
-            row.silent = row.silent.saturating_add(u64::from(silent >= HAIRPIN_SILENT_SECS));
+            let is_silent = u64::from(silent >= HAIRPIN_SILENT_SECS);
+            row.silent = row.silent.saturating_add(is_silent);
+            if entry.tcp == Some(ConntrackTcpState::CloseWait) {
+                row.half_closed = row.half_closed.saturating_add(1);
+                row.half_closed_silent = row.half_closed_silent.saturating_add(is_silent);
+            }
             row.longest_secs = row.longest_secs.max(silent);
         }
     }

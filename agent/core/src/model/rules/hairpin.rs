@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Endpoint;
 use crate::model::View;
+use crate::model::hairpin::half_closed_lasts;
 use crate::model::leak::whole;
-use crate::observe::SourceId;
+use crate::observe::{ConntrackTimeouts, SourceId};
 use crate::report::{CiliumReport, HairpinReport, Report};
 
 /// Entries without a socket that are worth a warning: fewer may be connections that are just being made or closed.
@@ -31,9 +32,7 @@ fn left_behind(row: &HairpinReport, report: &Report) -> Finding {
     let name = name(row.namespace.as_ref(), row.name.as_ref(), row.address);
     let service = Endpoint::new(row.service_address, row.service_port);
     let count = row.left_behind.unwrap_or_default();
-    let timeout = report.conntrack.timeouts.map_or_else(String::new, |timeouts| {
-        format!(" after {}", whole(Duration::from_secs(timeouts.tcp_established.into())))
-    });
+    let ends = report.conntrack.timeouts.map_or_else(String::new, |timeouts| ends(row, &timeouts));
     Finding {
         id: FindingId::ConntrackHairpinLeak,
         severity: Severity::Warning,
@@ -43,11 +42,12 @@ fn left_behind(row: &HairpinReport, report: &Report) -> Finding {
             Evidence::seen(
                 SourceId::Conntrack,
                 format!(
-                    "{} entries from {} to {service} that come back to {}; {} open, {} of them silent for 10 s or more (up to {})",
+                    "{} entries from {} to {service} that come back to {}; {} open{}, {} of them silent for 10 s or more (up to {})",
                     row.entries,
                     row.address,
                     row.address,
                     row.open,
+                    half_closed(row),
                     row.silent,
                     whole(Duration::from_secs(row.longest_silence_secs.into()))
                 ),
@@ -61,10 +61,30 @@ fn left_behind(row: &HairpinReport, report: &Report) -> Finding {
         .chain(untold(report.conntrack.hairpin_entries_untold))
         .collect(),
         remedy: format!(
-            "let {name} dial localhost, or keep its connections open; entries left behind go{timeout}, or at once with \
+            "let {name} dial localhost, or keep its connections open; entries left behind go{ends}, or at once with \
              `conntrack -D -p {} -s {} -d {} --dport {}` (live ones too)",
             row.protocol, row.address, row.service_address, row.service_port
         ),
+    }
+}
+
+/// How many of the open ones only one side keeps.
+fn half_closed(row: &HairpinReport) -> String {
+    match row.half_closed {
+        0 => String::new(),
+        some => format!(" ({some} closed by one side)"),
+    }
+}
+
+/// After what time those end that are left behind: each state has a time-out of its own.
+fn ends(row: &HairpinReport, timeouts: &ConntrackTimeouts) -> String {
+    let after = |secs: u32| whole(Duration::from_secs(secs.into()));
+    let (established, half_closed) = (after(timeouts.tcp_established), after(timeouts.tcp_close_wait));
+    let some_half_closed = row.half_closed > 0 && half_closed_lasts(timeouts);
+    match (row.open > row.half_closed, some_half_closed) {
+        (true, false) => format!(" after {established}"),
+        (false, _) => format!(" after {half_closed}"),
+        (true, true) => format!(" after {established}, those that one side has closed after {half_closed}"),
     }
 }
 
