@@ -295,7 +295,7 @@ pub struct NodeArgs {
     /// The cluster's NodePort range [default: 30000-32767]
     #[arg(long, value_name = "RANGE")]
     pub node_port_range: Option<PortRange>,
-    /// NodePorts that are allocated, besides those that are seen ("30080,30053/udp")
+    /// All NodePorts that are allocated, where they cannot be seen ("30080,30053/udp"); those seen count, too
     #[arg(long, value_name = "PORT[/PROTOCOL]", value_delimiter = ',')]
     pub node_ports: Vec<GivenNodePort>,
     /// What makes Services reachable at this node, if that is not recognised

@@ -25,8 +25,8 @@ pub use nat::{
     OmittedDestinations, OmittedPods, OwnerReport, PodDemand, PodShare, RateReport, SourcesReport, WorstDestination,
 };
 pub use overlap::{
-    CollidingPortReport, EphemeralReport, LiveFlowsReport, LiveOverlap, MasqueradeReport, NodePortBasis,
-    NodePortReport, OverlapReport, ProxyReport, RuleOwner, ShareReport,
+    AllocatedBasis, CollidingPortReport, EphemeralReport, LiveFlowsReport, LiveOverlap, MasqueradeReport,
+    NodePortBasis, NodePortReport, OverlapReport, ProxyReport, RuleOwner, ShareReport,
 };
 
 /// The version of the report's format.

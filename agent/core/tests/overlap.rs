@@ -14,7 +14,7 @@ use headroom_core::observe::{
     ServiceProxy, Snapshot, SourceId, SourceNat, SourceNatKind, SourceNatRule,
 };
 use headroom_core::ports::{PortRange, PortSettings, parse_reserved_ports};
-use headroom_core::report::{NodePortBasis, Report, RuleOwner};
+use headroom_core::report::{AllocatedBasis, NodePortBasis, Report, RuleOwner};
 use headroom_core::time::{NodeTime, Now, WallTime};
 
 #[path = "overlap/remedies.rs"]
@@ -247,6 +247,34 @@ fn node_ports_and_proxy_can_be_given() {
     assert_eq!(node.masquerade().severity, Severity::Warning);
     assert_near(shares(&node.report(), Protocol::TCP).1, 1.0 / 65_536.0);
     assert_eq!(node.report().overlap.nodeports_total, Some(1));
+}
+
+/// Exercises a list beside what this node shows. If this fails, a finding rests on somebody's list and does not say so, or a NodePort
+/// that the list lacks goes unmentioned.
+#[test]
+fn what_rests_on_a_given_list_says_so_and_a_list_that_lacks_a_node_port_is_contradicted() {
+    let basis = "which NodePorts are allocated is taken from the list that was given (--node-ports)";
+    let lacks = "the list that was given (--node-ports) lacks 2 served here: 30080/tcp of shop/web-30080:http by Cilium \
+                 (Dataplane V2), 31000/tcp of shop/web-31000:http by Cilium (Dataplane V2)";
+    let ports = [30_080, 31_000].map(|port| node_port(ServiceProxy::Cilium, port));
+    let mut node = Node::with(vec![rule(1, None, None, RANDOM, 1.0)], ports.to_vec());
+    let said = |node: &Node| node.masquerade().evidence.into_iter().map(|evidence| evidence.said).collect::<Vec<_>>();
+    let overlap = node.report().overlap;
+    assert_eq!((overlap.nodeports_basis, overlap.nodeports_not_given), (Some(AllocatedBasis::Seen), 0));
+    assert!(!said(&node).iter().any(|said| said.contains("--node-ports)")), "{:?}", said(&node));
+    // Of the list and of this node.
+    node.policy.allocated_node_ports = vec![(Protocol::TCP, 30_053)];
+    let overlap = node.report().overlap;
+    assert_eq!((overlap.nodeports_basis, overlap.nodeports_not_given), (Some(AllocatedBasis::Given), 2));
+    let told: Vec<_> = overlap.nodeports.iter().map(|row| (row.port, row.given)).collect();
+    assert_eq!(told, [(30_080, false), (31_000, false), (30_053, true)]);
+    assert_near(shares(&node.report(), Protocol::TCP).1, 3.0 / 65_536.0);
+    assert!(said(&node).iter().any(|said| said == basis), "{:?}", said(&node));
+    assert!(said(&node).iter().any(|said| said == lacks), "{:?}", said(&node));
+    // A list of all there is contradicts nothing.
+    node.policy.allocated_node_ports = vec![(Protocol::TCP, 30_080), (Protocol::TCP, 31_000)];
+    assert_eq!(node.report().overlap.nodeports_not_given, 0);
+    assert!(said(&node).iter().any(|said| said == basis) && !said(&node).iter().any(|said| said.contains("lacks")));
 }
 
 /// Exercises the question other parts of the model ask. If this fails, live collisions are not recognised.

@@ -34,6 +34,8 @@ pub(super) fn report(ledger: &Ledger, policy: &Policy, holders: &Holders<'_>, no
         proxies,
         nodeports,
         nodeports_total: allocated.is_known().then(|| u64::try_from(allocated.count()).unwrap_or(u64::MAX)),
+        nodeports_basis: allocated.basis(),
+        nodeports_not_given: u64::try_from(allocated.not_given()).unwrap_or(u64::MAX),
         live: live::live(ledger, &allocated, holders, now),
         not_observed: not_observed(ledger),
     }

@@ -29,11 +29,17 @@ pub struct OverlapReport {
     /// What makes Services reachable at this node.
     #[serde(default)]
     pub proxies: Vec<ProxyReport>,
-    /// NodePorts that are allocated, by protocol and port.
+    /// NodePorts that are allocated, by protocol and port; those first that are served here and not in the list that was given.
     pub nodeports: Vec<NodePortReport>,
     /// How many there are; absent if no source could tell.
     #[serde(default)]
     pub nodeports_total: Option<u64>,
+    /// What tells that these are all; absent likewise.
+    #[serde(default)]
+    pub nodeports_basis: Option<AllocatedBasis>,
+    /// How many are served here that the list that was given lacks; 0 without a list.
+    #[serde(default)]
+    pub nodeports_not_given: u64,
     /// Live collisions.
     pub live: LiveOverlap,
     /// What was not looked at, and why.
@@ -53,6 +59,16 @@ pub enum NodePortBasis {
     Observed,
     /// A proxy on this node was configured with it (Cilium's `node_config.h`).
     Proxy,
+}
+
+/// What tells which NodePorts are allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AllocatedBasis {
+    /// Rules and tables of this node, all of which were read.
+    Seen,
+    /// The list that the user gave (`--node-ports`), and what this node shows besides.
+    Given,
 }
 
 /// Source ports of one or more network namespaces with the same settings.
@@ -208,6 +224,9 @@ pub struct NodePortReport {
     pub service: Option<String>,
     /// Who serves it; empty if it is known from the user only.
     pub proxies: Vec<ServiceProxy>,
+    /// It is in the list that the user gave.
+    #[serde(default)]
+    pub given: bool,
 }
 
 /// Flows whose source port on leaving the node is inside the NodePort range, as conntrack shows them.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use headroom_core::flow::Protocol;
 use headroom_core::observe::RuleBackend;
-use headroom_core::report::{MasqueradeReport, NodePortBasis, OverlapReport, Report, ShareReport};
+use headroom_core::report::{AllocatedBasis, MasqueradeReport, NodePortBasis, OverlapReport, Report, ShareReport};
 
 use super::{Width, heading};
 
@@ -176,12 +176,20 @@ fn node_ports(out: &mut String, overlap: &OverlapReport, width: Width) {
         Some(0) => format!("none allocated {range}; {by}"),
         Some(total) => {
             let more = if overlap.nodeports.len() > MAX_NODE_PORTS { ", …" } else { "" };
-            format!("{total} allocated {range} by {by}: {}{more}", named.join(", "))
+            let given = overlap.nodeports_basis == Some(AllocatedBasis::Given);
+            let given = if given { ", as given with --node-ports" } else { "" };
+            format!("{total} allocated {range} by {by}{given}: {}{more}", named.join(", "))
         }
         None if named.is_empty() => format!("which are allocated {range} is not known; {by}"),
         None => format!("not all are known that are allocated {range}; {by}: {}", named.join(", ")),
     };
     width.wrap(out, "  NodePorts: ", "    ", &text);
+    if overlap.nodeports_not_given > 0 {
+        let lacking = overlap.nodeports.iter().filter(|row| !row.given).take(MAX_NODE_PORTS);
+        let lacking: Vec<String> = lacking.map(|row| format!("{}/{}", row.port, row.protocol)).collect();
+        let text = format!("{} that are served here, the first: {}", overlap.nodeports_not_given, lacking.join(", "));
+        width.wrap(out, "  --node-ports lacks: ", "    ", &text);
+    }
 }
 
 /// With as many digits as it takes to see it.

@@ -7,7 +7,7 @@ use crate::ledger::Ledger;
 use crate::model::policy::Policy;
 use crate::observe::{NodePort, ServiceProxy, SourceId};
 use crate::ports::PortRange;
-use crate::report::{NodePortBasis, NodePortReport, ProxyReport};
+use crate::report::{AllocatedBasis, NodePortBasis, NodePortReport, ProxyReport};
 
 /// NodePorts listed in a report at most.
 const MAX_LISTED: usize = 1024;
@@ -19,6 +19,8 @@ pub struct Allocation<'a> {
     pub service: Option<&'a str>,
     /// Who serves it; empty if it is known from the user only.
     pub proxies: Vec<ServiceProxy>,
+    /// The user named it.
+    pub given: bool,
 }
 
 /// The NodePorts that are allocated: those of rules and tables, and those the user named.
@@ -28,7 +30,8 @@ pub struct AllocatedNodePorts<'a> {
     proxies: Vec<ServiceProxy>,
     /// The range that a proxy was configured with.
     range: Option<PortRange>,
-    known: bool,
+    /// What tells that these are all; none if nothing does.
+    basis: Option<AllocatedBasis>,
 }
 
 impl ServiceProxy {
@@ -68,7 +71,7 @@ impl<'a> AllocatedNodePorts<'a> {
             }
         }
         for (protocol, port) in &policy.allocated_node_ports {
-            ports.entry((*protocol, *port)).or_default();
+            ports.entry((*protocol, *port)).or_default().given = true;
         }
         let seen = ledger.rules().proxies().chain(ledger.services().proxies()).chain(policy.service_proxy);
         let mut proxies: Vec<ServiceProxy> = seen.collect();
@@ -77,8 +80,14 @@ impl<'a> AllocatedNodePorts<'a> {
         // Of a proxy that is named and nowhere seen, no NodePort is.
         let seen = |named| ledger.rules().proxies().chain(ledger.services().proxies()).any(|proxy| proxy == named);
         let read = [SourceId::Rules, SourceId::Services].into_iter().all(|source| ledger.has_read(source));
-        let known = !policy.allocated_node_ports.is_empty() || (read && policy.service_proxy.is_none_or(seen));
-        Self { ports, proxies, range: ledger.services().node_port_range(), known }
+        let all_seen = read && policy.service_proxy.is_none_or(seen);
+        let given = !policy.allocated_node_ports.is_empty();
+        let basis = match (given, all_seen) {
+            (true, _) => Some(AllocatedBasis::Given),
+            (false, true) => Some(AllocatedBasis::Seen),
+            (false, false) => None,
+        };
+        Self { ports, proxies, range: ledger.services().node_port_range(), basis }
     }
 
     /// The NodePort, if it is allocated.
@@ -97,9 +106,24 @@ impl<'a> AllocatedNodePorts<'a> {
         self.ports.len()
     }
 
-    /// Whether every source that could show one was read: only then does none mean none.
+    /// Whether every source that could show one was read, or the user named all of them: only then does none mean none.
     pub fn is_known(&self) -> bool {
-        self.known
+        self.basis.is_some()
+    }
+
+    /// What tells that these are all; `None` if nothing does.
+    pub fn basis(&self) -> Option<AllocatedBasis> {
+        self.basis
+    }
+
+    /// How many are served here that the user's list lacks; none without a list.
+    pub fn not_given(&self) -> usize {
+        self.ports.values().filter(|allocation| self.lacks(allocation)).count()
+    }
+
+    /// Whether the user's list should name it, and does not.
+    fn lacks(&self, allocation: &Allocation<'_>) -> bool {
+        self.basis == Some(AllocatedBasis::Given) && !allocation.given
     }
 
     /// What makes Services reachable here; empty if nothing was recognised.
@@ -137,12 +161,16 @@ impl<'a> AllocatedNodePorts<'a> {
             let (harmful, why) = proxy.steals_replies();
             ProxyReport { proxy: *proxy, harmful, why: why.to_owned() }
         });
-        let ports = self.ports.iter().take(MAX_LISTED).map(|((protocol, port), allocation)| NodePortReport {
-            protocol: *protocol,
-            port: *port,
-            service: allocation.service.map(str::to_owned),
-            proxies: allocation.proxies.clone(),
-        });
+        // Those that a given list lacks are told first: there are few of them, or the list is worth nothing.
+        let (lacking, others): (Vec<_>, Vec<_>) = self.ports.iter().partition(|(_, allocation)| self.lacks(allocation));
+        let ports =
+            lacking.into_iter().chain(others).take(MAX_LISTED).map(|((protocol, port), allocation)| NodePortReport {
+                protocol: *protocol,
+                port: *port,
+                service: allocation.service.map(str::to_owned),
+                proxies: allocation.proxies.clone(),
+                given: allocation.given,
+            });
         (proxies.collect(), ports.collect())
     }
 }

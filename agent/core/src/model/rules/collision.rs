@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::masquerade::beside;
-use super::overlap::{CILIUM_MAY_BE, is_harmless};
+use super::overlap::{CILIUM_MAY_BE, allocated_basis, is_harmless};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::{Destination, Endpoint};
 use crate::model::View;
@@ -85,6 +85,7 @@ fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&Pro
             format!("{destination}: {} without an answer{repeated}{others}", row.unanswered),
         ));
     }
+    evidence.extend(allocated_basis(overlap));
     evidence.extend(not_told_apart(&overlap.live));
     evidence.push(why(overlap, harmful));
     Finding {
@@ -141,7 +142,11 @@ fn at_risk(report: &Report, proxy: &ProxyReport) -> Option<Finding> {
             "{count} connections have an allocated NodePort as source port; none of them waits for an answer now"
         ),
         subject: "source ports".to_owned(),
-        evidence: evidence.chain(not_told_apart(live)).chain([why(&report.overlap, Some(proxy))]).collect(),
+        evidence: evidence
+            .chain(allocated_basis(&report.overlap))
+            .chain(not_told_apart(live))
+            .chain([why(&report.overlap, Some(proxy))])
+            .collect(),
         remedy: remedy(report.overlap.node_port_range),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::overlap::{harm, range_basis};
+use super::overlap::{allocated_basis, harm, range_basis};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
 use crate::model::View;
@@ -71,6 +71,7 @@ fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], 
         let said = format!("{}/{family}: {of_range} in the range, {of_allocated} allocated: {}", row.protocol, row.why);
         Evidence::seen(SourceId::Rules, said)
     }));
+    evidence.extend(allocated_basis(overlap));
     evidence.extend(harm(view, overlap));
     evidence.extend(range_basis(overlap));
     let remedy = remedy(owner, &rules, overlap);

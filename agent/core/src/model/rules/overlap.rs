@@ -4,7 +4,9 @@ use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
 use crate::observe::SourceId;
 use crate::ports::{PortRange, PortSettings};
-use crate::report::{EphemeralReport, NodePortBasis, OverlapReport, ProxyReport, Report};
+use crate::report::{
+    AllocatedBasis, EphemeralReport, NodePortBasis, NodePortReport, OverlapReport, ProxyReport, Report,
+};
 
 /// Network namespaces that may pick an allocated NodePort as source port.
 pub(super) fn ephemeral(view: &View<'_>, report: &Report) -> Vec<Finding> {
@@ -83,6 +85,28 @@ pub(super) fn range_basis(overlap: &OverlapReport) -> Option<Evidence> {
         )),
     }
     .map(Evidence::given)
+}
+
+/// NodePorts named that a given list lacks.
+const NAMED: usize = 3;
+
+/// From where it is known which NodePorts are allocated, where that is not what this node shows.
+pub(super) fn allocated_basis(overlap: &OverlapReport) -> Vec<Evidence> {
+    let given = (overlap.nodeports_basis == Some(AllocatedBasis::Given))
+        .then_some("which NodePorts are allocated is taken from the list that was given (--node-ports)");
+    let lacking = overlap.nodeports_not_given;
+    let contradiction = (lacking > 0).then(|| {
+        let named: Vec<String> = overlap.nodeports.iter().filter(|row| !row.given).take(NAMED).map(node_port).collect();
+        let more = if lacking > u64::try_from(named.len()).unwrap_or(u64::MAX) { ", …" } else { "" };
+        format!("the list that was given (--node-ports) lacks {lacking} served here: {}{more}", named.join(", "))
+    });
+    given.map(str::to_owned).into_iter().chain(contradiction).map(Evidence::given).collect()
+}
+
+fn node_port(row: &NodePortReport) -> String {
+    let service = row.service.as_ref().map_or_else(String::new, |service| format!(" of {service}"));
+    let by = row.proxies.first().map_or_else(String::new, |proxy| format!(" by {}", proxy.title()));
+    format!("{}/{}{service}{by}", row.port, row.protocol)
 }
 
 /// Said where Services made by eBPF or IPVS could not be looked for.
