@@ -76,13 +76,16 @@ fn the_table_tells_of_rules_that_are_not_in_force_of_ciliums_maps_and_of_notes()
     .unwrap();
     let note = |id| Finding { id, severity: Severity::Info, ..report.findings[0].clone() };
     let notes = [FindingId::MasqueradeOverlapsNodeport, FindingId::SourceDegraded].map(note);
-    report.findings.extend([&notes[..], &notes].concat());
+    let title = "shop/checkout waits for 203.0.113.7:443/tcp, which answers nobody".to_owned();
+    let waits = Finding { title, ..note(FindingId::NodeportCollision) };
+    report.findings.extend([&notes[..], &notes, &[waits]].concat());
     let table = table::report(&report, None, Width::plain(80));
     for expected in [
         "  not in force: nftables ip mine out rule 2: never reached: behind rule 1\n",
         "  not in force: and 2 more rules (-o json has all)\n",
         "least 5 of 131072 entries; 3 left behind",
-        "notes: masquerade-overlaps-nodeport (2); not known to do harm here",
+        "\nnotes: nodeport-collision: shop/checkout waits for 203.0.113.7:443/tcp, which\n    answers nobody\n  \
+         masquerade-overlaps-nodeport (2): not known to do harm here\n  -o json has what to do\n",
     ] {
         assert!(table.contains(expected), "`{expected}` is missing in:\n{table}");
     }

@@ -64,20 +64,30 @@ fn finding(out: &mut String, finding: &Finding, width: Width) {
     lines.for_each(|line| width.wrap(out, "    ", "        ", line));
 }
 
-/// Findings that do no harm as far as is known; what is said of sources stands above.
+/// Findings that do no harm as far as is known, and what goes wrong now, but not because of what was found; what is said of sources
+/// stands above.
 fn notes(out: &mut String, report: &Report, width: Width) {
     let mut counts: BTreeMap<FindingId, usize> = BTreeMap::new();
+    let mut lines: Vec<String> = Vec::new();
     let notes = report.findings.iter().filter(|finding| finding.severity == Severity::Info);
     for note in notes.filter(|note| note.id != FindingId::SourceDegraded) {
-        *counts.entry(note.id).or_default() += 1;
-    }
-    if counts.is_empty() {
-        return;
+        // Somebody waits for an answer: that is more than a setting that could be better.
+        if note.id == FindingId::NodeportCollision {
+            lines.push(format!("{}: {}", note.id, note.title));
+        } else {
+            *counts.entry(note.id).or_default() += 1;
+        }
     }
     let named = counts.iter().map(|(id, count)| if *count > 1 { format!("{id} ({count})") } else { id.to_string() });
     let named = named.collect::<Vec<_>>().join(", ");
+    if !named.is_empty() {
+        lines.push(format!("{named}: not known to do harm here"));
+    }
+    let [first, others @ ..] = lines.as_slice() else { return };
     out.push('\n');
-    width.wrap(out, "notes: ", "  ", &format!("{named}; not known to do harm here, -o json has what to do"));
+    width.wrap(out, "notes: ", "    ", first);
+    others.iter().for_each(|line| width.wrap(out, "  ", "    ", line));
+    width.wrap(out, "  ", "    ", "-o json has what to do");
 }
 
 fn verdict(out: &mut String, report: &Report, width: Width) {

@@ -86,6 +86,11 @@ fn a_destination_that_answers_nobody_is_no_evidence_of_a_collision() {
     let dead =
         found(Protocol::TCP, dead.chain([translated(40_000, 30_007, ConntrackTcpState::SynSent, 115)]).collect());
     assert_eq!(dead.severity, Severity::Info);
+    assert_eq!(
+        dead.title,
+        "shop/checkout waits for 203.0.113.7:443/tcp, which answers nobody, on 1 connection whose source port happens to be \
+         an allocated NodePort: 30007"
+    );
     assert!(said(&dead).contains(nobody), "{}", said(&dead));
     assert!(dead.remedy.starts_with("look at the destination first"), "{}", dead.remedy);
     let one_way = |replied: u16| {

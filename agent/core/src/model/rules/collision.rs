@@ -1,7 +1,7 @@
 //! Rules on connections whose source port on leaving the node is an allocated NodePort.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&Pro
     };
     let mut ports: Vec<_> = rows.iter().flat_map(single).collect();
     ports.sort_by_key(|(_, port)| (Reverse(port.unanswered_secs), port.port));
-    let numbers: Vec<String> = ports.iter().take(4).map(|(_, port)| port.port.to_string()).collect();
+    let numbers = ports.iter().take(4).map(|(_, port)| port.port.to_string()).collect::<Vec<_>>().join(", ");
     let more = if unanswered > 4 { ", …" } else { "" };
     let connections = if unanswered == 1 { "1 connection".to_owned() } else { format!("{unanswered} connections") };
     let mut evidence: Vec<Evidence> = ports
@@ -95,10 +95,14 @@ fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&Pro
             (true, None) => Severity::Warning,
             (false, _) => Severity::Info,
         },
-        title: format!(
-            "{who} gets no answer on {connections} whose source port is an allocated NodePort: {}{more}",
-            numbers.join(", ")
-        ),
+        title: if proven {
+            format!("{who} gets no answer on {connections} whose source port is an allocated NodePort: {numbers}{more}")
+        } else {
+            format!(
+                "{who} waits for {} nobody, on {connections} whose source port happens to be an allocated NodePort: {numbers}{more}",
+                silent(rows)
+            )
+        },
         subject: who,
         evidence,
         remedy: if proven {
@@ -109,6 +113,17 @@ fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&Pro
                 remedy(overlap.node_port_range)
             )
         },
+    }
+}
+
+/// Destinations that answer nobody, up to the last word but one.
+fn silent(rows: &[&LiveFlowsReport]) -> String {
+    let destinations: BTreeSet<Destination> = rows.iter().map(|row| to(row)).collect();
+    let first = destinations.first().map_or_else(String::new, ToString::to_string);
+    match destinations.len() {
+        0 | 1 => format!("{first}, which answers"),
+        2 => format!("{first} and another one, which answer"),
+        many => format!("{first} and {} others, which answer", many - 1),
     }
 }
 
