@@ -63,6 +63,13 @@ fn cloud_nat_as_documented() {
         ("--profile gcp --alias-ranges false --min-ports 57344 --nodes 1", 64_512, Some(1), Some(0), Some(1), true),
     ]);
     assert!(notes(&plan("--profile gcp --nat-ips 14 --min-ports 2048 --alias-ranges false").0).contains("434 where"));
+    // Nodes of an upgrade are none that fit, and nodes that differ cannot be counted that way.
+    let surge = "--profile gcp --nat-ips 14 --min-ports 2048 --alias-ranges false --surge 5";
+    assert!(
+        notes(&plan(surge).0).contains("436 nodes where a node's ports may lie on two IPs, 429 where they may not")
+    );
+    let mixed = "--profile gcp --mode dynamic --nat-ips 2 --nodes 520 --demand 2048,500x64";
+    assert!(number(&plan(mixed).0, "capacity_nodes") == Some(547) && !notes(&plan(mixed).0).contains("may lie on two"));
     assert!(notes(&plan("--profile gcp --alias-ranges false --min-ports 50").0).contains("no power of two"));
     let quota = plan("--profile gcp --nodes 20000").0;
     assert_eq!(number(&quota, "required_nat_ips"), Some(318));
@@ -146,7 +153,9 @@ fn azure_load_balancers_as_documented() {
     for unknown in ["ports_per_node", "max_ports_per_node", "connections_per_sec"] {
         assert!(beyond[unknown].is_null(), "{unknown}: {beyond:#}");
     }
-    assert!(notes(&beyond).contains("ends at 1000 nodes") && !notes(&beyond).contains("gets 0"), "{beyond:#}");
+    // Once, not twice.
+    assert!(beyond["why"].as_str().unwrap().contains("ends at 1000 nodes"), "{beyond:#}");
+    assert!(!notes(&beyond).contains("1000 nodes") && !notes(&beyond).contains("gets 0"), "{beyond:#}");
     assert!(notes(&plan("--profile azure-lb --nodes 48 --surge 3").0).contains("falls from 1024 to 512"));
     assert!(notes(&plan("--profile azure-lb --nodes 50").0).contains("from node 51 on every node has 512"));
     assert!(notes(&plan("--profile azure-lb --min-ports 4000 --nat-ips 2 --nodes 32").0).contains("--surge"));
@@ -190,6 +199,13 @@ fn dynamic_pools_may_not_fit_although_the_sum_does() {
     let (answer, code) = plan(args);
     assert_eq!((number(&answer, "capacity_nodes"), number(&answer, "required_nat_ips"), code), (Some(63), Some(2), 1));
     assert!(notes(&answer).contains("would fit (60000 of 64512 ports)") && notes(&answer).contains("take 102400"));
+    // Where nothing was doubled, the minimum is what takes the ports.
+    let (answer, _) = plan("--profile gcp --mode dynamic --min-ports 1024 --nat-ips 1 --nodes 1000");
+    assert!(
+        notes(&answer).contains("minimum of 1024 ports reserved at least, whether it needs them or not"),
+        "{answer:#}"
+    );
+    assert!(notes(&answer).contains("take 1024000 of 64512") && !notes(&answer).contains("doubling"), "{answer:#}");
     let (answer, _) = plan(&format!("{args},2x5000"));
     assert!(notes(&answer).contains("needs 5000 ports to one destination gets 1024"), "{answer:#}");
 }
@@ -224,6 +240,63 @@ fn what_is_offered_fits() {
     }
 }
 
+/// Exercises minima that leave nothing to others. If this fails, more NAT IPs are bought than it takes.
+#[test]
+fn the_largest_minimum_that_fits_is_offered() {
+    for (args, says, nodes, ips) in [
+        ("--min-ports 1024 --nodes 1000", "at least 64 ports for each node", 1008, 1),
+        ("--min-ports 1024 --nodes 1009", "at least 32 ports for each node", 2016, 1),
+        ("--min-ports 512 --nodes 250 --demand 200", "at least 256 ports for each node", 252, 1),
+        // None that fits: the smallest there is, with as many NAT IPs as it takes.
+        ("--min-ports 1024 --nodes 3000", "at least 32 ports for each node and 2 NAT IPs", 4032, 2),
+    ] {
+        let (answer, code) = plan(&format!("--profile gcp --mode dynamic --nat-ips 1 {args}"));
+        let options = answer["options"].as_array().unwrap();
+        let option = options.iter().find(|option| option["says"] == says).unwrap_or(&answer);
+        let got = (number(option, "capacity_nodes"), number(option, "nat_ips"), code);
+        assert_eq!(got, (Some(nodes), Some(ips), 1), "{args}: {answer:#}");
+    }
+}
+
+/// Exercises what is offered at a price. If this fails, somebody cuts connections unawares.
+#[test]
+fn fewer_ports_than_nodes_have_are_offered_with_a_caution() {
+    let (answer, _) = plan("--profile azure-lb --min-ports 1024 --nodes 100");
+    let caution = |says: &str| {
+        let options = answer["options"].as_array().unwrap();
+        options.iter().find(|option| option["says"] == says).unwrap_or_else(|| panic!("{answer:#}"))["caution"].as_str()
+    };
+    assert!(caution("640 ports allocated by hand").unwrap().contains("fewer than the 1024 ports that nodes have now"));
+    assert_eq!(caution("2 NAT IPs"), None);
+}
+
+/// Exercises a narrow range of ports, of which the kernel tries each. If this fails, NAT IPs are offered behind which no node fits.
+#[test]
+fn a_narrow_range_of_masquerading_can_be_full() {
+    check(&[
+        ("--profile linux --port-range 5000 --demand 1", 1, Some(1), None, Some(1), true),
+        ("--profile linux --port-range 5000 --demand 2", 1, Some(0), None, Some(2), false),
+        ("--profile linux --port-range 5000-5127 --demand 128", 128, Some(1), None, Some(1), true),
+        ("--profile linux --port-range 5000-5128 --demand 129", 129, Some(0), None, Some(2), false),
+    ]);
+    let (answer, _) = plan("--profile linux --port-range 5000 --demand 2");
+    let options = answer["options"].as_array().unwrap();
+    assert!(options.iter().all(|option| number(option, "capacity_nodes") == Some(1)), "{answer:#}");
+    assert!(!notes(&answer).contains("93 %"), "{answer:#}");
+}
+
+/// Exercises endpoint-independent mapping. If this fails, people count connections where source ports are what runs out.
+#[test]
+fn with_endpoint_independent_mapping_sources_are_counted() {
+    for profile in ["gcp", "linux"] {
+        let (answer, _) = plan(&format!("--profile {profile} --endpoint-independent true --demand 70000"));
+        let notes = notes(&answer);
+        assert!(notes.contains("a node that needs 70000 ports gets"), "{notes}");
+        assert!(notes.contains("one source address and port for all destinations"), "{notes}");
+        assert!(!notes.contains("ports to one destination") && !notes.contains("to each destination"), "{notes}");
+    }
+}
+
 /// What is wrong is said, with the name of the setting and what is accepted; exit code 64, nothing on stdout.
 #[test]
 fn bad_settings_are_explained() {
@@ -251,6 +324,7 @@ fn bad_settings_are_explained() {
         ("--profile gcp --demand many", "`many`"),
         ("--profile gcp --demand 5,6", "as in `3x2000`"),
         ("--profile gcp --demand -5", "`-5`"),
+        ("--profile gcp --demand 100,0x2000", "`0x2000` is the demand of no node"),
         ("--profile gcp --demand 5,4x7 --nodes 3", "that of 4 nodes, but there are 3"),
         ("--profile gcp --lifetime -1s", "invalid value '-1s' for '--lifetime <DURATION>'"),
         ("--profile gcp --tcp-time-wait 61m", "`tcp-time-wait`: a NAT hold time of more than an hour"),

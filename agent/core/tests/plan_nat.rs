@@ -57,10 +57,11 @@ prop_compose! {
 
 fn demand() -> impl Strategy<Value = Demand> {
     let each = prop_oneof![Just(0_u32), 0..70_000_u32, any::<u32>()];
-    let others = prop::collection::vec((any::<u32>(), any::<u32>()), 0..3);
+    let has = prop_oneof![3 => Just(0_u32), 1 => 0..5000_u32, 1 => any::<u32>()];
+    let others = prop::collection::vec((any::<u32>(), any::<u32>(), has), 0..3);
     (each, others).prop_map(|(each, others)| Demand {
         each,
-        others: others.into_iter().map(|(nodes, ports)| NodesDemand { nodes: nodes % 50, ports }).collect(),
+        others: others.into_iter().map(|(nodes, ports, has)| NodesDemand { nodes: nodes % 50, ports, has }).collect(),
     })
 }
 
@@ -88,7 +89,8 @@ proptest! {
         }
         if plan.fits {
             prop_assert!(plan.nodes_without_ports.unwrap_or(0) == 0 && plan.options.is_empty());
-            prop_assert!(plan.max_ports_per_node.is_some_and(|most| demand.largest() <= most));
+            let most = plan.max_ports_per_node.unwrap_or(0);
+            prop_assert!(demand.each <= most && demand.others.iter().all(|some| some.ports <= most.max(some.has)));
         }
         prop_assert!(plan.connections_per_sec.is_none_or(f64::is_finite));
         prop_assert!(plan.options.iter().all(|option| nat.nodes.is_none_or(|n| option.capacity_nodes.is_none_or(|c| c >= n))));
@@ -105,6 +107,21 @@ proptest! {
         };
         let automatic = nat.profile == Profile::AzureLb && nat.min_ports.unwrap_or(0) == 0;
         prop_assert!(automatic || u64::from(capacity) * u64::from(taken) <= pool, "{plan:?}");
+    }
+
+    /// What nodes have changes nothing in what they need, and none of it is forgotten.
+    #[test]
+    fn nodes_that_have_ports_need_what_they_needed(demand in demand(), mut has in prop::collection::vec(0_u32..5000, 0..99)) {
+        let demand = Demand { others: demand.others.into_iter().map(|some| NodesDemand { has: 0, ..some }).collect(), ..demand };
+        let with = demand.clone().of_nodes_that_have(has.clone());
+        let sorted = |mut ports: Vec<u32>| { ports.sort_unstable(); ports };
+        let needs = |of: &Demand| of.others.iter().flat_map(|some| vec![some.ports; some.nodes as usize]).collect::<Vec<_>>();
+        let more = vec![demand.each; needs(&with).len() - needs(&demand).len()];
+        prop_assert_eq!(sorted(needs(&with)), sorted([needs(&demand), more].concat()));
+        has.retain(|ports| *ports > 0);
+        let kept = with.others.iter().filter(|some| some.has > 0);
+        prop_assert!(kept.clone().all(|some| some.nodes == 1));
+        prop_assert_eq!(sorted(kept.map(|some| some.has).collect()), sorted(has));
     }
 
     /// Settings that another NAT has change nothing.

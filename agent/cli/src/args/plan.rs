@@ -158,7 +158,11 @@ fn demand(text: &str) -> Result<Demand, String> {
     for (index, part) in text.split(',').enumerate() {
         match part.split_once('x') {
             Some((nodes, ports)) => {
-                demand.others.push(NodesDemand { nodes: number(nodes)?, ports: number(ports)? });
+                let nodes = number(nodes)?;
+                if nodes == 0 {
+                    return Err(format!("`{}` is the demand of no node: leave it out", part.trim()));
+                }
+                demand.others.push(NodesDemand { nodes, ports: number(ports)?, has: 0 });
             }
             None if index == 0 => demand.each = number(part)?,
             None => return Err(format!("`{}` needs a number of nodes before it, as in `3x2000`", part.trim())),

@@ -12,11 +12,16 @@ use crate::model::nat::{
     azure_lb_tier, granted,
 };
 
+mod demand;
 mod notes;
 mod options;
 
+pub use demand::{Demand, NodesDemand};
+
 /// The kernel's port search gives up before the range is full (`nf_nat_core.c`: at most 248 tries); measured from 93 % on.
 const LINUX_FULL_PERCENT: u64 = 93;
+/// In a range of so many ports it tries each (`nf_nat_core.c`: the first round has at most so many tries): these can be full.
+const LINUX_TRIES: u64 = 128;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,47 +32,6 @@ pub struct Question {
     pub demand: Demand,
     /// How long a connection lives.
     pub lifetime: Duration,
-}
-
-/// What nodes need.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Demand {
-    /// Each node, unless it is one of those below.
-    pub each: u32,
-    /// Nodes that need something else.
-    pub others: Vec<NodesDemand>,
-}
-
-/// So many nodes need so much.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NodesDemand {
-    /// How many nodes.
-    pub nodes: u32,
-    /// How many ports, each.
-    pub ports: u32,
-}
-
-impl Demand {
-    /// The same for each node.
-    pub fn of_each(ports: u32) -> Self {
-        Self { each: ports, others: Vec::new() }
-    }
-
-    /// The largest of a single node.
-    pub fn largest(&self) -> u32 {
-        self.others.iter().map(|some| some.ports).fold(self.each, u32::max)
-    }
-
-    /// Nodes that need something else than each.
-    pub fn other_nodes(&self) -> u32 {
-        self.others.iter().map(|some| some.nodes).fold(0, u32::saturating_add)
-    }
-
-    /// What they take together, where a node that needs so much takes `taken` of it: the others, then each of the rest.
-    fn taken(&self, taken: impl Fn(u32) -> u32) -> (u64, u32) {
-        let others = self.others.iter().map(|some| u64::from(some.nodes).saturating_mul(u64::from(taken(some.ports))));
-        (others.fold(0, u64::saturating_add), taken(self.each))
-    }
 }
 
 /// The answer; its keys are fixed, see the README.
@@ -185,13 +149,42 @@ struct Sums {
     surge: u32,
     /// What all of them take of the pool.
     total: Option<u64>,
-    /// What all of them need.
+    /// What all of them need, or have already.
     needed: Option<u64>,
     capacity_nodes: Option<u32>,
     required_nat_ips: Option<u32>,
     largest: u32,
+    /// The node that needs most of those that need more than they get.
+    short: Option<Short>,
     /// The gateway adds NAT IPs by itself, and says that it could not.
     stuck: bool,
+}
+
+/// A node that needs more than it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Short {
+    needs: u32,
+    gets: u32,
+}
+
+impl Short {
+    fn of(demand: &Demand, gets: impl Fn(&NodesDemand) -> u32) -> Option<Self> {
+        let rest = demand.of_the_rest();
+        let all = demand.others.iter().chain([&rest]).map(|node| Self { needs: node.ports, gets: gets(node) });
+        all.filter(|node| node.needs > node.gets).max_by_key(|node| node.needs)
+    }
+}
+
+/// Ports of one NAT IP that nodes can share.
+fn ports_to_share(nat: &NatSettings, capacity: Capacity) -> u64 {
+    let ports = u64::from(nat.ports_of_an_ip(match capacity.sharing {
+        Sharing::Reserved => capacity.ports_per_ip,
+        Sharing::PerDestination => capacity.per_destination,
+    }));
+    match nat.profile {
+        Profile::Linux => (ports * LINUX_FULL_PERCENT / 100).max(ports.min(LINUX_TRIES)),
+        _ => ports,
+    }
 }
 
 impl Sums {
@@ -204,43 +197,40 @@ impl Sums {
         let known = !nat.beyond_azures_table();
         let ports = if known { nat.node_ports()? } else { beyond_azures_table(nat) };
         let ips = nat.nat_ips.unwrap_or(if nat.auto_ips { capacity.max_ips.unwrap_or(1) } else { nat.ips_counted() });
-        let per_ip = nat.ports_of_an_ip(match capacity.sharing {
-            Sharing::Reserved => capacity.ports_per_ip,
-            Sharing::PerDestination => capacity.per_destination,
-        });
-        let per_ip = match nat.profile {
-            Profile::Linux => u64::from(per_ip) * LINUX_FULL_PERCENT / 100,
-            _ => u64::from(per_ip),
-        };
+        let per_ip = ports_to_share(nat, capacity);
         let pool = u64::from(ips) * per_ip;
-        let taken = |demand: u32| match (capacity.sharing, nat.profile, nat.mode) {
-            (Sharing::PerDestination, ..) => demand,
-            (Sharing::Reserved, Profile::Gcp, Mode::Dynamic) => granted(ports.reserved, ports.ports, demand),
-            (Sharing::Reserved, ..) => ports.reserved,
+        let reserved = capacity.sharing == Sharing::Reserved;
+        let demand = &question.demand;
+        let taken = |node: &NodesDemand| match nat.mode {
+            _ if !reserved => node.ports,
+            // What it was given until now it has needed.
+            Mode::Dynamic => granted(ports.reserved, ports.ports, node.ports).max(node.has),
+            Mode::Static if node.has > 0 => node.has,
+            Mode::Static => ports.reserved,
         };
-        let (others, each) = question.demand.taken(taken);
-        let (others_need, each_needs) = question.demand.taken(|demand| demand);
-        let other_nodes = question.demand.other_nodes();
+        let others = demand.sum_of_others(taken);
+        let each = taken(&demand.of_the_rest());
+        let other_nodes = demand.other_nodes();
         let surge = nat.surge.unwrap_or(0);
         // Where nobody says how many nodes there are, a demand is that of one node.
-        let nodes = nat.nodes.or((question.demand.largest() > 0).then_some(other_nodes.max(1)));
+        let nodes = nat.nodes.or((demand.largest() > 0).then_some(other_nodes.max(1)));
         let all = |others: u64, each: u32| {
             let rest = nodes?.saturating_add(surge).saturating_sub(other_nodes);
             Some(others.saturating_add(u64::from(rest).saturating_mul(u64::from(each))))
         };
+        // With static allocation what a node has is all that it gets.
+        let (most, own) = (ports.ports, |node: &NodesDemand| reserved && nat.mode == Mode::Static && node.has > 0);
         let total = all(others, each);
-        let left = pool.checked_sub(others);
-        let rest_fit = left.map_or(Some(0), |left| left.checked_div(u64::from(each)));
-        let mut capacity_nodes = rest_fit.map(|fit| {
-            let others_fit = if left.is_some() { other_nodes } else { 0 };
-            u32::try_from(fit).unwrap_or(u32::MAX).saturating_add(others_fit).saturating_sub(surge)
-        });
+        let (others_fit, left) = demand.others_that_fit(pool, taken);
+        let rest_fit = if others_fit < other_nodes { Some(0) } else { left.checked_div(u64::from(each)) };
+        let mut capacity_nodes =
+            rest_fit.map(|fit| u32::try_from(fit).unwrap_or(u32::MAX).saturating_add(others_fit).saturating_sub(surge));
         let mut required = total.map(|total| total.div_ceil(per_ip.max(1)).max(1));
         if let Some(missing) = nat.missing_ips.filter(|_| !nat.auto_ips) {
             required = required.max(Some(u64::from(ips).saturating_add(u64::from(missing))));
         }
         if automatic_azure_lb(nat) {
-            let (fit, with) = azure_lb_tiers(nat, ips, question.demand.largest());
+            let (fit, with) = azure_lb_tiers(nat, ips, demand.largest());
             (capacity_nodes, required) = (fit, total.and(with));
         }
         Some(Self {
@@ -248,15 +238,16 @@ impl Sums {
             known,
             ips,
             pool,
-            each: if capacity.sharing == Sharing::Reserved { each } else { ports.ports },
+            each: if reserved { each } else { ports.ports },
             ports,
             nodes: nat.nodes,
             surge,
             total,
-            needed: all(others_need, each_needs),
+            needed: all(demand.sum_of_others(|node| node.ports.max(node.has)), demand.each),
             capacity_nodes,
             required_nat_ips: required.map(|ips| u32::try_from(ips).unwrap_or(u32::MAX)),
-            largest: question.demand.largest(),
+            largest: demand.largest(),
+            short: Short::of(demand, |node| if own(node) { node.has } else { most }),
             stuck: nat.auto_ips && nat.missing_ips.is_some_and(|missing| missing > 0),
         })
     }
@@ -267,6 +258,7 @@ impl Sums {
         Some(Self {
             ports: question.nat.node_ports()?,
             known: true,
+            short: Short::of(&question.demand, |_| 0),
             ips: 0,
             pool: 0,
             each: 0,
@@ -290,7 +282,7 @@ impl Sums {
 
     fn fits(&self) -> bool {
         let room = self.required_nat_ips.is_none_or(|required| required <= self.ips);
-        room && !self.stuck && self.without_ports().is_none_or(|nodes| nodes == 0) && self.largest <= self.ports.ports
+        room && !self.stuck && self.without_ports().is_none_or(|nodes| nodes == 0) && self.short.is_none()
     }
 }
 

@@ -1,10 +1,11 @@
 //! `headroom plan nat`: NAT sizes.
 
 use anyhow::{Context, bail};
-use headroom_core::model::nat::{ALIAS_FLOOR, Described, ObservedPorts, SetTimes};
+use headroom_core::model::nat::{ALIAS_FLOOR, Described, Mode, NatSettings, ObservedPorts, SetTimes};
 use headroom_core::sizing::nat::{Demand, NodesDemand, Question, plan};
 use headroom_core::words::counted;
 use headroom_host::clock;
+use headroom_host::nat_documents::Instance;
 
 use crate::args::Format;
 use crate::args::plan::PlanNatArgs;
@@ -31,11 +32,13 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
     let mut documents = documents::read(&args.from, args.gateway.as_deref())?;
     let flags = args.described();
     same_nat(flags.profile, documents.described.profile)?;
-    let what_if = [flags.min_ports, flags.max_ports, flags.nat_ips].iter().any(Option::is_some)
-        || flags.mode.is_some()
-        || flags.alias_ranges.is_some();
-    let demand = machines(&mut documents, what_if);
-    let described = flags.clone().or(documents.described);
+    let tried = tried(&flags, &documents);
+    if tried || flags.nat_ips.is_some() {
+        documents.described.missing_ips = None;
+    }
+    machines(&mut documents, tried);
+    let said = documents.described.clone();
+    let described = flags.clone().or(said.clone());
     let profile = described
         .profile
         .context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux), or `--from FILE`")?;
@@ -50,22 +53,48 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
             demand.other_nodes()
         );
     }
-    Ok(Question {
-        nat,
-        demand: args.demand.clone().or(demand).unwrap_or_default(),
-        lifetime: args.lifetime.unwrap_or_default(),
+    let demand = demand(&documents, args.demand.as_ref(), &mut nat);
+    // What machines have they were given by the gateway that the files tell of.
+    let before = match said.mode {
+        Some(mode) => NatSettings { mode, min_ports: said.min_ports, ..nat.clone() },
+        None => nat.clone(),
+    };
+    let demand = if tried {
+        nat.notes.extend(cut(&demand, &nat));
+        demand.after(&before, &nat)
+    } else {
+        demand
+    };
+    Ok(Question { nat, demand, lifetime: args.lifetime.unwrap_or_default() })
+}
+
+/// Whether flags give a node other ports than the gateway in the files does. Where these tell of machines alone, flags say
+/// what the gateway is that serves them; what static allocation gave them they tell themselves.
+fn tried(flags: &Described, documents: &Documents) -> bool {
+    let said = &documents.described;
+    let other = |flag: Option<u32>, said: Option<u32>| flag.is_some() && flag != said;
+    let alias = flags.alias_ranges.is_some() && flags.alias_ranges != said.alias_ranges;
+    let ports = other(flags.min_ports, said.min_ports) || other(flags.max_ports, said.max_ports) || alias;
+    match said.mode {
+        Some(mode) => ports || flags.mode.is_some_and(|flag| flag != mode),
+        None => ports && flags.mode != Some(Mode::Dynamic),
+    }
+}
+
+/// What settings do to machines that have more.
+fn cut(demand: &Demand, nat: &NatSettings) -> Option<String> {
+    let most = demand.others.iter().map(|machine| machine.has).max()?;
+    let ports = nat.node_ports()?.ports;
+    (ports < most).then(|| {
+        format!("machines have up to {most} ports now, and {ports} at most then: connections beyond them would be cut")
     })
 }
 
-/// What files tell of single machines: how many there are, what they have (unless something else is being tried), what they
-/// need.
-fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
+/// What files tell of single machines: how many there are, and what they have (unless something else is being tried).
+fn machines(documents: &mut Documents, tried: bool) {
     let Documents { described, instances, machines_from, ports_at, .. } = documents;
-    if what_if {
-        described.missing_ips = None;
-    }
     if instances.is_empty() {
-        return None;
+        return;
     }
     let from = machines_from.join(", ");
     let count = instances.len();
@@ -84,7 +113,7 @@ fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
         described.alias_ranges = described.alias_ranges.or(Some(false));
     }
     if let (Some(least), Some(most)) = (ports().min(), ports().max())
-        && !what_if
+        && !tried
     {
         let range = if least == most { String::new() } else { format!(" ({least} to {most})") };
         let why = format!("as {from} has it for {}{range}", counted(count, "machine"));
@@ -93,17 +122,42 @@ fn machines(documents: &mut Documents, what_if: bool) -> Option<Demand> {
         described.notes.extend(observed.told_age(clock::now().wall).map(|age| format!("what machines have is {age}")));
         described.observed = Some(observed);
     }
-    let mut used: Vec<u32> = instances.values().filter_map(|machine| machine.used).collect();
+}
+
+/// What nodes need and have: as asked for, otherwise as files tell it of single machines.
+fn demand(documents: &Documents, asked: Option<&Demand>, nat: &mut NatSettings) -> Demand {
+    let from = documents.machines_from.join(", ");
+    let mut machines: Vec<&Instance> = documents.instances.values().collect();
+    if let Some(nodes) = nat.nodes.and_then(|nodes| usize::try_from(nodes).ok())
+        && machines.len() > nodes
+    {
+        nat.notes.push(format!(
+            "{} are wanted, {from} has {}: those that take most are counted",
+            counted(nodes, "node"),
+            counted(machines.len(), "machine")
+        ));
+        machines.sort_by_key(|machine| std::cmp::Reverse(machine.ports.max(machine.used)));
+        machines.truncate(nodes);
+    }
+    let has = |machine: &Instance| machine.ports.unwrap_or(0);
+    if let Some(asked) = asked {
+        return asked.clone().of_nodes_that_have(machines.into_iter().map(has).collect());
+    }
+    let mut used: Vec<u32> = machines.iter().filter_map(|machine| machine.used).collect();
     used.sort_unstable();
-    let median = used.get(used.len() / 2).copied()?;
-    described.notes.push(format!(
-        "demand as {from} has it for {}: {median} ports in the middle, {} at most; further machines are taken to \
-         need what the one in the middle does",
-        counted(used.len(), "machine"),
-        used.last().unwrap_or(&median)
-    ));
-    let others = used.into_iter().map(|ports| NodesDemand { nodes: 1, ports }).collect();
-    Some(Demand { each: median, others })
+    let each = used.get(used.len() / 2).copied();
+    if let Some(median) = each {
+        nat.notes.push(format!(
+            "demand as {from} has it for {}: {median} ports in the middle, {} at most; further machines are taken to \
+             need what the one in the middle does",
+            counted(used.len(), "machine"),
+            used.last().unwrap_or(&median)
+        ));
+    }
+    let each = each.unwrap_or(0);
+    let told = machines.into_iter().filter(|machine| machine.used.is_some() || has(machine) > 0);
+    let others = told.map(|machine| NodesDemand { nodes: 1, ports: machine.used.unwrap_or(each), has: has(machine) });
+    Demand { each, others: others.collect() }
 }
 
 impl PlanNatArgs {

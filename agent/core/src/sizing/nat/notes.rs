@@ -2,9 +2,8 @@
 
 use super::{LINUX_FULL_PERCENT, Question, Sums, automatic_azure_lb, ips_assumed};
 use crate::model::nat::remedy::nat_ips;
-use crate::model::nat::{
-    AZURE_LB_TIERS, BEYOND_AZURES_TABLE, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier,
-};
+use crate::model::nat::{AZURE_LB_TIERS, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier};
+use crate::words::counted;
 
 /// Addresses of a public AWS gateway, unless somebody has asked for more.
 const AWS_DEFAULT_QUOTA: u32 = 2;
@@ -14,7 +13,7 @@ pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
     let mut notes = nat.notes.clone();
     given(&mut notes, nat, sums);
     match nat.profile {
-        Profile::Gcp => gcp(&mut notes, nat, sums),
+        Profile::Gcp => gcp(&mut notes, question, sums),
         Profile::AzureLb => azure_lb(&mut notes, nat, sums),
         Profile::Aws => aws(&mut notes, sums),
         Profile::AzureNatgw | Profile::Linux | Profile::None => {}
@@ -47,7 +46,8 @@ fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     }
 }
 
-fn gcp(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
+fn gcp(notes: &mut Vec<String>, question: &Question, sums: &Sums) {
+    let nat = &question.nat;
     match nat.mode {
         Mode::Static => {
             let asked = nat.min_ports.filter(|min| *min != 0 && !min.is_power_of_two());
@@ -70,40 +70,68 @@ fn gcp(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
             }
         }
         Mode::Dynamic => {
-            let at_max = sums.pool / u64::from(sums.ports.ports.max(1));
+            let at_max = counted(sums.pool / u64::from(sums.ports.ports.max(1)), "node");
             notes.push(format!(
-                "ports double from {} to {} as a node needs them, which takes time: packets may drop meanwhile; {at_max} \
-                 nodes fit when all of them need the maximum",
+                "ports double from {} to {} as a node needs them, which takes time: packets may drop meanwhile; {at_max} at \
+                 most when all of them need the maximum",
                 sums.ports.reserved, sums.ports.ports
             ));
-            if let (Some(needed), Some(total)) = (sums.needed, sums.total)
-                && needed <= sums.pool
-                && total > sums.pool
-            {
-                notes.push(format!(
-                    "the sum of what the nodes need would fit ({needed} of {} ports), but ports are given by doubling: \
-                     together the nodes take {total}",
-                    sums.pool
-                ));
-            }
+            minimum(notes, sums);
         }
     }
+    machines(notes, question, sums);
+    // Of nodes that are alike.
     let per_ip = u64::from(sums.capacity.ports_per_ip) / u64::from(sums.each.max(1));
-    let one_ip_each = u64::from(sums.ips) * per_ip;
+    let one_ip_each = (u64::from(sums.ips) * per_ip).saturating_sub(sums.surge.into());
     if let Some(capacity) = sums.capacity_nodes.filter(|capacity| u64::from(*capacity) > one_ip_each)
         && sums.ips > 1
+        && question.demand.others.is_empty()
     {
         notes.push(format!(
             "{capacity} nodes where a node's ports may lie on two IPs, {one_ip_each} where they may not"
         ));
     }
-    if nat.endpoint_independent == Some(true) {
-        notes.push(
-            "with endpoint-independent mapping a port is taken by one source address and port for all destinations: count \
-             those, not connections to one destination"
-                .to_owned(),
-        );
+}
+
+/// Why nodes do not fit that together need less than there is.
+fn minimum(notes: &mut Vec<String>, sums: &Sums) {
+    let (Some(needed), Some(total)) = (sums.needed, sums.total) else { return };
+    if needed > sums.pool || total <= sums.pool {
+        return;
     }
+    let (pool, min) = (sums.pool, sums.ports.reserved);
+    notes.push(if sums.largest > min {
+        format!(
+            "the sum of what the nodes need would fit ({needed} of {pool} ports), but ports are given by doubling: together \
+             the nodes take {total}"
+        )
+    } else {
+        format!(
+            "each node has the minimum of {min} ports reserved at least, whether it needs them or not: together the nodes \
+             take {total} of {pool}"
+        )
+    });
+}
+
+/// What machines have that are not all alike, or grow.
+fn machines(notes: &mut Vec<String>, question: &Question, sums: &Sums) {
+    let have = question.demand.others.iter().filter(|some| some.has > 0);
+    let nodes = have.clone().map(|some| some.nodes).fold(0, u32::saturating_add);
+    if nodes == 0 || question.nat.mode == Mode::Static && have.clone().all(|some| some.has == sums.each) {
+        return;
+    }
+    let ports = question.demand.sum_of_others(|some| some.has);
+    let have = match (question.nat.observed.is_some(), nodes) {
+        (true, 1) => "has",
+        (true, _) => "have",
+        (false, _) => "would have",
+    };
+    notes.push(format!(
+        "{} in the files {have} {ports} of {} ports; each further node is taken to have {}",
+        counted(nodes, "machine"),
+        sums.pool,
+        sums.each
+    ));
 }
 
 fn aws(notes: &mut Vec<String>, sums: &Sums) {
@@ -138,10 +166,8 @@ fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
         return;
     };
     let pool = nodes.saturating_add(sums.surge);
-    let Some(ports) = azure_lb_tier(pool) else {
-        notes.push(BEYOND_AZURES_TABLE.to_owned());
-        return;
-    };
+    // What is not known says why.
+    let Some(ports) = azure_lb_tier(pool) else { return };
     if let Some(before) = azure_lb_tier(nodes).filter(|before| *before > ports) {
         notes.push(format!(
             "an upgrade that adds {} crosses an edge of Azure's table: every node falls from {before} to {ports} ports for \
@@ -162,23 +188,34 @@ fn azure_lb(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
 
 /// Demand against what a node can have at all.
 fn demand(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
-    if sums.known && sums.largest > sums.ports.ports {
+    let independent = nat.endpoint_independent == Some(true);
+    let to_one = if independent { "" } else { " to one destination" };
+    if let Some(short) = sums.short.filter(|_| sums.known) {
         notes.push(format!(
-            "a node that needs {} ports to one destination gets {}: connections beyond that fail",
-            sums.largest, sums.ports.ports
+            "a node that needs {}{to_one} gets {}: connections beyond that fail",
+            counted(short.needs, "port"),
+            short.gets
         ));
+    }
+    if independent {
+        notes.push(
+            "with endpoint-independent mapping a port is taken by one source address and port for all destinations: count \
+             those, not connections to one destination; the rate is that of new sources"
+                .to_owned(),
+        );
     }
     if sums.capacity.sharing == Sharing::PerDestination {
         notes.push(format!(
-            "no ports are reserved for a node: all nodes together have {} to each destination at a time{}",
+            "no ports are reserved for a node: all nodes together have {} {} at a time{}",
             sums.pool,
+            if independent { "for all destinations" } else { "to each destination" },
             if sums.largest == 0 { "; say what a node needs with --demand" } else { "" }
         ));
     }
-    if nat.profile == Profile::Linux {
+    if nat.profile == Profile::Linux && u64::from(sums.ports.ports) > sums.pool {
         notes.push(format!(
-            "the kernel's search for a free port begins to fail when some {LINUX_FULL_PERCENT} % are taken: no more than {} \
-             to one destination are counted on",
+            "the kernel's search for a free port begins to fail when some {LINUX_FULL_PERCENT} % are taken: no more than \
+             {}{to_one} are counted on",
             sums.pool
         ));
     }

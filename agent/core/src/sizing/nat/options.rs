@@ -2,17 +2,20 @@
 
 use super::{Demand, PlanOption, Question, Sums, with_an_ip};
 use crate::model::nat::remedy::{self, Target};
-use crate::model::nat::{ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, Mode, NatSettings, Profile, STATIC_DEFAULT};
+use crate::model::nat::{
+    ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, DYNAMIC_MIN_DEFAULT, Mode, NatSettings, Profile, STATIC_DEFAULT,
+};
 use crate::words::counted;
 
 pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
     let nat = &question.nat;
     // Without NAT IPs nodes have no ports, but their settings may give them enough.
-    let served = if sums.ips == 0 { Sums::of(&with_an_ip(question)) } else { None };
-    let served = served.as_ref().unwrap_or(sums);
+    let one_ip = (sums.ips == 0).then(|| with_an_ip(question));
+    let served = one_ip.as_ref().and_then(Sums::of);
+    let (asked, served) = (one_ip.as_ref().unwrap_or(question), served.as_ref().unwrap_or(sums));
     let targets = match (nat.profile, nat.mode) {
         (Profile::Gcp, Mode::Static) => vec![more_static(nat, served), dynamic(&question.demand, sums.ports.ports)],
-        (Profile::Gcp, Mode::Dynamic) => vec![more_dynamic(served), smaller_minimum(nat)],
+        (Profile::Gcp, Mode::Dynamic) => vec![more_dynamic(served), smaller_minimum(asked)],
         (Profile::AzureLb, _) => vec![by_hand(served), fewer_by_hand(nat, served)],
         (Profile::Aws | Profile::AzureNatgw | Profile::Linux, _) => vec![Some(Target::default())],
         (Profile::None, _) => Vec::new(),
@@ -34,25 +37,37 @@ pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
     offered
 }
 
+/// The question with other settings.
+fn with(question: &Question, target: Target) -> Question {
+    let nat = &question.nat;
+    let mode = target.mode.unwrap_or(nat.mode);
+    let mut after = NatSettings {
+        mode,
+        min_ports: target.min_ports.or(nat.min_ports),
+        max_ports: target.max_ports.or(nat.max_ports).filter(|_| mode == Mode::Dynamic),
+        endpoint_independent: nat.endpoint_independent.map(|independent| independent && mode == Mode::Static),
+        ..nat.clone()
+    };
+    // More NAT IPs leave everything as it is.
+    if target == Target::default() {
+        return Question { nat: after, ..question.clone() };
+    }
+    // What was observed was so with the settings of before.
+    after.observed = None;
+    after.missing_ips = None;
+    Question { demand: question.demand.clone().after(nat, &after), nat: after, lifetime: question.lifetime }
+}
+
 /// The option, if it fits with as many IPs as it takes, and a gateway can have so many.
 fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption> {
     let nat = &question.nat;
-    let mut changed = question.clone();
-    changed.nat.mode = target.mode.unwrap_or(nat.mode);
-    changed.nat.min_ports = target.min_ports.or(nat.min_ports);
-    changed.nat.max_ports = if changed.nat.mode == Mode::Dynamic { target.max_ports.or(nat.max_ports) } else { None };
-    if changed.nat.mode == Mode::Dynamic {
-        changed.nat.endpoint_independent = nat.endpoint_independent.map(|_| false);
-    }
-    // What was observed was so with the settings of before.
-    changed.nat.observed = None;
-    changed.nat.missing_ips = nat.missing_ips.filter(|_| target == Target::default());
+    let mut changed = with(question, target);
     let needed = Sums::of(&changed)?.required_nat_ips.unwrap_or(1).max(sums.ips.min(nat.ips_counted()));
     changed.nat.nat_ips = (!nat.auto_ips).then_some(needed);
     changed.nat.missing_ips = None;
     changed.nat.check().ok()?;
     let then = Sums::of(&changed)?;
-    if !then.fits() {
+    if !then.fits() || then.capacity_nodes == Some(0) {
         return None;
     }
     let target = Target { nat_ips: (needed > sums.ips && !nat.auto_ips).then_some(needed), ..target };
@@ -85,6 +100,9 @@ fn caution(nat: &NatSettings, target: Target, ports: u32) -> Option<String> {
              closes all of them"
         )),
         (Profile::Gcp, _) if ports_change => Some("nodes may fall back to the minimum for a while".to_owned()),
+        (Profile::AzureLb, _) if target.min_ports.is_some_and(|fewer| fewer < ports) => {
+            Some(format!("fewer than the {ports} ports that nodes have now: connections beyond them would be cut"))
+        }
         _ => None,
     }
 }
@@ -103,12 +121,10 @@ fn setting(nat: &NatSettings, target: Target) -> String {
     }
 }
 
-/// As static as it is, with as many ports as the largest demand.
+/// As static as it is, with as many ports as the largest demand that is not met.
 fn more_static(nat: &NatSettings, sums: &Sums) -> Option<Target> {
-    if sums.largest <= sums.ports.ports {
-        return Some(Target::default());
-    }
-    let ports = sums.largest.checked_next_power_of_two().filter(|ports| *ports <= 32_768)?;
+    let Some(short) = sums.short else { return Some(Target::default()) };
+    let ports = short.needs.checked_next_power_of_two().filter(|ports| *ports <= 32_768)?;
     Some(Target { min_ports: Some(ports), mode: None, ..Target::default() }).filter(|_| nat.mode == Mode::Static)
 }
 
@@ -132,9 +148,13 @@ fn more_dynamic(sums: &Sums) -> Option<Target> {
     Some(Target { max_ports: Some(max), ..Target::default() })
 }
 
-/// A minimum that leaves more to others.
-fn smaller_minimum(nat: &NatSettings) -> Option<Target> {
-    (nat.dynamic_min() > 32).then_some(Target { min_ports: Some(nat.dynamic_min() / 2), ..Target::default() })
+/// The largest minimum that leaves enough to others on the NAT IPs there are; where none does, the smallest there is.
+fn smaller_minimum(question: &Question) -> Option<Target> {
+    let smaller = |min: &u32| Some(min / 2).filter(|min| *min >= DYNAMIC_MIN_DEFAULT);
+    let targets = std::iter::successors(smaller(&question.nat.dynamic_min()), smaller)
+        .map(|min| Target { min_ports: Some(min), ..Target::default() });
+    let fits = |target: &Target| Sums::of(&with(question, *target)).is_some_and(|then| then.fits());
+    targets.clone().find(fits).or(targets.last())
 }
 
 /// Allocated by hand, as much as the largest demand takes.
