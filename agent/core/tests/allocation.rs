@@ -8,7 +8,6 @@ mod node;
 
 use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::known::Known;
-use headroom_core::model::nat::remedy::Names;
 use headroom_core::model::nat::{Basis, Described, Mode, NatSettings, ObservedPorts, Profile};
 use headroom_core::observe::{Cloud, ConntrackTcpState, Fact, Platform, SourceId};
 use headroom_core::report::Report;
@@ -309,99 +308,6 @@ fn notes_on_the_settings_are_in_the_report() {
     assert_eq!(report(nat, 0).nat.allocation.notes, ["read me"]);
 }
 
-/// What a node that is out of ports is told to do.
-fn remedy_of(nat: NatSettings, names: &Names, held: u64) -> String {
-    let report = report(NatSettings { names: names.clone(), ..nat }, held);
-    finding(&report, FindingId::NatPortsExhausted).unwrap().remedy.clone()
-}
-
-/// Exercises remedies line by line. If this fails, somebody pastes what his tool refuses, or what does not help.
-#[test]
-fn the_lines_to_type_are_those_of_the_nat_at_hand() {
-    let names = Names {
-        gateway: Some("nat-gke".to_owned()),
-        cluster: None,
-        router: Some("r1".to_owned()),
-        region: Some("asia-northeast1".to_owned()),
-        group: Some("p1".to_owned()),
-    };
-    let remedy = |nat: NatSettings, held| remedy_of(nat, &names, held);
-    let gcp = of(Profile::Gcp, Described { nat_ips: Some(1), nodes: Some(60), ..Described::default() });
-    assert_eq!(
-        remedy(gcp.clone(), 1024),
-        "reuse connections in the pods named above, or set min_ports_per_vm = 2048 and 2 NAT IPs (there are 1) for 60 nodes \
-         on Cloud NAT\n\
-         terraform: min_ports_per_vm = 2048\n\
-         nat_ips = google_compute_address.nat[*].self_link  # count = 2\n\
-         gcloud: gcloud compute routers nats update nat-gke --router=r1 --region=asia-northeast1 --project=p1 \
-         --min-ports-per-vm=2048 --nat-external-ip-pool=ADDRESS-1,…,ADDRESS-2"
-    );
-    let dynamic = NatSettings { mode: Mode::Dynamic, max_ports: Some(1024), ..gcp };
-    assert!(
-        remedy(dynamic, 1024)
-            .contains("nats update nat-gke --router=r1 --region=asia-northeast1 --project=p1 --max-ports-per-vm=2048")
-    );
-    let aws = of(Profile::Aws, Described { nat_ips: Some(1), ..Described::default() });
-    assert_eq!(
-        remedy(aws.clone(), 55_000),
-        "reuse connections in the pods named above, or set 2 NAT IPs (there are 1) on an AWS NAT gateway\n\
-         terraform: secondary_allocation_ids = [aws_eip.nat[1].id]\n\
-         aws: aws ec2 associate-nat-gateway-address --nat-gateway-id nat-gke --allocation-ids EIPALLOC-1"
-    );
-    let full = NatSettings { nat_ips: Some(8), ..aws };
-    assert!(remedy(full, 440_000).contains("spread them over more destination addresses or nodes"));
-    let gateway = of(Profile::AzureNatgw, Described { nat_ips: Some(1), ..Described::default() });
-    let expected = "az: az network nat gateway update -g p1 -n nat-gke --public-ip-addresses IP-1 … IP-2";
-    assert!(remedy(gateway.clone(), 50_000).contains(expected));
-    let names = Names { gateway: None, cluster: Some("aks1".to_owned()), ..names };
-    let remedy = |nat: NatSettings, held| remedy_of(nat, &names, held);
-    let expected = "az: az aks update -g p1 -n aks1 --nat-gateway-managed-outbound-ip-count 2";
-    assert!(remedy(gateway, 50_000).contains(expected));
-    let lb = of(Profile::AzureLb, Described { nat_ips: Some(1), nodes: Some(48), ..Described::default() });
-    assert_eq!(
-        remedy(lb, 1030),
-        "reuse connections in the pods named above, or set allocated outbound ports = 1288 on an Azure load balancer\n\
-         terraform: load_balancer_profile {\n  outbound_ports_allocated = 1288\n}\n\
-         az: az aks update -g p1 -n aks1 --load-balancer-outbound-ports 1288"
-    );
-    let linux = of(Profile::Linux, Described { nat_ips: Some(1), ..Described::default() });
-    assert!(remedy(linux, 64_512).contains("iptables: iptables -t nat -I POSTROUTING"));
-}
-
-/// Exercises remedies where the number of NAT IPs is not known. If this fails, somebody who pastes them loses NAT IPs.
-#[test]
-fn a_number_of_ips_is_set_only_where_it_is_known_that_there_are_fewer() {
-    let described = |min_ports, nat_ips| Described {
-        min_ports: Some(min_ports),
-        alias_ranges: Some(false),
-        nodes: Some(100),
-        nat_ips,
-        ..Described::default()
-    };
-    let remedy = |nat| finding(&report(nat, 4000), FindingId::NatPortsExhausted).unwrap().remedy.clone();
-    let gcp = |nat_ips| remedy(of(Profile::Gcp, described(64, nat_ips)));
-    let unknown = gcp(None);
-    assert!(unknown.contains("at least 13 NAT IPs in all") && unknown.contains("--min-ports-per-vm=8192"), "{unknown}");
-    assert!(!unknown.contains("ip-pool") && !unknown.contains("count ="), "{unknown}");
-    assert!(gcp(Some(1)).contains("--nat-external-ip-pool=ADDRESS-1,…,ADDRESS-13"));
-    let azure = |nat_ips| remedy(of(Profile::AzureLb, described(96, nat_ips)));
-    assert!(!azure(None).contains("outbound-ip-count"), "{}", azure(None));
-    assert!(azure(Some(1)).contains("--load-balancer-managed-outbound-ip-count 8"), "{}", azure(Some(1)));
-    let aws = report(of(Profile::Aws, Described::default()), 60_000);
-    let aws = &finding(&aws, FindingId::NatPortsExhausted).unwrap().remedy;
-    assert!(aws.contains("at least 2 NAT IPs in all") && !aws.contains("EIPALLOC"), "{aws}");
-}
-
-/// Exercises a gateway that adds NAT IPs by itself. If this fails, it is told to take a fixed list of them.
-#[test]
-fn a_gateway_that_adds_ips_is_not_told_how_many_to_take() {
-    let auto = Described { auto_ips: Some(true), nodes: Some(2000), missing_ips: Some(2), ..Described::default() };
-    let report = report(of(Profile::Gcp, auto), 1);
-    let small = finding(&report, FindingId::NatGatewayTooSmall).unwrap();
-    assert!(small.title.contains("lacks 2 NAT IPs"), "{}", small.title);
-    assert!(!small.remedy.contains("ip-pool") && small.remedy.contains("quota"), "{}", small.remedy);
-}
-
 /// Exercises a node that was left out. If this fails, one fault is told twice, once with a demand that means nothing.
 #[test]
 fn a_node_without_ports_is_told_once() {
@@ -409,33 +315,4 @@ fn a_node_without_ports_is_told_once() {
     let report = report(NatSettings { observed, ..of(Profile::Gcp, Described::default()) }, 100);
     assert!(finding(&report, FindingId::NatGatewayTooSmall).unwrap().title.contains("no NAT ports at all"));
     assert!(finding(&report, FindingId::NatPortsExhausted).is_none());
-}
-
-/// Exercises a setting that has not reached the gateway. If this fails, the remedy lowers it.
-#[test]
-fn a_setting_is_not_lowered_to_what_is_missing() {
-    let observed = Some(ObservedPorts { ports: 64, why: "as the mapping has it".to_owned(), at: None });
-    let set = |min_ports| Described { min_ports: Some(min_ports), observed: observed.clone(), ..Described::default() };
-    let remedy = |described| {
-        let report = report(of(Profile::Gcp, described), 95);
-        finding(&report, FindingId::NatPortsExhausted).unwrap().remedy.clone()
-    };
-    let higher = remedy(set(4096));
-    assert!(higher.contains("min_ports_per_vm = 4096 is in force") && !higher.contains("gcloud"), "{higher}");
-    let same = remedy(Described { alias_ranges: Some(false), ..set(64) });
-    assert!(same.contains("--min-ports-per-vm=128"), "{same}");
-}
-
-/// Exercises masquerading with a narrow range. If this fails, addresses are bought where a range was to be widened, and the first
-/// connections fail before anybody was warned.
-#[test]
-fn a_narrow_range_of_a_linux_nat_is_to_be_widened() {
-    let nat = of(Profile::Linux, Described { port_range: "1024-1123".parse().ok(), ..Described::default() });
-    let low = report(nat.clone(), 95);
-    let low = finding(&low, FindingId::NatPortsLow).unwrap();
-    assert!(low.remedy.contains("widen --to-ports") && !low.remedy.contains("NAT IPs"), "{}", low.remedy);
-    assert!(low.evidence.iter().any(|evidence| evidence.said.contains("248 ports")), "{low:?}");
-    let calm = report(nat, 92);
-    let calm = finding(&calm, FindingId::NatPortsLow).unwrap();
-    assert!(calm.evidence.iter().all(|evidence| !evidence.said.contains("248 ports")), "{calm:?}");
 }

@@ -2,11 +2,12 @@
 
 use crate::findings::Finding;
 use crate::model::View;
-use crate::report::{OwnerReport, PodShare, Report};
+use crate::report::{OwnerReport, PodDemand, PodShare, Report};
 
 mod collision;
 mod conntrack;
 mod degraded;
+mod gateway;
 mod hairpin;
 mod idle;
 mod ipam;
@@ -20,7 +21,7 @@ type Rule = fn(&View<'_>, &Report) -> Vec<Finding>;
 
 const RULES: [Rule; 14] = [
     nat::nat_ports,
-    nat::nat_gateway,
+    gateway::nat_gateway,
     nat::unanswered,
     idle::idle,
     local::ephemeral_ports,
@@ -42,7 +43,7 @@ pub(super) fn findings(view: &View<'_>, report: &Report) -> Vec<Finding> {
     findings
 }
 
-fn percent(part: u32, whole: u32) -> u64 {
+pub(super) fn percent(part: u32, whole: u32) -> u64 {
     u64::from(part) * 100 / u64::from(whole.max(1))
 }
 
@@ -53,6 +54,15 @@ fn pod_name(pod: &PodShare) -> String {
             Some(owner) => format!("the node itself ({}: {} open)", owner_name(owner), owner.sockets),
             None => "the node itself".to_owned(),
         },
+        _ => pod.address.to_string(),
+    }
+}
+
+/// Who holds ports over all destinations.
+fn holder_name(pod: &PodDemand) -> String {
+    match (&pod.namespace, &pod.name) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        _ if pod.host => "the node itself".to_owned(),
         _ => pod.address.to_string(),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::pod_name;
+use super::{holder_name, pod_name};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::{Destination, Protocol};
 use crate::ledger::KeepaliveTally;
@@ -132,11 +132,7 @@ fn sysctls(view: &View<'_>, report: &Report, sources: &BTreeSet<IpAddr>, idle: D
     too_long
         .map(|(address, time)| {
             let pod = report.nat.pods.iter().find(|pod| pod.address == *address);
-            let name = match pod.map(|pod| (&pod.namespace, &pod.name, pod.host)) {
-                Some((Some(namespace), Some(name), _)) => format!("{namespace}/{name}"),
-                Some((_, _, true)) => "the node itself".to_owned(),
-                _ => address.to_string(),
-            };
+            let name = pod.map_or_else(|| address.to_string(), holder_name);
             format!("net.ipv4.tcp_keepalive_time of {name} is {time} s: the first probe comes too late")
         })
         .collect()
@@ -154,5 +150,5 @@ fn remedy(view: &View<'_>, idle: Duration) -> String {
          spec.securityContext.sysctls in a pod; TCP_KEEPIDLE for one socket){raise}",
         (idle.as_secs() / 2).max(1)
     );
-    Remedy { says, changes }.text()
+    Remedy { says, changes, ..Remedy::default() }.text()
 }

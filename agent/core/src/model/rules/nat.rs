@@ -1,21 +1,24 @@
-//! Rules on NAT ports: demand against allocation, the gateway's size, connects without an answer.
+//! Rules on NAT ports: demand against allocation, connects without an answer.
 
 use std::cmp::Reverse;
 
 use super::collision;
+use super::gateway::left_out;
 use super::local::SEARCH_FAILS_PERCENT;
-use super::{percent, pod_name};
+use super::{holder_name, percent, pod_name};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
 use crate::ledger::TcpTally;
 use crate::model::View;
 use crate::model::demand::{self, Account, Group};
-use crate::model::nat::{BEYOND_AZURES_TABLE, Basis, Mode, NodePorts, Profile, Sharing, granted, remedy};
+use crate::model::nat::remedy::{self, Remedy};
+use crate::model::nat::{Basis, Mode, NodePorts, Profile, granted};
 use crate::observe::SourceId;
 use crate::report::{DemandReport, Report};
+use crate::words::counted;
 
 pub(super) fn nat_ports(view: &View<'_>, report: &Report) -> Vec<Finding> {
-    // Where the NAT gave none at all, that alone is to be told: `no_ports_here`.
+    // Where the NAT gave none at all, that alone is to be told: `gateway::no_ports_here`.
     let Some(ports) = view.node_ports.filter(|_| !left_out(view)) else { return Vec::new() };
     let low = u64::from(view.policy.low_percent);
     let mut worth: Vec<Group<'_>> = demand::groups(view.accounts, view.nat.profile)
@@ -25,38 +28,97 @@ pub(super) fn nat_ports(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         worth.iter().take(10).map(|group| nat_ports_of(group, ports, view, report)).collect();
     if view.nat.endpoint_independent == Some(true) {
-        let demands =
-            [("tcp", &report.nat.demand.tcp), ("udp", &report.nat.demand.udp), ("icmp", &report.nat.demand.icmp)];
-        findings
-            .extend(demands.into_iter().filter_map(|(protocol, demand)| all_sources(protocol, demand, ports, view)));
+        let protocols = [Protocol::TCP, Protocol::UDP, Protocol::ICMP];
+        findings.extend(protocols.into_iter().filter_map(|protocol| all_sources(protocol, ports, view, report)));
     }
     findings
 }
 
 /// Under endpoint-independent mapping each source needs a port of its own, whatever its destination.
-fn all_sources(protocol: &str, demand: &DemandReport, ports: &NodePorts, view: &View<'_>) -> Option<Finding> {
-    let sources = demand.endpoint_independent.as_ref()?;
+fn all_sources(protocol: Protocol, ports: &NodePorts, view: &View<'_>, report: &Report) -> Option<Finding> {
+    let sources = of_protocol(report, protocol).endpoint_independent.as_ref()?;
     let needs = sources.ports.unwrap_or(sources.at_least);
     let share = percent(needs, ports.ports);
+    if share < u64::from(view.policy.low_percent) {
+        return None;
+    }
     let exhausted = needs >= ports.ports;
-    (share >= u64::from(view.policy.low_percent)).then(|| Finding {
+    let missed =
+        view.accounts.iter().take_while(|account| account.in_scope).any(|account| {
+            account.destination.protocol == protocol && (account.wanting > 0 || has_failed(&account.tcp()))
+        });
+    let mut evidence = vec![
+        Evidence::seen(
+            SourceId::Conntrack,
+            format!("{} to {} distinct sources; {}", sources.at_least, sources.at_most, sources.basis),
+        ),
+        Evidence::given(
+            "with endpoint-independent mapping a source address and port takes one NAT port for all destinations, and no \
+             two sources share one",
+        ),
+        Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
+    ];
+    evidence.extend(doubts(view, ports, missed));
+    let pods = report.nat.pods.iter().filter(|pod| pod.held > 0).take(5);
+    evidence.extend(pods.map(|pod| {
+        let to = counted(pod.destinations, "destination");
+        Evidence::seen(
+            SourceId::Conntrack,
+            format!("{} ({}): {} held to {to}", holder_name(pod), pod.address, pod.held),
+        )
+    }));
+    let busiest = demand::worst(view.accounts, protocol, view.nat.profile).map_or(0, |group| group.demand());
+    let remedy =
+        Remedy::either([remedy::mapping_off(view.nat, ports, busiest), remedy::more_ports(view.nat, ports, needs)]);
+    Some(Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
-        severity: if exhausted { Severity::Critical } else { Severity::Warning },
-        title: format!("{needs} {protocol} source ports hold {needs} of {} NAT ports ({share} %), over all destinations", ports.ports),
+        severity: severity(view, ports, exhausted, missed),
+        title: format!(
+            "{needs} {protocol} source ports hold {needs} of {} NAT ports ({share} %), over all destinations",
+            ports.ports
+        ),
         subject: format!("{protocol}, endpoint-independent mapping"),
-        evidence: vec![
-            Evidence::seen(
-                SourceId::Conntrack,
-                format!("{} to {} distinct sources; {}", sources.at_least, sources.at_most, sources.basis),
-            ),
-            Evidence::given(
-                "with endpoint-independent mapping a source address and port takes one NAT port for all destinations, and no \
-                 two sources share one",
-            ),
-            Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
-        ],
-        remedy: remedy::more_ports(view.nat, ports, needs).text(),
+        evidence,
+        remedy: remedy.text(),
     })
+}
+
+/// What is told of the demand of a protocol.
+fn of_protocol(report: &Report, protocol: Protocol) -> &DemandReport {
+    match protocol {
+        Protocol::UDP => &report.nat.demand.udp,
+        Protocol::ICMP => &report.nat.demand.icmp,
+        _ => &report.nat.demand.tcp,
+    }
+}
+
+/// Whether connects have lately found no answer.
+fn has_failed(tcp: &TcpTally) -> bool {
+    tcp.failed_lately.unanswered() > 0 || tcp.syn_retransmitted_lately > 0
+}
+
+/// Nobody has said how many ports there are, or whether there may be more: without a sign that one was missing, that may be wrong.
+fn severity(view: &View<'_>, ports: &NodePorts, exhausted: bool, missed: bool) -> Severity {
+    let certain = ports.basis != Basis::Assumed && !view.nat.mode_assumed;
+    if exhausted && (missed || certain) { Severity::Critical } else { Severity::Warning }
+}
+
+/// What is not certain of the allocation.
+fn doubts(view: &View<'_>, ports: &NodePorts, missed: bool) -> Vec<Evidence> {
+    let assumed = (ports.basis == Basis::Assumed).then(|| {
+        let doubt = if missed { "" } else { "no connect has failed, so it may be wrong; " };
+        Evidence::given(format!(
+            "the allocation is assumed: {doubt}say what the NAT has with --nat-from, or \
+             --nat-profile, --nat-min-ports and friends"
+        ))
+    });
+    let may_grow = view.nat.mode_assumed.then(|| {
+        Evidence::given(
+            "whether the NAT gives more as they are used up is not said: say so with --nat-mode, or give the gateway's own \
+             settings with --nat-from",
+        )
+    });
+    assumed.into_iter().chain(may_grow).collect()
 }
 
 fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &Report) -> Finding {
@@ -64,11 +126,8 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
     let destination = account.destination;
     let (held, wanting) = (group.held(), group.wanting());
     let exhausted = group.demand() >= ports.ports;
-    // Nobody has said how many ports there are: without a sign that one was missing, the assumption may be wrong.
-    let assumed = ports.basis == Basis::Assumed;
-    let may_grow = view.nat.mode_assumed;
     let tcp = account.tcp();
-    let missed = wanting > 0 || tcp.failed_lately.unanswered() > 0 || tcp.syn_retransmitted_lately > 0;
+    let missed = wanting > 0 || has_failed(&tcp);
     let (pods, _omitted) = view.holders.shares_of(group);
     let because = pods.first().map(|pod| format!(", {} by {}", pod.held, pod_name(pod))).unwrap_or_default();
     let more = if wanting > 0 { format!(", {wanting} more wanted") } else { String::new() };
@@ -97,27 +156,11 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
              and then"
         )));
     }
-    if assumed {
-        let doubt = if missed { "" } else { "no connect has failed, so it may be wrong; " };
-        evidence.push(Evidence::given(format!(
-            "the allocation is assumed: {doubt}say what the NAT has with --nat-from, or \
-             --nat-profile, --nat-min-ports and friends"
-        )));
-    }
-    if may_grow {
-        evidence.push(Evidence::given(
-            "whether the NAT gives more as they are used up is not said: say so with --nat-mode, or give the gateway's own \
-             settings with --nat-from",
-        ));
-    }
+    evidence.extend(doubts(view, ports, missed));
     if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
         evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp())));
     }
-    let demand = match destination.protocol {
-        Protocol::UDP => &report.nat.demand.udp,
-        Protocol::ICMP => &report.nat.demand.icmp,
-        _ => &report.nat.demand.tcp,
-    };
+    let demand = of_protocol(report, destination.protocol);
     let is_worst = demand
         .worst
         .as_ref()
@@ -142,7 +185,7 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
     }
     Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
-        severity: if exhausted && (missed || !(assumed || may_grow)) { Severity::Critical } else { Severity::Warning },
+        severity: severity(view, ports, exhausted, missed),
         title,
         subject,
         evidence,
@@ -153,142 +196,6 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
 /// `16 connects timed out, 3 were refused, 48 SYNs were repeated in the last minute`.
 fn failed_lately(tcp: &TcpTally) -> String {
     format!("{}, {} SYNs were repeated in the last minute", tcp.failed_lately, tcp.syn_retransmitted_lately)
-}
-
-/// Nodes without ports where ports are reserved; where they are shared, a demand that all nodes together could not have.
-pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
-    if view.nat.beyond_azures_table() {
-        return vec![beyond_the_table(view)];
-    }
-    let Some(ports) = view.node_ports else { return Vec::new() };
-    let sharing = view.nat.profile.capacity().map(|capacity| capacity.sharing);
-    let by_number = view.nat.nodes.and_then(|nodes| match sharing? {
-        Sharing::PerDestination => all_alike(view, ports, nodes),
-        Sharing::Reserved => no_ports_left(view, ports, nodes),
-    });
-    no_ports_here(view)
-        .or(by_number)
-        .or_else(|| gateway_says(view, ports))
-        .or_else(|| allocation_failed(view))
-        .into_iter()
-        .collect()
-}
-
-/// What nodes have is not known, so that their demand is not judged; that alone is to be told.
-fn beyond_the_table(view: &View<'_>) -> Finding {
-    let nodes = view.nat.nodes.unwrap_or_default().saturating_add(view.nat.surge.unwrap_or(0));
-    Finding {
-        id: FindingId::NatGatewayTooSmall,
-        severity: Severity::Warning,
-        title: format!(
-            "Azure's automatic allocation ends at 1000 nodes, there may be {nodes}: what a node gets is not known"
-        ),
-        subject: "gateway".to_owned(),
-        evidence: vec![Evidence::given(BEYOND_AZURES_TABLE)],
-        remedy: "allocate ports by hand: `headroom plan nat --profile azure-lb --min-ports N` says how many nodes fit"
-            .to_owned(),
-    }
-}
-
-/// The NAT has left this very node out, or has no NAT IP to serve any.
-fn left_out(view: &View<'_>) -> bool {
-    view.nat.observed.as_ref().map_or(view.nat.nat_ips == Some(0), |observed| observed.ports == 0)
-}
-
-fn no_ports_here(view: &View<'_>) -> Option<Finding> {
-    let ports = view.node_ports.filter(|_| left_out(view))?;
-    let (title, why) = match &view.nat.observed {
-        Some(observed) => ("this node was given no NAT ports at all: whatever passes the NAT fails", &observed.why),
-        None => ("the NAT gateway has no NAT IP: whatever passes it fails", &ports.why),
-    };
-    Some(Finding {
-        id: FindingId::NatGatewayTooSmall,
-        severity: Severity::Critical,
-        title: title.to_owned(),
-        subject: "gateway".to_owned(),
-        evidence: vec![Evidence::given(format!("allocation: 0 ports, {why}"))],
-        remedy: remedy::missing_ips(view.nat, view.nat.missing_ips.unwrap_or(1)).text(),
-    })
-}
-
-/// Cloud NAT counts the NAT IPs it lacks.
-fn gateway_says(view: &View<'_>, ports: &NodePorts) -> Option<Finding> {
-    let missing = view.nat.missing_ips.filter(|ips| *ips > 0)?;
-    Some(Finding {
-        id: FindingId::NatGatewayTooSmall,
-        severity: Severity::Critical,
-        title: format!(
-            "the NAT gateway itself says that it lacks {}: some nodes have no ports",
-            remedy::nat_ips(missing)
-        ),
-        subject: "gateway".to_owned(),
-        evidence: vec![Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why))],
-        remedy: remedy::missing_ips(view.nat, missing).text(),
-    })
-}
-
-/// Cloud Monitoring tells that some machine got no ports, not how many NAT IPs are missing.
-fn allocation_failed(view: &View<'_>) -> Option<Finding> {
-    let says = view.nat.told_allocation_failed(view.now)?;
-    Some(Finding {
-        id: FindingId::NatGatewayTooSmall,
-        severity: if view.nat.failed_lately(view.now) { Severity::Critical } else { Severity::Warning },
-        title: says,
-        subject: "gateway".to_owned(),
-        evidence: vec![Evidence::given("of how many machines, and how many NAT IPs are missing, this metric does not tell")],
-        remedy: "see how many NAT IPs it lacks (`gcloud compute routers get-status ROUTER`: minExtraNatIpsNeeded), and add them or \
-                 lower min_ports_per_vm"
-            .to_owned(),
-    })
-}
-
-fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> {
-    let (ips, capacity) = (view.nat.nat_ips?, ports.capacity_nodes?);
-    let short = nodes.checked_sub(capacity).filter(|short| *short > 0)?;
-    let pool = view.nat.pool()?;
-    let assumed = ports.basis == Basis::Assumed || view.nat.mode_assumed;
-    let doubt = assumed.then(|| {
-        Evidence::given(
-            "what is reserved per node is assumed: say what the NAT has with --nat-from, or --nat-mode, --nat-min-ports and \
-             friends",
-        )
-    });
-    Some(Finding {
-        id: FindingId::NatGatewayTooSmall,
-        severity: if assumed { Severity::Warning } else { Severity::Critical },
-        title: format!("{capacity} nodes fit behind the NAT gateway, there are {nodes}: {short} get no ports"),
-        subject: "gateway".to_owned(),
-        evidence: std::iter::once(Evidence::given(format!(
-            "{} x {} ports, {} reserved per node ({})",
-            remedy::nat_ips(ips),
-            pool / u64::from(ips.max(1)),
-            ports.reserved,
-            ports.why
-        )))
-        .chain(doubt)
-        .collect(),
-        remedy: remedy::bigger_gateway(view.nat, ports).text(),
-    })
-}
-
-fn all_alike(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> {
-    let in_scope = view.accounts.iter().filter(|account| account.in_scope);
-    let worst = in_scope.max_by_key(|account| account.demand())?;
-    let together = worst.demand().saturating_mul(nodes);
-    (nodes > 1 && together > ports.ports).then(|| Finding {
-        id: FindingId::NatGatewayTooSmall,
-        severity: Severity::Warning,
-        title: format!(
-            "if all {nodes} nodes needed as much as this one, {} would take {together} ports: the gateway has {}",
-            worst.destination, ports.ports
-        ),
-        subject: worst.destination.to_string(),
-        evidence: vec![
-            Evidence::seen(worst.source, format!("{} held, {} wanting here", worst.held, worst.wanting)),
-            Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
-        ],
-        remedy: remedy::more_ports(view.nat, ports, together).text(),
-    })
 }
 
 pub(super) fn unanswered(view: &View<'_>, report: &Report) -> Vec<Finding> {

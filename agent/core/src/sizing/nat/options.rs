@@ -80,31 +80,14 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     }
     // One was assumed and said to be.
     let counted = NatSettings { nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(nat.ips_counted())), ..nat.clone() };
+    let mind = remedy::caution(&counted, target, sums.ports.ports);
     Some(PlanOption {
         says: says.join(" and "),
         capacity_nodes: then.capacity_nodes,
         nat_ips: needed,
-        caution: caution(nat, target, sums.ports.ports),
+        caution: (!mind.is_empty()).then(|| mind.join("; ")),
         changes: remedy::changes(&counted, target),
     })
-}
-
-/// What Cloud NAT does to connections when ports are set anew (cloud.google.com/nat/docs/set-up-manage-network-address-translation).
-fn caution(nat: &NatSettings, target: Target, ports: u32) -> Option<String> {
-    let ports_change = target.min_ports.is_some() || target.max_ports.is_some();
-    match (nat.profile, target.mode) {
-        // What nodes do not have cannot be cut.
-        (Profile::Gcp, _) if ports == 0 => None,
-        (Profile::Gcp, Some(Mode::Dynamic)) => Some(format!(
-            "a maximum below the {ports} ports that nodes have now would cut connections; going back to static allocation \
-             closes all of them"
-        )),
-        (Profile::Gcp, _) if ports_change => Some("nodes may fall back to the minimum for a while".to_owned()),
-        (Profile::AzureLb, _) if target.min_ports.is_some_and(|fewer| fewer < ports) => {
-            Some(format!("fewer than the {ports} ports that nodes have now: connections beyond them would be cut"))
-        }
-        _ => None,
-    }
 }
 
 fn setting(nat: &NatSettings, target: Target) -> String {

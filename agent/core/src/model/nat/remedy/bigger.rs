@@ -1,103 +1,93 @@
 //! What to do where nodes get no ports because the gateway is too small for them: more NAT IPs, fewer ports for each node, or
 //! several gateways where one cannot have so many.
 
-use super::{Change, Remedy, Target, changes, more_ips, nat_ips};
-use crate::model::nat::{ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, Mode, NatSettings, NodePorts, Profile, STATIC_DEFAULT};
+use super::ips::{Ips, together};
+use super::{Remedy, Target, caution, changes, nat_ips};
+use crate::model::nat::{
+    ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT, DYNAMIC_MIN_DEFAULT, Mode, NatSettings, NodePorts, Profile, STATIC_DEFAULT,
+    static_ports,
+};
 use crate::words::counted;
 
 /// What there is to do, each enough by itself.
 pub fn bigger_gateway(nat: &NatSettings, ports: &NodePorts) -> Remedy {
-    let ips = Ips::of(nat, ports.reserved);
+    let ips = Ips::holding(nat, together(nat, ports.reserved, ports.reserved).unwrap_or(0));
     match (nat.profile, nat.mode) {
-        (Profile::Gcp, Mode::Static) => either(vec![ips.remedy(nat, "NAT IPs"), dynamic(nat, ports)]),
-        (Profile::Gcp, Mode::Dynamic) => {
-            either(vec![ips.remedy(nat, "NAT IPs"), Remedy::words("lower min_ports_per_vm")])
+        (Profile::Gcp, Mode::Static) => {
+            Remedy::either([ips.remedy(nat, "NAT IP"), dynamic(nat, ports.reserved, ports.ports)])
         }
+        (Profile::Gcp, Mode::Dynamic) => Remedy::either([ips.remedy(nat, "NAT IP"), fewer_ports(nat)]),
         (Profile::AzureLb, _) if nat.min_ports.is_some_and(|ports| ports != 0) => {
             let fewer = Remedy::words("allocate fewer ports to each node");
-            either(vec![ips.remedy(nat, "frontend IPs"), fewer])
+            Remedy::either([ips.remedy(nat, "frontend IP"), fewer])
         }
         _ => Remedy::words("split the nodes over several gateways (one for each subnet)"),
     }
 }
 
-/// NAT IPs that the nodes take, with so many ports reserved for each of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ips {
-    /// There are enough.
-    There,
-    /// So many, which a gateway can have.
-    More(u32),
-    /// More than a gateway can have: so many gateways, at least.
-    Gateways(u32),
-}
-
-impl Ips {
-    fn of(nat: &NatSettings, reserved: u32) -> Self {
-        let nodes = nat.nodes.unwrap_or(1).saturating_add(nat.surge.unwrap_or(0));
-        let most = nat.profile.capacity().and_then(|capacity| capacity.max_ips).unwrap_or(u32::MAX);
-        match more_ips(nat, u64::from(nodes) * u64::from(reserved)) {
-            None => Self::There,
-            Some(ips) if ips <= most => Self::More(ips),
-            Some(ips) => Self::Gateways(ips.div_ceil(most)),
-        }
+/// What to do where the gateway says itself how many NAT IPs it lacks.
+pub fn missing_ips(nat: &NatSettings, missing: u32) -> Remedy {
+    if nat.nat_ips == Some(0) {
+        let target = Target { nat_ips: Some(missing.max(1)), ..Target::default() };
+        return Remedy { changes: changes(nat, target), ..Remedy::words("give the gateway NAT IPs") };
     }
-
-    fn remedy(self, nat: &NatSettings, what: &str) -> Remedy {
-        match self {
-            Self::There => Remedy::words(""),
-            Self::More(ips) => {
-                let target = Target { nat_ips: Some(ips), ..Target::default() };
-                Remedy { says: format!("use {ips} {what}"), changes: changes(nat, target) }
-            }
-            Self::Gateways(gateways) => {
-                Remedy::words(&format!("split the nodes over several gateways ({gateways} at least)"))
-            }
-        }
+    if nat.auto_ips {
+        let quota = "raise the quota of external IP addresses: the gateway adds NAT IPs by itself";
+        return Remedy::either([fewer_ports(nat), Remedy::words(quota)]);
     }
-}
-
-/// Dynamic allocation from few ports on, with the NAT IPs that this takes; nothing where it takes no fewer, or too many.
-fn dynamic(nat: &NatSettings, ports: &NodePorts) -> Remedy {
-    let more = match Ips::of(nat, STATIC_DEFAULT) {
-        Ips::There => None,
-        Ips::More(ips) if ports.reserved > STATIC_DEFAULT => Some(ips),
-        Ips::More(_) | Ips::Gateways(_) => return Remedy::words(""),
+    let more = match nat.nat_ips {
+        Some(ips) => Ips::of(nat, ips.saturating_add(missing)).remedy(nat, "NAT IP"),
+        None => Remedy::words(format!("add {}", nat_ips(missing))),
     };
-    let max = ports.ports.checked_next_power_of_two().unwrap_or(DYNAMIC_MAX_DEFAULT);
+    Remedy::either([more, fewer_ports(nat)])
+}
+
+/// What to do where it has failed to give some machine ports, and does not say how many NAT IPs it lacks.
+pub fn after_failed_allocation(nat: &NatSettings) -> Remedy {
+    let look =
+        "see how many NAT IPs it lacks (`gcloud compute routers get-status ROUTER`: minExtraNatIpsNeeded) and add them";
+    Remedy::either([Remedy::words(look), fewer_ports(nat)])
+}
+
+/// Fewer ports for each node on Cloud NAT. A minimum is lowered in vain where nodes get more than it anyway.
+fn fewer_ports(nat: &NatSettings) -> Remedy {
+    if nat.profile != Profile::Gcp {
+        return Remedy::default();
+    }
+    let (reserved, least) = match nat.mode {
+        Mode::Static => (static_ports(nat.min_ports, nat.alias_ranges), static_ports(Some(2), nat.alias_ranges)),
+        Mode::Dynamic => (nat.dynamic_min(), DYNAMIC_MIN_DEFAULT),
+    };
+    match nat.mode {
+        _ if reserved > least => Remedy::words(format!("lower min_ports_per_vm ({reserved} ports for each node now)")),
+        Mode::Static => dynamic(nat, reserved, reserved),
+        Mode::Dynamic => Remedy::default(),
+    }
+}
+
+/// Dynamic allocation from few ports on, up to what a node needs at most, with the NAT IPs that this takes; nothing where it takes no
+/// fewer, or too many. A node has so many `reserved` until then.
+pub(super) fn dynamic(nat: &NatSettings, reserved: u32, most: u32) -> Remedy {
+    let max = most.max(reserved).checked_next_power_of_two().unwrap_or(DYNAMIC_MAX_DEFAULT);
     let max = max.clamp(ALIAS_FLOOR, DYNAMIC_MAX_DEFAULT);
+    let more = match Ips::holding(nat, together(nat, reserved, STATIC_DEFAULT).unwrap_or(0)) {
+        Ips::There => None,
+        Ips::More(ips) if reserved > STATIC_DEFAULT => Some(ips),
+        Ips::More(_) | Ips::Gateways(_) => return Remedy::default(),
+    };
     let target =
         Target { mode: Some(Mode::Dynamic), min_ports: Some(STATIC_DEFAULT), max_ports: Some(max), nat_ips: more };
     let then = NatSettings { nat_ips: more.or(nat.nat_ips), ..nat.clone() };
-    let fit = then.fit(STATIC_DEFAULT).unwrap_or(0);
     let ips = more.map_or_else(String::new, |ips| format!(" and use {}", nat_ips(ips)));
+    let fit = then.fit(STATIC_DEFAULT).filter(|_| !nat.auto_ips).map_or_else(
+        || format!(": a node takes {STATIC_DEFAULT} ports until it needs more"),
+        |fit| format!(": {} {}", counted(fit, "node"), if fit == 1 { "fits" } else { "fit" }),
+    );
     let says = format!(
         "switch to dynamic allocation with min_ports_per_vm = {STATIC_DEFAULT} and max_ports_per_vm = {max} \
-         (endpoint-independent mapping off){ips}: {} {}",
-        counted(fit, "node"),
-        if fit == 1 { "fits" } else { "fit" }
+         (endpoint-independent mapping off){ips}{fit}"
     );
-    Remedy { says, changes: changes(nat, target) }
-}
-
-/// One or the other; the lines of those after the first say that they are instead of it.
-fn either(ways: Vec<Remedy>) -> Remedy {
-    let ways: Vec<Remedy> = ways.into_iter().filter(|way| !way.says.is_empty()).collect();
-    let says = ways.iter().map(|way| way.says.as_str()).collect::<Vec<_>>().join(", or ");
-    let mut all: Vec<Change> = Vec::new();
-    for way in ways {
-        let instead = if all.is_empty() { "" } else { "# instead:\n" };
-        all.extend(
-            way.changes.into_iter().map(|change| Change { text: format!("{instead}{}", change.text), ..change }),
-        );
-    }
-    Remedy { says, changes: all }
-}
-
-impl Remedy {
-    fn words(says: &str) -> Self {
-        Self { says: says.to_owned(), changes: Vec::new() }
-    }
+    Remedy { says, mind: caution(nat, target, reserved), changes: changes(nat, target) }
 }
 
 #[cfg(test)]

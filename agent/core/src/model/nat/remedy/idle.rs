@@ -17,7 +17,7 @@ pub fn longer_idle(nat: &NatSettings) -> Vec<Change> {
     match nat.profile {
         Profile::Gcp => vec![
             change("terraform", format!("tcp_established_idle_timeout_sec = {twice}")),
-            change("gcloud", format!("{} --tcp-established-idle-timeout={twice}s", super::gcloud_update(nat))),
+            change("gcloud", format!("{} --tcp-established-idle-timeout={twice}s", super::lines::gcloud_update(nat))),
         ],
         Profile::AzureNatgw => minutes(NATGW_MINUTES).map_or_else(Vec::new, |minutes| natgw(nat, minutes)),
         Profile::AzureLb => minutes(LB_MINUTES).map_or_else(Vec::new, |minutes| lb(nat, minutes)),
@@ -49,7 +49,7 @@ fn lb(nat: &NatSettings, minutes: u64) -> Vec<Change> {
     let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
     let group = nat.names.group.as_deref().unwrap_or("GROUP");
     let setting = format!("idle_timeout_in_minutes = {minutes}");
-    if let Some(rule) = super::own_outbound_rule(nat) {
+    if let Some(rule) = super::lines::own_outbound_rule(nat) {
         let update = format!(
             "az network lb outbound-rule update -g {group} --lb-name LOAD-BALANCER -n {rule} --idle-timeout {minutes} \
              --enable-tcp-reset true"
