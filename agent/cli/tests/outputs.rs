@@ -68,6 +68,11 @@ fn the_table_tells_of_rules_that_are_not_in_force_of_ciliums_maps_and_of_notes()
         .unwrap()
     };
     report.overlap.masquerade = (2..=6).map(|position| rule(position, "never reached: behind rule 1")).collect();
+    report.overlap.masquerade.extend((7..=10).map(|position| MasqueradeReport {
+        unclear: vec!["match `bpf`".to_owned()],
+        unreached: None,
+        ..rule(position, "")
+    }));
     let map = |name: &str, complete| json!({ "name": name, "entries": 5, "max": 131_072, "complete": complete });
     report.conntrack.cilium = serde_json::from_value(json!({
         "entries": 5, "max": 131_072, "complete": false, "left_behind": 3, "left_behind_at_start": 1, "broken": 0,
@@ -83,6 +88,8 @@ fn the_table_tells_of_rules_that_are_not_in_force_of_ciliums_maps_and_of_notes()
     for expected in [
         "  not in force: nftables ip mine out rule 2: never reached: behind rule 1\n",
         "  not in force: and 2 more rules (-o json has all)\n",
+        "  not understood: nftables ip mine out rule 7: match `bpf`\n",
+        "  not understood: and 1 more rule (-o json has all)\n",
         "least 5 of 131072 entries; 3 left behind",
         "\nnotes: nodeport-collision: shop/checkout waits for 203.0.113.7:443/tcp, which\n    answers nobody\n  \
          masquerade-overlaps-nodeport (2): not known to do harm here\n  -o json has what to do\n",
@@ -90,6 +97,20 @@ fn the_table_tells_of_rules_that_are_not_in_force_of_ciliums_maps_and_of_notes()
         assert!(table.contains(expected), "`{expected}` is missing in:\n{table}");
     }
     assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    // Where the report leaves some out, too.
+    (report.overlap.masquerade_omitted, report.overlap.shares_omitted) = (9, 1);
+    report.overlap.shares = serde_json::from_value(json!([{
+        "backend": "nftables", "family": "ip", "table": "mine", "chain": "out", "position": 7, "owner": "other",
+        "protocol": "tcp", "rules": 1, "share": 0.5, "share_allocated": 0.1, "why": "",
+    }]))
+    .unwrap();
+    let table = table::report(&report, None, Width::plain(80));
+    for expected in [
+        "  not in force: and at least 2 more rules (-o json has more of them)\n",
+        "  1 share of further rules left out, none of which is larger\n",
+    ] {
+        assert!(table.contains(expected), "`{expected}` is missing in:\n{table}");
+    }
     let metrics = metrics::render(&report);
     assert!(metrics.contains("headroom_cilium_conntrack_entries{map=\"cilium_ct6_global\"} 5.0"), "{metrics}");
 }

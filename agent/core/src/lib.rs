@@ -21,6 +21,7 @@ pub mod model;
 pub mod observe;
 pub mod plan;
 pub mod ports;
+pub mod protocols;
 pub mod report;
 pub mod sizing;
 pub mod time;

@@ -79,6 +79,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         now: now.wall,
     };
     report.findings = rules::findings(&view, &report);
+    overlap::shorten(&mut report.overlap);
     for network in &mut report.ipam.networks {
         ipam::shorten(network, policy.max_reservations);
     }

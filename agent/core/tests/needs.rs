@@ -12,6 +12,7 @@ use headroom_core::observe::{
     Snapshot, Socket, SocketState, SocketTimer, SourceId, SourceNat, SourceNatRule,
 };
 use headroom_core::ports::{PortSettings, parse_port_range, parse_reserved_ports};
+use headroom_core::protocols::Protocols;
 use headroom_core::report::Report;
 use headroom_core::time::{NodeTime, Now, WallTime};
 
@@ -237,7 +238,7 @@ fn masquerade(chain: &str, ports: Option<&str>) -> SourceNatRule {
     let target = SourceNat { ports, choice: PortChoice::RandomFully, ..SourceNat::MASQUERADE };
     SourceNatRule {
         path: vec!["POSTROUTING".to_owned()],
-        protocol: Some(Protocol::TCP),
+        protocols: Protocols::only(Protocol::TCP),
         ..SourceNatRule::new(place, target)
     }
 }

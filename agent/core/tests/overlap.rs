@@ -14,9 +14,12 @@ use headroom_core::observe::{
     ServiceProxy, Snapshot, SourceId, SourceNat, SourceNatKind, SourceNatRule,
 };
 use headroom_core::ports::{PortRange, PortSettings, parse_reserved_ports};
+use headroom_core::protocols::Protocols;
 use headroom_core::report::{AllocatedBasis, NodePortBasis, Report, RuleOwner};
 use headroom_core::time::{NodeTime, Now, WallTime};
 
+#[path = "overlap/many.rs"]
+mod many;
 #[path = "overlap/remedies.rs"]
 mod remedies;
 
@@ -44,7 +47,7 @@ fn rule(
     let ports = ports.map_or(Known::Absent, |ports| Known::Present(range(ports)));
     SourceNatRule {
         path: vec!["POSTROUTING".to_owned()],
-        protocol,
+        protocols: protocol.map_or(Protocols::ALL, Protocols::only),
         conditions: vec!["! --dst-type LOCAL".to_owned()],
         exceptions: vec!["-d 10.0.0.0/8".to_owned()],
         probability: chance,

@@ -1,12 +1,21 @@
 //! Packet rules, however they were made: what a rule asks, and where it sends a packet.
 //!
 //! [`crate::iptables`] and [`crate::netlink::nftables`] turn the kernel's bytes into these chains; [`source_nat`] walks
-//! through them as a packet would. Pure; nothing here touches a node.
+//! through them as packets would. Pure; nothing here touches a node.
 
-use headroom_core::flow::Protocol;
 use headroom_core::observe::SourceNat;
+use headroom_core::protocols::Protocols;
 
+mod condition;
+mod packets;
+mod questions;
 pub mod source_nat;
+mod told;
+
+pub use condition::{Condition, Lasts};
+
+/// Rules at most in chains that are read only to see what ends there.
+pub const ENDING_RULES_LIMIT: usize = 16_384;
 
 /// A chain, or as much of it as matters.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +24,8 @@ pub struct Chain {
     pub name: String,
     /// Packets enter it at a hook at which source addresses are translated: POSTROUTING, or INPUT.
     pub at_hook: bool,
+    /// Its rules are all here: of a chain that was not read, or in part, nobody knows what ends there.
+    pub whole: bool,
     /// Its rules, in order.
     pub rules: Vec<Rule>,
 }
@@ -33,31 +44,28 @@ pub struct Rule {
 /// What a rule asks of a packet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parts {
-    /// The only protocol it applies to, if it is only one.
-    pub protocol: Option<Protocol>,
-    /// The only destination port, if it is only one.
+    /// The protocols it applies to.
+    pub protocols: Protocols,
+    /// The only destination port, if it is only one; it is among the conditions, too.
     pub destination_port: Option<u16>,
-    /// All else, in the words of `iptables`.
-    pub conditions: Vec<String>,
+    /// All else.
+    pub conditions: Vec<Condition>,
     /// The part of packets it takes by chance.
     pub probability: f64,
     /// What is written beside it.
     pub comment: Option<String>,
-    /// Parts that are not understood.
-    pub unclear: Vec<String>,
-    /// It may let packets pass by for a reason that is not told above: a map without their key, a set that is full.
+    /// It may let packets pass by for a reason that is not told above: an option that a packet lacks.
     pub selective: bool,
 }
 
 impl Default for Parts {
     fn default() -> Self {
         Self {
-            protocol: None,
+            protocols: Protocols::ALL,
             destination_port: None,
             conditions: Vec::new(),
             probability: 1.0,
             comment: None,
-            unclear: Vec::new(),
             selective: false,
         }
     }
@@ -69,30 +77,22 @@ impl Rule {
         let ends = matches!(self.action, Action::End | Action::Return | Action::Goto(_) | Action::Translate(_));
         ends && self.parts.ask_nothing()
     }
+
+    /// The chain that it sends packets to, if a rule and not a map says which.
+    pub fn leads_to(&self) -> Option<&str> {
+        match &self.action {
+            Action::Jump(to) | Action::Goto(to) => Some(to),
+            Action::Continue | Action::Return | Action::End | Action::Translate(_) | Action::Map => None,
+        }
+    }
 }
 
 impl Parts {
     /// Whether every packet has what this asks. Spelled out, so that nobody adds a part and forgets it here.
     fn ask_nothing(&self) -> bool {
-        let Self { protocol, destination_port, conditions, probability, comment: _, unclear, selective } = self;
-        let chosen = protocol.is_some() || destination_port.is_some() || *selective || *probability < 1.0;
-        !chosen && conditions.is_empty() && unclear.is_empty()
-    }
-
-    /// What holds for every packet that has not what this asks, if that is one thing: `mark 0x1` for `! mark 0x1`.
-    fn opposite(&self) -> Option<&str> {
-        match (self.protocol, self.conditions.as_slice(), self.unclear.as_slice()) {
-            (None, [only], []) => only.strip_prefix("! "),
-            _ => None,
-        }
-    }
-
-    /// Everything it asks, in one sentence.
-    fn sentence(&self) -> String {
-        let protocol = self.protocol.map(|protocol| format!("-p {protocol}"));
-        let words: Vec<&str> =
-            protocol.iter().chain(&self.conditions).chain(&self.unclear).map(String::as_str).collect();
-        if words.is_empty() { "everything".to_owned() } else { words.join(" ") }
+        let Self { protocols, destination_port: _, conditions, probability, comment: _, selective } = self;
+        let chosen = !protocols.is_all() || *selective || *probability < 1.0;
+        !chosen && conditions.is_empty()
     }
 }
 

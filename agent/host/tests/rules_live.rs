@@ -62,7 +62,7 @@ fn told(rule: &SourceNatRule) -> String {
         Known::Unknown(why) => format!(" ? ({why})"),
     };
     let chance = if rule.probability < 1.0 { format!(" chance {:.4}", rule.probability) } else { String::new() };
-    let protocol = rule.protocol.map(|protocol| format!(" -p {protocol}")).unwrap_or_default();
+    let protocols = rule.protocols.asked().map(|asked| format!(" {asked}")).unwrap_or_default();
     let conditions: String = rule.conditions.iter().map(|condition| format!(" {condition}")).collect();
     let exceptions =
         if rule.exceptions.is_empty() { String::new() } else { format!(" but {}", rule.exceptions.join("; ")) };
@@ -70,7 +70,7 @@ fn told(rule: &SourceNatRule) -> String {
     let addresses = target.addresses.as_ref().map(|to| format!(" {to}")).unwrap_or_default();
     let persistent = if target.persistent { " persistent" } else { "" };
     format!(
-        "{} {} {}:{protocol}{conditions}{exceptions}{chance} {:?}{addresses}{ports} {:?}{persistent}{unclear}",
+        "{} {} {}:{protocols}{conditions}{exceptions}{chance} {:?}{addresses}{ports} {:?}{persistent}{unclear}",
         rule.place.family.name(),
         rule.path.join(">"),
         rule.place.position,
@@ -124,9 +124,10 @@ fn arguments_of_targets_are_read_from_both_backends_and_families() {
             "ip POSTROUTING 1: -p tcp ! -o eth+ -s 10.64.0.0/14 Masquerade 1024-29999 RandomFully",
             "ip POSTROUTING 2: -o eth0 Masquerade Random",
             "ip POSTROUTING 3: ! -d 192.0.2.0/25 Masquerade Keep",
-            "ip POSTROUTING 4: -p udp chance 0.2500 Snat 192.0.2.1-192.0.2.4 5000-5999 RandomFully persistent",
-            "ip POSTROUTING 5: mark 0x4000/0x4000 chance 0.2500 Snat 192.0.2.9 Keep",
-            "ip POSTROUTING 6: -s 10.9.0.0/16 Netmap 192.0.2.0-192.0.2.255 Keep",
+            // What the third rule leaves over.
+            "ip POSTROUTING 4: -p udp -d 192.0.2.0/25 chance 0.2500 Snat 192.0.2.1-192.0.2.4 5000-5999 RandomFully persistent",
+            "ip POSTROUTING 5: mark 0x4000/0x4000 -d 192.0.2.0/25 chance 0.2500 Snat 192.0.2.9 Keep",
+            "ip POSTROUTING 6: -s 10.9.0.0/16 -d 192.0.2.0/25 Netmap 192.0.2.0-192.0.2.255 Keep",
         ],
     );
     let rules = "*nat\n\
@@ -169,7 +170,7 @@ fn jumps_add_conditions_and_returns_and_accepts_take_packets_out() {
             // Nothing that comes to INNER is UDP.
             "ip  2: -p udp Masquerade Keep",
             "ip POSTROUTING>OUTER>INNER 3: -p tcp ! -o lo --dport 443 but -s 10.1.0.0/16; -d 10.0.0.0/8; -s 10.2.0.0/16 Masquerade RandomFully",
-            "ip POSTROUTING 3: but -s 10.1.0.0/16; ! -o lo -p tcp -s 10.2.0.0/16 Masquerade Keep",
+            "ip POSTROUTING 3: but -s 10.1.0.0/16; -p tcp ! -o lo ! -d 10.0.0.0/8 -s 10.2.0.0/16 Masquerade Keep",
         ],
     );
 }
@@ -203,16 +204,17 @@ fn native_rules_of_nftables_are_read_in_all_families() {
         run("nft", &["-f", "-"], rules);
         reading()
     });
-    let out = "but IPv6; IPv4 -d in {10.0.0.0/8, 172.16.0.0/12}";
+    // Behind the first rule there is no IPv6.
+    let out = "but -d in {10.0.0.0/8, 172.16.0.0/12}";
     let expected = [
         "ip6 out 1: -s fd00::/8 Masquerade Keep".to_owned(),
-        format!("inet out>deeper 1: mark 0x4000/0x4000 ! --dst-type LOCAL {out} Masquerade RandomFully"),
+        format!("inet out>deeper 1: mark 0x4000/0x4000 ! --dst-type LOCAL IPv4 {out} Masquerade RandomFully"),
         format!("inet out 3: -p tcp -o eth0 IPv4 -s 10.64.0.0/14 --dport 443 {out} Masquerade 1024-29999 RandomFully"),
-        format!("inet out 4: -p udp {out} chance 0.4600 Masquerade 1024-29999 Random persistent"),
-        format!("inet out 5: -p tcp {out} chance 0.2500 Snat 192.0.2.1-192.0.2.4 2000-2999 Keep"),
+        format!("inet out 4: -p udp IPv4 {out} chance 0.4600 Masquerade 1024-29999 Random persistent"),
+        format!("inet out 5: -p tcp IPv4 {out} chance 0.2500 Snat 192.0.2.1-192.0.2.4 2000-2999 Keep"),
         format!("inet out 6: IPv4 -s in {{10.9.0.0/16, 10.11.0.0/16}} {out} Masquerade Keep"),
         format!(
-            "inet out 8: -p tcp --dport in {{80, 81}} {out} Masquerade ? (its ports are not in the rule but in a map) Keep"
+            "inet out 8: -p tcp --dport in {{80, 81}} IPv4 {out} Masquerade ? (its ports are not in the rule but in a map) Keep"
         ),
     ];
     assert_eq!(all_told(&reading), expected);
@@ -268,7 +270,7 @@ fn rules_of_ip_masq_agent_keep_their_list_of_exceptions() {
         expected.push(format!("{} chance 0.4693 Masquerade 1024-29999 RandomFully", head(at)));
         expected.push(format!("{} Masquerade 32768-65535 RandomFully", head(at + 1)));
     }
-    expected.push(format!("ip POSTROUTING>IP-MASQ 11: {local} {private} Masquerade RandomFully"));
+    expected.push(format!("ip POSTROUTING>IP-MASQ 11: ! -p tcp,udp,sctp {local} {private} Masquerade RandomFully"));
     assert_told(RuleFamily::Ip, IP_MASQ_AGENT_2_12, &expected.iter().map(String::as_str).collect::<Vec<_>>());
 }
 

@@ -140,13 +140,14 @@ fn feed(bytes: &[u8]) -> Seen {
             let position = u32::try_from(found.len() + 1).expect("few rules fit");
             found.extend(rule(&raw, RuleFamily::Ip, position, &mut |set| SetInWords {
                 words: Some(set.to_owned()),
+                protocols: head.as_ref().and_then(|set| set.protocols(keys.clone())),
                 registers: head.as_ref().map(SetHead::registers).unwrap_or_default(),
             }));
         }
     }
     seen.rules = found.len();
     let place = Table { backend: RuleBackend::Nftables, family: RuleFamily::Ip, name: "nat".to_owned() };
-    let chains = [Chain { name: "here".to_owned(), at_hook: true, rules: found }];
+    let chains = [Chain { name: "here".to_owned(), at_hook: true, whole: true, rules: found }];
     for rule in source_nat(&place, &chains) {
         assert!(rule.probability >= 0.0 && rule.probability <= 1.0, "{rule:?}");
         assert!(rule.unreached.is_none() || rule.path.is_empty(), "{rule:?}");

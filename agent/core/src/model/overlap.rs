@@ -15,22 +15,24 @@ mod masquerade;
 mod node_ports;
 mod owner;
 
+pub(super) use masquerade::{WITH_NODE_PORTS, shorten};
 pub use node_ports::{AllocatedNodePorts, Allocation};
 pub(super) use owner::owner;
 
-/// The overlap part of the report.
+/// The overlap part of the report, with every rule: findings rest on all of them. [`shorten`] it before anybody sees it.
 pub(super) fn report(ledger: &Ledger, policy: &Policy, holders: &Holders<'_>, now: Now) -> OverlapReport {
     let allocated = AllocatedNodePorts::of(ledger, policy);
     let (node_port_range, node_port_basis) = allocated.range(policy);
-    let rules = masquerade::report(ledger, &allocated, node_port_range);
+    let (masquerade, shares) = masquerade::report(ledger, &allocated, node_port_range);
     let (proxies, nodeports) = allocated.report();
     OverlapReport {
         node_port_range,
         node_port_basis,
         ephemeral: ephemeral::ephemeral(ledger, node_port_range),
-        masquerade: rules.listed,
-        masquerade_omitted: rules.omitted,
-        shares: rules.shares,
+        masquerade,
+        masquerade_omitted: 0,
+        shares,
+        shares_omitted: 0,
         proxies,
         nodeports,
         nodeports_total: allocated.is_known().then(|| u64::try_from(allocated.count()).unwrap_or(u64::MAX)),

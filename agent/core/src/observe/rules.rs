@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::flow::Protocol;
 use crate::known::Known;
 use crate::ports::PortRange;
+use crate::protocols::Protocols;
 
 /// Through which of the kernel's interfaces a rule was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,11 +76,12 @@ pub struct SourceNatRule {
     /// The chains through which a packet comes to it, from the one at the hook to its own; empty: none leads there, it does
     /// nothing.
     pub path: Vec<String>,
-    /// The only protocol it applies to, if it is only one.
-    pub protocol: Option<Protocol>,
-    /// What else a packet must be, in the words of `iptables`: conditions of the rule and of the jumps to it.
+    /// The protocols it applies to: those that it and the jumps to it ask for, without those that earlier rules have taken.
+    pub protocols: Protocols,
+    /// What else a packet must be, in the words of `iptables`: conditions of the rule and of the jumps to it, and what is left
+    /// of what earlier rules have taken (`-o eth0` behind a rule for `! -o eth0`).
     pub conditions: Vec<String>,
-    /// Packets that earlier rules of these chains take out before they come here.
+    /// Packets that earlier rules take out before they come here, other than by translating them.
     pub exceptions: Vec<String>,
     /// Of the packets that come here and fulfil the conditions, the part that the rule takes by chance; 1 if all.
     pub probability: f64,
@@ -100,7 +102,7 @@ impl SourceNatRule {
         Self {
             place,
             path: Vec::new(),
-            protocol: None,
+            protocols: Protocols::ALL,
             conditions: Vec::new(),
             exceptions: Vec::new(),
             probability: 1.0,

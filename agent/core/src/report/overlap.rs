@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::flow::Protocol;
 use crate::observe::{PortChoice, RulePlace, ServiceProxy, SourceNatKind};
 use crate::ports::PortRange;
+use crate::protocols::Protocols;
 
 /// Port ranges that collide.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,12 +21,16 @@ pub struct OverlapReport {
     pub ephemeral: Vec<EphemeralReport>,
     /// Rules that translate source addresses, and the share of connections each puts onto NodePorts.
     pub masquerade: Vec<MasqueradeReport>,
-    /// Rules that are not listed.
+    /// Rules that are not listed, of which less can be said than of those that are.
     #[serde(default)]
     pub masquerade_omitted: u64,
-    /// The same, for rules that divide connections among themselves, taken together; largest share first.
+    /// The same, for rules that divide connections among themselves, taken together; largest share first, then those that are
+    /// not known, then those that give nothing away.
     #[serde(default)]
     pub shares: Vec<ShareReport>,
+    /// Shares that are not listed: none is larger than the one listed for the same maker and protocol.
+    #[serde(default)]
+    pub shares_omitted: u64,
     /// What makes Services reachable at this node.
     #[serde(default)]
     pub proxies: Vec<ProxyReport>,
@@ -112,9 +117,12 @@ pub struct MasqueradeReport {
     pub kind: SourceNatKind,
     /// The only protocol it applies to, if it is only one.
     pub protocol: Option<Protocol>,
+    /// The protocols it applies to: `"all"`, `{"only": [...]}` or `{"all_but": [...]}`.
+    #[serde(default)]
+    pub protocols: Protocols,
     /// What else a packet must be.
     pub conditions: Vec<String>,
-    /// Packets that earlier rules take out.
+    /// Packets that earlier rules take out, other than by translating them.
     pub exceptions: Vec<String>,
     /// The ports it is limited to.
     pub ports: Option<PortRange>,
@@ -132,7 +140,7 @@ pub struct MasqueradeReport {
     pub comments: Vec<String>,
     /// Parts that are not understood.
     pub unclear: Vec<String>,
-    /// Why no packet comes to it, where that is certain: it is dead, behind a rule that takes every packet, or its table is
+    /// Why no packet comes to it, where that is certain: it is dead, rules in front of it take every packet, or its table is
     /// dormant. Its shares are 0.
     #[serde(default)]
     pub unreached: Option<String>,

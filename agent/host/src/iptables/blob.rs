@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use headroom_core::observe::{NodePort, RuleFamily, ServiceProxy};
 
 use super::xt::{self, text, u16_at, u32_at};
-use crate::rules::{Action, Chain, Parts, Rule};
+use crate::rules::{Action, Chain, Condition, ENDING_RULES_LIMIT, Parts, Rule};
 
 /// Where chains of translation begin: `NF_INET_LOCAL_IN` and `NF_INET_POST_ROUTING`.
 const TRANSLATING_HOOKS: [(usize, &str); 2] = [(1, "INPUT"), (4, "POSTROUTING")];
@@ -30,7 +30,7 @@ pub struct BadTable {
 /// What of a table matters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
-    /// The chains that translate source addresses, and those that lead there.
+    /// The chains that translate source addresses, those that lead there, and those in which packets end before.
     pub chains: Vec<Chain>,
     /// NodePorts of kube-proxy.
     pub node_ports: Vec<NodePort>,
@@ -118,45 +118,78 @@ fn decoded(family: RuleFamily, found: &[Found<'_>], begins: &BTreeMap<usize, usi
     let translates = |entry: &Entry<'_>| {
         extension(entry.target).is_some_and(|(name, _)| matches!(name.as_str(), "MASQUERADE" | "SNAT" | "NETMAP"))
     };
-    // Who leads to a chain, the other way round than the rules say it.
+    let ends = |entry: &Entry<'_>| match verdict(entry) {
+        Some(verdict) => verdict < 0 && verdict != RETURN,
+        None => extension(entry.target).is_some_and(|(name, _)| name == "REJECT"),
+    };
+    // Where chains lead, and the other way round.
+    let mut called: Vec<Vec<usize>> = vec![Vec::new(); found.len()];
     let mut callers: Vec<Vec<usize>> = vec![Vec::new(); found.len()];
-    let mut waiting: Vec<usize> = Vec::new();
+    let (mut translating, mut ending) = (Vec::new(), Vec::new());
+    let note = |all: &mut Vec<usize>, one: usize| {
+        if all.last() != Some(&one) {
+            all.push(one);
+        }
+    };
     for (index, chain) in found.iter().enumerate() {
         for entry in &chain.entries {
-            if let Some(callers) = jump(entry).and_then(|to| callers.get_mut(to)) {
-                if callers.last() != Some(&index) {
-                    callers.push(index);
-                }
-            } else if translates(entry) && waiting.last() != Some(&index) {
-                waiting.push(index);
+            if let Some(to) = jump(entry) {
+                called.get_mut(index).into_iter().for_each(|called| note(called, to));
+                callers.get_mut(to).into_iter().for_each(|callers| note(callers, index));
+            } else if translates(entry) {
+                note(&mut translating, index);
+            } else if ends(entry) {
+                note(&mut ending, index);
             }
         }
     }
-    let mut matters = vec![false; found.len()];
-    while let Some(index) = waiting.pop() {
-        if let (Some(mark @ false), Some(callers)) = (matters.get_mut(index), callers.get(index)) {
-            *mark = true;
-            waiting.extend(callers);
-        }
-    }
+    let hooks = found.iter().enumerate().filter(|(_, chain)| chain.at_hook).map(|(index, _)| index);
+    let (reached, translating) = (closure(hooks.collect(), &called), closure(translating, &callers));
+    let ending = closure(ending, &callers);
     let name_of = |index: usize| found.get(index).map(|chain| chain.name.clone()).unwrap_or_default();
     let named = |entry: &Entry<'_>| jump(entry).map(name_of);
-    let chains = found.iter().zip(&matters).filter(|(_, matters)| **matters).map(|(chain, _)| Chain {
-        name: chain.name.clone(),
-        at_hook: chain.at_hook,
-        rules: (1..).zip(&chain.entries).map(|(position, entry)| rule(family, entry, position, named(entry))).collect(),
+    let mut room = ENDING_RULES_LIMIT;
+    let chains = found.iter().enumerate().filter_map(|(index, chain)| {
+        let is_in = |set: &[bool]| set.get(index).copied().unwrap_or(false);
+        // What ends there does not come to the rules that translate.
+        let whole = is_in(&translating) || {
+            (is_in(&reached) && is_in(&ending)).then_some(())?;
+            let left = room.checked_sub(chain.entries.len());
+            room = left.unwrap_or(room);
+            left.is_some()
+        };
+        let entries = (1..).zip(&chain.entries).filter(|_| whole);
+        Some(Chain {
+            name: chain.name.clone(),
+            at_hook: chain.at_hook,
+            whole,
+            rules: entries.map(|(position, entry)| rule(family, entry, position, named(entry))).collect(),
+        })
     });
+    let chains = chains.collect();
     let kube = found.iter().find(|chain| chain.name == "KUBE-NODEPORTS");
     let node_ports = kube.iter().flat_map(|chain| &chain.entries).filter_map(|entry| {
         let parts = rule(family, entry, 1, None).parts;
         Some(NodePort {
             proxy: ServiceProxy::Iptables,
-            protocol: parts.protocol?,
+            protocol: parts.protocols.single()?,
             port: parts.destination_port?,
             service: parts.comment,
         })
     });
-    Table { chains: chains.collect(), node_ports: node_ports.collect(), kube_proxy: kube.is_some(), rules }
+    Table { chains, node_ports: node_ports.collect(), kube_proxy: kube.is_some(), rules }
+}
+
+/// Everything that can be reached from some chains.
+fn closure(from: Vec<usize>, next: &[Vec<usize>]) -> Vec<bool> {
+    let (mut waiting, mut reached) = (from, vec![false; next.len()]);
+    while let Some(index) = waiting.pop() {
+        if let (Some(mark @ false), Some(next)) = (reached.get_mut(index), next.get(index)) {
+            *mark = true;
+            waiting.extend(next);
+        }
+    }
+    reached
 }
 
 /// The entry at an offset, and where the next one is.
@@ -187,14 +220,14 @@ fn rule(family: RuleFamily, entry: &Entry<'_>, position: u32, jump: Option<Strin
     let goto =
         if family == RuleFamily::Ip6 { head_v6(entry.head, &mut parts) } else { head_v4(entry.head, &mut parts) };
     let goto = goto.unwrap_or_else(|| {
-        parts.unclear.push("the rule's own conditions".to_owned());
+        parts.conditions.push(Condition::unclear("the rule's own conditions", entry.head));
         false
     });
     let mut rest = entry.matches;
     while !rest.is_empty() {
         let size = u16_at(rest, 0).map(usize::from).filter(|size| *size >= EXTENSION_HEADER);
         let (Some(one), Some((name, revision))) = (size.and_then(|size| rest.get(..size)), extension(rest)) else {
-            parts.unclear.push("a match".to_owned());
+            parts.conditions.push(Condition::unclear("a match", rest));
             break;
         };
         xt::read_match(&name, revision, one.get(EXTENSION_HEADER..).unwrap_or_default(), family, &mut parts);
@@ -220,8 +253,8 @@ fn rule(family: RuleFamily, entry: &Entry<'_>, position: u32, jump: Option<Strin
 /// `struct ipt_ip`; whether a jump does not come back.
 fn head_v4(head: &[u8], parts: &mut Parts) -> Option<bool> {
     let (flags, inverted) = (*head.get(82)?, *head.get(83)?);
-    // `! -s 0.0.0.0/0` has no condition to tell, and no packet is that.
-    parts.selective |= inverted != 0;
+    // IPT_INV_TOS, which nothing asks, and what is no flag; `! -f` without -f, which no packet is.
+    parts.selective |= inverted & 0x84 != 0 || inverted & 0x20 != 0 && flags & 1 == 0;
     let address = |at: usize| -> Option<[u8; 4]> { head.get(at..at + 4)?.try_into().ok() };
     interfaces(head.get(16..80)?, inverted, parts)?;
     for (name, at, bit) in [("-s", 0, 0x08), ("-d", 4, 0x10)] {
@@ -230,7 +263,7 @@ fn head_v4(head: &[u8], parts: &mut Parts) -> Option<bool> {
     }
     xt::protocol(u16_at(head, 80)?, inverted & 0x40 != 0, parts);
     if flags & 1 != 0 {
-        parts.conditions.push(format!("{}-f", if inverted & 0x20 != 0 { "! " } else { "" }));
+        parts.conditions.push(Condition::lasting(format!("{}-f", if inverted & 0x20 != 0 { "! " } else { "" })));
     }
     Some(flags & 2 != 0)
 }
@@ -238,7 +271,8 @@ fn head_v4(head: &[u8], parts: &mut Parts) -> Option<bool> {
 /// `struct ip6t_ip6`.
 fn head_v6(head: &[u8], parts: &mut Parts) -> Option<bool> {
     let (flags, inverted) = (*head.get(131)?, *head.get(132)?);
-    parts.selective |= inverted != 0;
+    // IP6T_INV_TOS and IP6T_INV_FRAG, which nothing asks, and what is no flag.
+    parts.selective |= inverted & 0xa4 != 0;
     let address = |at: usize| -> Option<[u8; 16]> { head.get(at..at + 16)?.try_into().ok() };
     interfaces(head.get(64..128)?, inverted, parts)?;
     for (name, at, bit) in [("-s", 0, 0x08), ("-d", 16, 0x10)] {
@@ -251,6 +285,8 @@ fn head_v6(head: &[u8], parts: &mut Parts) -> Option<bool> {
 
 fn prefix(name: &str, address: &str, mask: &[u8], inverted: bool, parts: &mut Parts) {
     if mask.iter().all(|byte| *byte == 0) {
+        // `! -s 0.0.0.0/0`: no packet is that.
+        parts.selective |= inverted;
         return;
     }
     let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
@@ -258,7 +294,8 @@ fn prefix(name: &str, address: &str, mask: &[u8], inverted: bool, parts: &mut Pa
     let rest = mask.get(leading / 8).map_or(0, |byte| byte.leading_ones());
     let plain = usize::try_from(ones).is_ok_and(|ones| usize::try_from(rest).is_ok_and(|rest| ones == leading + rest));
     let length = if plain { format!("/{ones}") } else { format!("/{mask:?}") };
-    parts.conditions.push(format!("{}{name} {address}{length}", if inverted { "! " } else { "" }));
+    let not = if inverted { "! " } else { "" };
+    parts.conditions.push(Condition::lasting(format!("{not}{name} {address}{length}")));
 }
 
 /// Two names and two masks of 16 bytes: a mask shorter than the name's zero byte is a `+`.
@@ -268,14 +305,13 @@ fn interfaces(bytes: &[u8], inverted: u8, parts: &mut Parts) -> Option<()> {
         let length = mask.iter().take_while(|byte| **byte != 0).count();
         let compared = interface.get(..length).unwrap_or_default();
         if compared.is_empty() {
+            // `! -o +`: no interface is that.
+            parts.selective |= inverted & bit != 0;
             continue;
         }
         let wild = if compared.contains(&0) { "" } else { "+" };
-        parts.conditions.push(format!(
-            "{}{name} {}{wild}",
-            if inverted & bit != 0 { "! " } else { "" },
-            text(compared)
-        ));
+        let not = if inverted & bit != 0 { "! " } else { "" };
+        parts.conditions.push(Condition::lasting(format!("{not}{name} {}{wild}", text(compared))));
     }
     Some(())
 }

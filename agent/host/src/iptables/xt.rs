@@ -9,8 +9,9 @@ use headroom_core::flow::Protocol;
 use headroom_core::known::Known;
 use headroom_core::observe::{PortChoice, RuleFamily, SourceNat, SourceNatKind};
 use headroom_core::ports::PortRange;
+use headroom_core::protocols::Protocols;
 
-use crate::rules::{Action, Parts};
+use crate::rules::{Action, Condition, Lasts, Parts};
 
 /// Comments have at most 256 bytes (`XT_MAX_COMMENT_LEN`).
 const COMMENT_BYTES: usize = 256;
@@ -40,17 +41,24 @@ pub fn choice(flags: u32) -> PortChoice {
     }
 }
 
+/// Matches that do not give two rules that ask the same the same answer.
+const COUNTING: [&str; 7] = ["limit", "hashlimit", "quota", "connlimit", "recent", "nfacct", "rateest"];
+
 /// Adds what a match asks, in a table of this family.
 pub fn read_match(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: &mut Parts) {
-    parts.selective |= name != "comment";
     if understood(name, revision, data, family, parts).is_none() {
-        parts.unclear.push(format!("match `{name}`"));
+        let unclear = Condition::unclear(format!("match `{name}`"), data);
+        let lasts = if COUNTING.contains(&name) { Lasts::Once } else { unclear.lasts };
+        parts.conditions.push(Condition { lasts, ..unclear });
     }
 }
 
 /// `None` if the match is not one that is decoded, or not laid out as it should be.
 fn understood(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: &mut Parts) -> Option<()> {
-    let condition = match (name, revision) {
+    let lasting = |words: Vec<String>| words.into_iter().map(Condition::lasting).collect();
+    // Of what "…" stands for the bytes tell whether another rule asks the same.
+    let in_part = |said: &str| vec![Condition::for_now(said, data)];
+    let conditions: Vec<Condition> = match (name, revision) {
         ("comment", _) => {
             parts.comment = Some(text(data.get(..COMMENT_BYTES.min(data.len()))?));
             return Some(());
@@ -65,29 +73,28 @@ fn understood(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: 
             let (mark, mask) = (u32_at(data, 0)?, u32_at(data, 4)?);
             let not = if *data.get(8)? != 0 { "! " } else { "" };
             let mask = if mask == u32::MAX { String::new() } else { format!("/{mask:#x}") };
-            format!("{not}{} {mark:#x}{mask}", if name == "mark" { "mark" } else { "ct mark" })
+            let name = if name == "mark" { "mark" } else { "ct mark" };
+            vec![Condition::for_now(format!("{not}{name} {mark:#x}{mask}"), &[])]
         }
-        ("addrtype", 0 | 1) => addrtype(revision, data)?,
-        ("multiport", 1) => multiport(data)?,
-        ("pkttype", 0) => format!("-m pkttype {}--pkt-type {}", not(u32_at(data, 4)? != 0), u32_at(data, 0)?),
+        ("addrtype", 0 | 1) => lasting(addrtype(revision, data)?),
+        ("multiport", 1) => lasting(vec![multiport(data)?]),
+        ("pkttype", 0) => in_part(&format!("-m pkttype {}--pkt-type {}", not(u32_at(data, 4)? != 0), u32_at(data, 0)?)),
         ("set", 1..=4) => {
             let flags = *data.get(3)?;
             let side = if flags & 2 != 0 { "src" } else { "dst" };
-            format!("-m set {}--match-set #{} {side}", not(flags & 1 != 0), u16_at(data, 0)?)
+            in_part(&format!("-m set {}--match-set #{} {side}", not(flags & 1 != 0), u16_at(data, 0)?))
         }
-        ("physdev", 0) => "-m physdev …".to_owned(),
-        ("conntrack", 1..=3) => "-m conntrack …".to_owned(),
-        ("state", 0) => "-m state …".to_owned(),
-        ("owner", 1) => "-m owner …".to_owned(),
-        ("policy", 0) => policy(data)?,
-        ("realm", 0) => format!("-m realm {}--realm {:#x}", not(*data.get(8)? != 0), u32_at(data, 0)?),
-        ("limit", 0) => "-m limit …".to_owned(),
-        ("iprange", 1) => iprange(data, family)?,
+        ("physdev", 0) => in_part("-m physdev …"),
+        ("conntrack", 1..=3) => in_part("-m conntrack …"),
+        ("state", 0) => in_part("-m state …"),
+        ("owner", 1) => in_part("-m owner …"),
+        ("policy", 0) => in_part(&policy(data)?),
+        ("realm", 0) => in_part(&format!("-m realm {}--realm {:#x}", not(*data.get(8)? != 0), u32_at(data, 0)?)),
+        ("limit", 0) => vec![Condition::once("-m limit …")],
+        ("iprange", 1) => lasting(iprange(data, family)?),
         _ => return None,
     };
-    if !condition.is_empty() {
-        parts.conditions.push(condition);
-    }
+    parts.conditions.extend(conditions);
     Some(())
 }
 
@@ -111,25 +118,25 @@ fn statistic(data: &[u8]) -> Option<f64> {
 }
 
 /// `struct xt_tcp` and `struct xt_udp`: both begin with two source and two destination ports.
-fn ports_and(data: &[u8], inverted: u8, flags: Option<&[u8]>, parts: &mut Parts) -> Option<String> {
-    let mut words = Vec::new();
+fn ports_and(data: &[u8], inverted: u8, flags: Option<&[u8]>, parts: &mut Parts) -> Option<Vec<Condition>> {
+    let mut conditions = Vec::new();
     for (name, at, bit) in [("--sport", 0, 1), ("--dport", 4, 2)] {
         let range = PortRange::new(u16_at(data, at)?, u16_at(data, at + 2)?)?;
         if (range.first(), range.last()) != (0, u16::MAX) || inverted & bit != 0 {
-            words.push(format!("{}{name} {range}", not(inverted & bit != 0)));
+            conditions.push(Condition::lasting(format!("{}{name} {range}", not(inverted & bit != 0))));
             if name == "--dport" && range.count() == 1 && inverted & bit == 0 {
                 parts.destination_port = Some(range.first());
             }
         }
     }
-    // option, flg_mask, flg_cmp
-    if flags.is_some_and(|flags| flags.iter().any(|byte| *byte != 0)) {
-        words.push("--tcp-flags …".to_owned());
+    // option, flg_mask, flg_cmp, and whether they are turned round
+    if flags.is_some_and(|flags| flags.iter().any(|byte| *byte != 0)) || inverted & !3 != 0 {
+        conditions.push(Condition::for_now("--tcp-flags …", data.get(8..)?));
     }
-    Some(words.join(" "))
+    Some(conditions)
 }
 
-fn addrtype(revision: u8, data: &[u8]) -> Option<String> {
+fn addrtype(revision: u8, data: &[u8]) -> Option<Vec<String>> {
     const NAMES: [&str; 12] = [
         "UNSPEC",
         "UNICAST",
@@ -158,7 +165,11 @@ fn addrtype(revision: u8, data: &[u8]) -> Option<String> {
     if destination != 0 {
         words.push(format!("{}--dst-type {}", not(not_destination), types(destination)));
     }
-    Some(words.join(" "))
+    if revision == 1 {
+        let limits = [(4, "--limit-iface-in"), (8, "--limit-iface-out")];
+        words.extend(limits.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, limit)| (*limit).to_owned()));
+    }
+    Some(words)
 }
 
 /// `struct xt_multiport_v1`.
@@ -193,7 +204,7 @@ fn policy(data: &[u8]) -> Option<String> {
 }
 
 /// `struct xt_iprange_mtinfo`.
-fn iprange(data: &[u8], family: RuleFamily) -> Option<String> {
+fn iprange(data: &[u8], family: RuleFamily) -> Option<Vec<String>> {
     let flags = *data.get(64)?;
     let address = |at: usize| address(data, at, family);
     let mut words = Vec::new();
@@ -203,7 +214,7 @@ fn iprange(data: &[u8], family: RuleFamily) -> Option<String> {
     if flags & 2 != 0 {
         words.push(format!("{}--dst-range {}-{}", not(flags & 32 != 0), address(32)?, address(48)?));
     }
-    Some(words.join(" "))
+    Some(words)
 }
 
 /// What a target other than the standard one does.
@@ -219,7 +230,7 @@ pub fn read_target(name: &str, revision: u8, data: &[u8], family: RuleFamily, pa
     let decoded = if v4_only { multi_range(data) } else { range(data, family) };
     Action::Translate(decoded.map_or_else(
         || {
-            parts.unclear.push(format!("target `{name}` revision {revision}"));
+            parts.conditions.push(Condition::unclear(format!("target `{name}` revision {revision}"), &[]));
             let ports = Known::because(format!("revision {revision} of target `{name}` is not understood"));
             SourceNat { kind, addresses: None, ports, choice: PortChoice::Keep, persistent: false }
         },
@@ -288,11 +299,8 @@ fn address(data: &[u8], at: usize, family: RuleFamily) -> Option<IpAddr> {
 /// A protocol number in a rule; 0 is all.
 pub fn protocol(number: u16, inverted: bool, parts: &mut Parts) {
     let Ok(number @ 1..) = u8::try_from(number) else { return };
-    if inverted {
-        parts.conditions.push(format!("! -p {}", Protocol(number)));
-    } else {
-        parts.protocol = Some(Protocol(number));
-    }
+    let asked = Protocols::only(Protocol(number));
+    parts.protocols = if inverted { parts.protocols.without(asked) } else { parts.protocols.and(asked) };
 }
 
 /// Text up to the first zero byte.
@@ -330,7 +338,11 @@ mod tests {
             let mut parts = Parts::default();
             let Action::Translate(target) = read_target("SNAT", 2, &snat, family, &mut parts) else { panic!() };
             read_match("iprange", 1, &[&first[..], &last, &[0; 32], &[1, 0]].concat(), family, &mut parts);
-            (target.addresses, parts.conditions, parts.unclear)
+            let of = |understood| {
+                let conditions = parts.conditions.iter().filter(move |condition| condition.understood == understood);
+                conditions.map(|condition| condition.said.clone()).collect::<Vec<_>>()
+            };
+            (target.addresses, of(true), of(false))
         };
         assert_eq!(
             told(RuleFamily::Ip6),

@@ -8,6 +8,7 @@ use headroom_core::observe::RuleFamily;
 
 use super::message::{Attributes, Malformed, Message};
 
+mod comparison;
 mod expression;
 pub mod rule;
 pub mod set;

@@ -27,7 +27,7 @@ fn elements_of_sets_are_told_by_the_type_of_their_keys() {
         ("ip daddr . tcp dport @pairs", "-d . --dport in {1.2.3.4 . 443, 10.0.0.0/8 . 80-90}"),
         ("ip daddr . tcp dport { 1.2.3.4 . 80 }", "-d . --dport in {1.2.3.4 . 80}"),
         ("oifname . ip saddr { \"eth0\" . 10.0.0.1 }", "-o . -s in {eth0 . 10.0.0.1}"),
-        ("meta l4proto { tcp, udp }", "-p in {tcp, udp}"),
+        ("meta l4proto { tcp, udp }", "-p tcp,udp"),
         ("meta mark { 0x1, 0x2 }", "mark in {0x1, 0x2}"),
         ("meta mark . tcp dport @numbers", "mark . --dport in {0x1-0x5 . 80}"),
         ("meta mark 0x1-0x7", "mark <= 0x7"),
@@ -38,7 +38,7 @@ fn elements_of_sets_are_told_by_the_type_of_their_keys() {
     assert_eq!(reading.missing, [""; 0]);
     assert_eq!(reading.source_nat.len(), rules.len(), "{:?}", all_told(&reading));
     for (rule, (written, expected)) in reading.source_nat.iter().zip(rules) {
-        let told = [&rule.conditions[..], &rule.unclear].concat();
+        let told = [&rule.conditions[..], &rule.unclear, &Vec::from_iter(rule.protocols.asked())].concat();
         // Elements of a hash come in any order.
         let sorted = |words: &str| {
             let mut words: Vec<String> = words.split(['{', '}']).map(str::to_owned).collect();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use headroom_core::flow::Protocol;
 use headroom_core::observe::RuleBackend;
 use headroom_core::report::{AllocatedBasis, MasqueradeReport, NodePortBasis, OverlapReport, Report, ShareReport};
+use headroom_core::words::counted;
 
 use super::{Width, heading};
 
@@ -103,7 +104,7 @@ fn rules(out: &mut String, overlap: &OverlapReport, width: Width) {
         }
     }
     if !rows.is_empty() {
-        grid(out, rows, width);
+        grid(out, rows, overlap.shares_omitted, width);
     }
     let noted = notes(out, overlap, width);
     if noted || !overlap.shares.is_empty() {
@@ -111,7 +112,7 @@ fn rules(out: &mut String, overlap: &OverlapReport, width: Width) {
     }
 }
 
-fn grid(out: &mut String, rows: Vec<Row>, width: Width) {
+fn grid(out: &mut String, rows: Vec<Row>, omitted: u64, width: Width) {
     let more = rows.len().saturating_sub(MAX_RULES);
     let cells = rows.into_iter().take(MAX_RULES).map(|row| {
         let families = row.families.into_iter().collect::<Vec<_>>().join(",");
@@ -121,7 +122,12 @@ fn grid(out: &mut String, rows: Vec<Row>, width: Width) {
     out.push('\n');
     out.push_str(&width.grid(&["TRANSLATED BY", "FOR", "RULES", "TO THE RANGE", "TO ALLOCATED"], &[2, 3, 4], cells));
     if more > 0 {
-        width.wrap(out, "  ", "    ", &format!("and {more} more (-o json has all)"));
+        let all = if omitted > 0 { "more of them" } else { "all" };
+        width.wrap(out, "  ", "    ", &format!("and {more} more (-o json has {all})"));
+    }
+    if omitted > 0 {
+        let text = format!("{} of further rules left out, none of which is larger", counted(omitted, "share"));
+        width.wrap(out, "  ", "    ", &text);
     }
 }
 
@@ -132,19 +138,25 @@ fn notes(out: &mut String, overlap: &OverlapReport, width: Width) -> bool {
         let table = if place.backend == RuleBackend::Nftables { format!("{} ", place.table) } else { String::new() };
         format!("{} {} {table}{} rule {}", place.backend.name(), place.family.name(), place.chain, place.position)
     };
-    let unclear: Vec<_> = overlap.masquerade.iter().filter(|row| !row.unclear.is_empty()).collect();
-    for row in unclear.iter().take(MAX_NOTES) {
-        width.wrap(out, "  not understood: ", "    ", &format!("{}: {}", place(row), row.unclear.join("; ")));
+    let unclear = overlap.masquerade.iter().filter(|row| !row.unclear.is_empty());
+    let unreached = overlap.masquerade.iter().filter_map(|row| Some((row, row.unreached.clone()?)));
+    let noted: [(_, Vec<(&MasqueradeReport, String)>); 2] = [
+        ("  not understood: ", unclear.map(|row| (row, row.unclear.join("; "))).collect()),
+        ("  not in force: ", unreached.collect()),
+    ];
+    // Of rules that are not listed nobody can say here which they are.
+    let (all, at_least) =
+        if overlap.masquerade_omitted > 0 { ("has more of them", "at least ") } else { ("has all", "") };
+    for (head, rows) in &noted {
+        for (row, why) in rows.iter().take(MAX_NOTES) {
+            width.wrap(out, head, "    ", &format!("{}: {why}", place(row)));
+        }
+        if let more @ 1.. = rows.len().saturating_sub(MAX_NOTES) {
+            let text = format!("and {at_least}{} (-o json {all})", counted(more, "more rule"));
+            width.wrap(out, head, "    ", &text);
+        }
     }
-    let unreached = overlap.masquerade.iter().filter_map(|row| Some((row, row.unreached.as_ref()?)));
-    let unreached: Vec<_> = unreached.collect();
-    for (row, why) in unreached.iter().take(MAX_NOTES) {
-        width.wrap(out, "  not in force: ", "    ", &format!("{}: {why}", place(row)));
-    }
-    if let more @ 1.. = unreached.len().saturating_sub(MAX_NOTES) {
-        width.wrap(out, "  not in force: ", "    ", &format!("and {more} more rules (-o json has all)"));
-    }
-    !unclear.is_empty() || !unreached.is_empty()
+    noted.iter().any(|(_, rows)| !rows.is_empty())
 }
 
 fn maker(share: &ShareReport) -> String {

@@ -64,7 +64,7 @@ fn fits(rule: &SourceNatRule, protocol: Protocol, translated: Option<IpAddr>) ->
         // Prefix for prefix: ports stay as they are.
         (SourceNatKind::Netmap, _) => false,
     };
-    family && address && !rule.path.is_empty() && rule.protocol.is_none_or(|only| only == protocol)
+    family && address && !rule.path.is_empty() && rule.protocols.contains(protocol)
 }
 
 /// A node that is its own NAT gives out what its rules say, unless somebody has said something else.

@@ -1,6 +1,7 @@
 //! The share of translated connections that land on NodePorts, rule by rule, and for rules that divide them among themselves.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::landing::{favoured, landing, unlimited};
 use super::node_ports::AllocatedNodePorts;
@@ -10,20 +11,13 @@ use crate::known::Known;
 use crate::ledger::Ledger;
 use crate::observe::{PortChoice, SourceNat, SourceNatKind, SourceNatRule};
 use crate::ports::{PortRange, PortSettings};
-use crate::report::{MasqueradeReport, ShareReport};
+use crate::report::{MasqueradeReport, OverlapReport, ShareReport};
 
-/// Rules listed in a report at most: a node with 250 pods has as many of ptp and bridge each.
+/// Rules listed in a report at most, and shares: a node with 250 pods has as many rules of ptp and bridge each.
 const MAX_LISTED: usize = 512;
 /// The protocols that shares are told for: those with NodePorts, and with ports that the kernel translates
 /// (`nf_nat_l4proto_unique_tuple`).
-const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
-
-/// What the report says about rules.
-pub(super) struct Masquerade {
-    pub(super) listed: Vec<MasqueradeReport>,
-    pub(super) omitted: u64,
-    pub(super) shares: Vec<ShareReport>,
-}
+pub(in crate::model) const WITH_NODE_PORTS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
 /// Everything a share depends on besides the rule.
 struct Judge<'a> {
@@ -32,6 +26,8 @@ struct Judge<'a> {
     own: Vec<PortSettings>,
     /// Some namespaces' ranges are not known.
     own_missing: bool,
+    /// The shares of rules that choose alike: there may be thousands of both rules and NodePorts.
+    judged: BTreeMap<(Known<PortRange>, PortChoice, Protocol), Shares>,
 }
 
 /// A share of the NodePort range, one of the allocated NodePorts, and why.
@@ -42,20 +38,70 @@ struct Shares {
     why: String,
 }
 
-pub(super) fn report(ledger: &Ledger, allocated: &AllocatedNodePorts<'_>, range: PortRange) -> Masquerade {
+/// Every rule, and every share, the most important first.
+pub(super) fn report(
+    ledger: &Ledger,
+    allocated: &AllocatedNodePorts<'_>,
+    range: PortRange,
+) -> (Vec<MasqueradeReport>, Vec<ShareReport>) {
     let (own, own_missing) = settings(ledger);
-    let judge = Judge { allocated, range, own, own_missing };
+    let mut judge = Judge { allocated, range, own, own_missing, judged: BTreeMap::new() };
     let rules: Vec<&SourceNatRule> = ledger.rules().source_nat().collect();
-    let listed: Vec<MasqueradeReport> = rules.iter().take(MAX_LISTED).map(|rule| judge.row(rule)).collect();
+    let rows = rules.iter().map(|rule| judge.row(rule)).collect();
     let mut shares: Vec<ShareReport> = groups(&rules).iter().flat_map(|group| judge.group(group)).collect();
-    // The largest first; what is not known may be the largest.
-    let key = |row: &ShareReport| row.share_allocated.or(row.share).unwrap_or(f64::INFINITY);
     shares.sort_by(|a, b| {
-        key(b).total_cmp(&key(a)).then_with(|| a.place.cmp(&b.place)).then(a.protocol.cmp(&b.protocol))
+        let larger = |of: fn(&ShareReport) -> Option<f64>| of(b).unwrap_or(0.0).total_cmp(&of(a).unwrap_or(0.0));
+        let larger = larger(|row| row.share_allocated).then(larger(|row| row.share));
+        let before = Weight::of(a.share).cmp(&Weight::of(b.share)).then(larger);
+        before.then_with(|| (&a.place, a.protocol).cmp(&(&b.place, b.protocol)))
     });
-    shares.truncate(MAX_LISTED);
-    let omitted = u64::try_from(rules.len().saturating_sub(listed.len())).unwrap_or(u64::MAX);
-    Masquerade { listed, omitted, shares }
+    (rows, shares)
+}
+
+/// How much a share matters, most first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    Some,
+    Unknown,
+    Nothing,
+}
+
+impl Weight {
+    fn of(share: Option<f64>) -> Self {
+        match share {
+            Some(share) if share > 0.0 => Self::Some,
+            Some(_) => Self::Nothing,
+            None => Self::Unknown,
+        }
+    }
+}
+
+/// Leaves out what is more than anybody reads, the least important first, and counts it.
+pub(in crate::model) fn shorten(overlap: &mut OverlapReport) {
+    let omitted = |before: usize, after: usize| u64::try_from(before.saturating_sub(after)).unwrap_or(u64::MAX);
+    let all = overlap.masquerade.len();
+    if all > MAX_LISTED {
+        let mut order: Vec<(usize, &MasqueradeReport)> = overlap.masquerade.iter().enumerate().collect();
+        order.sort_by_key(|(_, row)| (row.unreached.is_some(), Weight::of(row.share), Reverse(row.unclear.len())));
+        let kept: BTreeSet<usize> = order.into_iter().take(MAX_LISTED).map(|(index, _)| index).collect();
+        let mut index = 0..;
+        overlap.masquerade.retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
+    }
+    overlap.masquerade_omitted = omitted(all, overlap.masquerade.len());
+
+    let all = overlap.shares.len();
+    // The largest of each maker and protocol stays: metrics tell it.
+    let mut seen = BTreeSet::new();
+    let largest: Vec<bool> = overlap.shares.iter().map(|row| seen.insert((row.owner, row.protocol))).collect();
+    let mut room = MAX_LISTED.saturating_sub(seen.len());
+    let mut largest = largest.into_iter();
+    overlap.shares.retain(|_| {
+        let stays = largest.next().unwrap_or(false);
+        let fits = stays || room > 0;
+        room -= usize::from(fits && !stays);
+        fits
+    });
+    overlap.shares_omitted = omitted(all, overlap.shares.len());
 }
 
 /// From where pods draw their ports, each setting once; without a pod, the node itself.
@@ -91,8 +137,9 @@ fn groups<'a>(rules: &[&'a SourceNatRule]) -> Vec<Vec<&'a SourceNatRule>> {
         (a.backend, a.family, &a.table, &a.chain) == (b.backend, b.family, &b.table, &b.chain)
     };
     // What a rule of the group has left over falls to the next one, so that later ones know more exceptions than earlier ones.
+    // What is not understood is the same where its words are: words that ask different things are told apart.
     let same = |a: &SourceNatRule, b: &SourceNatRule| {
-        same_chain(a, b) && a.conditions == b.conditions && a.unclear.is_empty() && b.unclear.is_empty()
+        same_chain(a, b) && a.conditions == b.conditions && a.unclear == b.unclear
     };
     for rule in rules.iter().filter(|rule| !rule.path.is_empty()) {
         match groups.last_mut() {
@@ -110,13 +157,15 @@ fn unreached(rule: &SourceNatRule) -> Option<String> {
 }
 
 impl Judge<'_> {
-    fn row(&self, rule: &SourceNatRule) -> MasqueradeReport {
-        let protocol = rule.protocol.unwrap_or(Protocol::TCP);
+    fn row(&mut self, rule: &SourceNatRule) -> MasqueradeReport {
+        let protocol = WITH_NODE_PORTS.into_iter().find(|protocol| rule.protocols.contains(*protocol));
         let unreached = unreached(rule);
         // No connection, so none that lands anywhere.
-        let shares = match &unreached {
-            Some(why) => Shares { range: Some(0.0), allocated: Some(0.0), why: why.clone() },
-            None => self.shares(&rule.target, protocol),
+        let nothing = |why: String| Shares { range: Some(0.0), allocated: Some(0.0), why };
+        let shares = match (&unreached, protocol) {
+            (Some(why), _) => nothing(why.clone()),
+            (None, Some(protocol)) => self.shares(&rule.target, protocol),
+            (None, None) => nothing("it translates no protocol that has NodePorts".to_owned()),
         };
         MasqueradeReport {
             place: rule.place.clone(),
@@ -125,7 +174,8 @@ impl Judge<'_> {
             action: action(&rule.target),
             addresses: rule.target.addresses.clone(),
             kind: rule.target.kind,
-            protocol: rule.protocol,
+            protocol: rule.protocols.single(),
+            protocols: rule.protocols,
             conditions: rule.conditions.clone(),
             exceptions: rule.exceptions.clone(),
             ports: rule.target.ports.present().copied(),
@@ -141,7 +191,17 @@ impl Judge<'_> {
     }
 
     /// Of the connections that a target translates, the shares that land on NodePorts.
-    fn shares(&self, target: &SourceNat, protocol: Protocol) -> Shares {
+    fn shares(&mut self, target: &SourceNat, protocol: Protocol) -> Shares {
+        let key = (target.ports.clone(), target.choice, protocol);
+        if let Some(judged) = self.judged.get(&key) {
+            return judged.clone();
+        }
+        let judged = self.judge(target, protocol);
+        self.judged.insert(key, judged.clone());
+        judged
+    }
+
+    fn judge(&self, target: &SourceNat, protocol: Protocol) -> Shares {
         if let Known::Unknown(why) = &target.ports {
             return Shares { range: None, allocated: None, why: why.to_string() };
         }
@@ -187,10 +247,10 @@ impl Judge<'_> {
     }
 
     /// One row for each protocol that the rules of a group translate.
-    fn group(&self, group: &[&SourceNatRule]) -> Vec<ShareReport> {
+    fn group(&mut self, group: &[&SourceNatRule]) -> Vec<ShareReport> {
         let mut rows: Vec<ShareReport> = Vec::new();
-        for protocol in PROTOCOLS {
-            let rules = group.iter().filter(|rule| rule.protocol.is_none_or(|only| only == protocol));
+        for protocol in WITH_NODE_PORTS {
+            let rules = group.iter().filter(|rule| rule.protocols.contains(protocol));
             let (mut left, mut taken) = (1.0, 0.0);
             let (mut range, mut allocated) = (Some(0.0), Some(0.0));
             let (mut count, mut why) = (0_u32, Vec::new());

@@ -1,13 +1,15 @@
 //! Rules on masquerading that gives connections the ports of NodePorts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::overlap::{allocated_basis, harm, range_basis};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
 use crate::model::View;
-use crate::observe::{PortChoice, RuleBackend, RuleFamily, ServiceProxy, SourceId, SourceNatKind};
+use crate::model::overlap::WITH_NODE_PORTS;
+use crate::observe::{PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceId, SourceNatKind};
 use crate::ports::PortRange;
+use crate::protocols::Protocols;
 use crate::report::{MasqueradeReport, OverlapReport, Report, RuleOwner, ShareReport};
 
 /// Findings at most: chains differ per pod with some plugins.
@@ -18,27 +20,43 @@ const MAX_FIXES: usize = 3;
 /// Who made rules, and in which chain; chains that a plugin makes for each pod count as one.
 type Maker<'a> = (RuleOwner, &'a str);
 
-/// Masquerading that puts connections on NodePorts: one finding for each maker of rules.
+/// Masquerading that puts connections on NodePorts: one finding for each maker of rules, largest share first.
 pub(super) fn masquerade(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let overlap = &report.overlap;
     let mut makers: BTreeMap<Maker<'_>, Vec<&ShareReport>> = BTreeMap::new();
-    for share in overlap.shares.iter().filter(|row| row.share.is_some_and(|share| share > 0.0)) {
+    // By how many shares are larger than the maker's largest one: they come largest first.
+    let mut larger: BTreeMap<Maker<'_>, usize> = BTreeMap::new();
+    for (index, share) in
+        overlap.shares.iter().enumerate().filter(|(_, row)| row.share.is_some_and(|share| share > 0.0))
+    {
         let chain = if share.owner == RuleOwner::Cni { "" } else { share.place.chain.as_str() };
+        larger.entry((share.owner, chain)).or_insert(index);
         makers.entry((share.owner, chain)).or_default().push(share);
     }
-    makers.into_iter().take(MAX_FINDINGS).map(|(maker, shares)| finding(view, maker, &shares, overlap)).collect()
+    let mut makers: Vec<(Maker<'_>, Vec<&ShareReport>)> = makers.into_iter().collect();
+    makers.sort_by_key(|(maker, _)| larger.get(maker).copied());
+    let more = makers.len().saturating_sub(MAX_FINDINGS);
+    let told = makers.into_iter().take(MAX_FINDINGS);
+    let mut findings: Vec<Finding> = told.map(|(maker, shares)| finding(view, maker, &shares, overlap)).collect();
+    if let (Some(last), 1..) = (findings.last_mut(), more) {
+        last.evidence.push(Evidence::seen(
+            SourceId::Rules,
+            format!("rules of {more} more chains give connections NodePorts, too, and no more often than these"),
+        ));
+    }
+    findings
 }
 
 fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], overlap: &OverlapReport) -> Finding {
     let largest = |of: fn(&ShareReport) -> Option<f64>| shares.iter().filter_map(|row| of(row)).fold(0.0, f64::max);
     let (share, allocated) = (largest(|row| row.share), largest(|row| row.share_allocated));
     // The largest of several rules is not what all of them do.
-    let other = |one: &ShareReport| shares.iter().any(|row| row.protocol == one.protocol && differs(row, one));
-    let up_to = if shares.iter().any(|one| other(one)) { "up to " } else { "" };
+    let mut first: BTreeMap<Protocol, &ShareReport> = BTreeMap::new();
+    let differ = shares.iter().any(|row| differs(first.entry(row.protocol).or_insert(row), row));
+    let up_to = if differ { "up to " } else { "" };
     let allocated_known = shares.iter().all(|row| row.share_allocated.is_some());
     let harmful = overlap.proxies.iter().any(|proxy| proxy.harmful);
-    let rules: Vec<&MasqueradeReport> =
-        overlap.masquerade.iter().filter(|row| shares.iter().any(|share| belongs(row, share))).collect();
+    let rules = rules_of(shares, overlap);
     let node_ports = overlap.node_port_range;
     let title = match (allocated_known, allocated > 0.0) {
         (true, true) => format!(
@@ -90,17 +108,22 @@ fn differs(one: &ShareReport, other: &ShareReport) -> bool {
     (one.share, one.share_allocated) != (other.share, other.share_allocated)
 }
 
-fn belongs(row: &MasqueradeReport, share: &ShareReport) -> bool {
-    let (rule, first) = (&row.place, &share.place);
-    (rule.backend, rule.family, &rule.table, &rule.chain) == (first.backend, first.family, &first.table, &first.chain)
-        && rule.position >= first.position
-        && row.share.is_some_and(|share| share > 0.0)
+/// The rules that shares are of: those of the same chains, from the first one on, that give NodePorts away.
+fn rules_of<'a>(shares: &[&ShareReport], overlap: &'a OverlapReport) -> Vec<&'a MasqueradeReport> {
+    let chain = |place: &RulePlace| (place.backend, place.family, place.table.clone(), place.chain.clone());
+    let mut begins: BTreeMap<_, u32> = BTreeMap::new();
+    for share in shares {
+        let begin = begins.entry(chain(&share.place)).or_insert(u32::MAX);
+        *begin = share.place.position.min(*begin);
+    }
+    let giving = overlap.masquerade.iter().filter(|row| row.share.is_some_and(|share| share > 0.0));
+    giving.filter(|row| begins.get(&chain(&row.place)).is_some_and(|begin| row.place.position >= *begin)).collect()
 }
 
 /// Where a rule stands, to whom it applies and what it does.
 fn rule(row: &MasqueradeReport) -> String {
     let place = &row.place;
-    let protocol = row.protocol.map(|protocol| format!(" -p {protocol}")).unwrap_or_default();
+    let protocols = row.protocols.asked().map(|asked| format!(" {asked}")).unwrap_or_default();
     let conditions: String = row.conditions.iter().map(|condition| format!(" {condition}")).collect();
     let chance = if row.probability < 1.0 { format!(" by a chance of {:.4}", row.probability) } else { String::new() };
     let except = match row.exceptions.as_slice() {
@@ -117,7 +140,7 @@ fn rule(row: &MasqueradeReport) -> String {
         some => format!("; not understood, so not reckoned with: {}", some.join("; ")),
     };
     format!(
-        "{} {} {table}{} rule {}:{protocol}{conditions}{chance} {}{except}{unclear}",
+        "{} {} {table}{} rule {}:{protocols}{conditions}{chance} {}{except}{unclear}",
         place.backend.name(),
         place.family.name(),
         place.chain,
@@ -272,14 +295,15 @@ fn position(rule: &MasqueradeReport) -> String {
 fn lines(beside: &[PortRange], rules: &[&MasqueradeReport]) -> String {
     let Some(rule) = rules.first() else { return String::new() };
     let (target, native) = (Target::of(rule), rule.place.backend == RuleBackend::Nftables);
-    let only: BTreeSet<Protocol> = rules.iter().filter_map(|row| row.protocol).collect();
-    let (place, protocols, rest) = if rules.iter().all(|row| row.protocol.is_some()) {
-        ("instead of it", only.into_iter().collect(), "")
+    let translated = rules.iter().fold(Protocols::NONE, |all, row| all.or(row.protocols));
+    let limitable: Protocols = WITH_NODE_PORTS.into_iter().collect();
+    let (place, rest) = if translated.is_within(limitable) {
+        ("instead of it", "")
     } else {
         // Ports can only be told to rules of one protocol.
-        let all = vec![Protocol::TCP, Protocol::UDP, Protocol::SCTP];
-        ("in front of it", all, "; the rule itself is left with what has no ports")
+        ("in front of it", "; the rule itself is left with what has no ports")
     };
+    let protocols: Vec<Protocol> = translated.and(limitable).iter().collect();
     let [first, others @ ..] = protocols.as_slice() else { return String::new() };
     let one = |ports: &PortRange, chance: Option<f64>| match (native, chance) {
         (true, Some(chance)) => {

@@ -5,17 +5,18 @@
 
 use std::collections::BTreeMap;
 
-use headroom_core::flow::Protocol;
 use headroom_core::known::Known;
 use headroom_core::observe::{RuleFamily, SourceNat, SourceNatKind};
 use headroom_core::ports::PortRange;
+use headroom_core::protocols::Protocols;
 
 use super::super::message::{Attributes, Malformed};
+use super::comparison::{compares, part};
 use super::expression::{Expression, Fields, Lookup, expressions, extension, immediate_verdict, lookup};
 use super::value::{NETWORK, NETWORK_V6, Value};
 use super::{RawRule, text};
 use crate::iptables::xt::{self, nat_flags};
-use crate::rules::{Action, Parts, Rule};
+use crate::rules::{Action, Condition, Parts, Rule};
 
 /// Verdicts (`enum nft_verdicts`); those of netfilter, DROP and ACCEPT, are not below zero.
 const JUMP: i32 = -3;
@@ -26,11 +27,6 @@ const CONTINUE: i32 = -1;
 /// `NFT_REG32_00`; before it are four registers of 16 bytes.
 const FIRST_SMALL_REGISTER: u32 = 8;
 
-/// Expressions that no packet is let pass by at, but for what is told of them otherwise. Of others it depends: `payload` breaks off where
-/// a packet is too short, `lookup` where a map lacks the key, `dynset` where a set is full, `objref` where a limit is reached.
-const PASSING: [&[u8]; 11] =
-    [b"match", b"target", b"immediate", b"masq", b"nat", b"redir", b"reject", b"counter", b"log", b"notrack", b"last"];
-
 /// What a rule is worth reading for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Glance<'a> {
@@ -40,6 +36,8 @@ pub struct Glance<'a> {
     pub chain: Option<&'a [u8]>,
     /// It leads to chains that a map names.
     pub map: bool,
+    /// Packets end there, accepted or dropped.
+    pub ends: bool,
 }
 
 /// A set that a rule looks into.
@@ -47,6 +45,8 @@ pub struct Glance<'a> {
 pub struct SetInWords {
     /// Its elements, if it is short and they have words: `{80, 443}`.
     pub words: Option<String>,
+    /// Its elements, if they are protocols.
+    pub protocols: Option<Protocols>,
     /// How many registers of four bytes each field of its keys takes; empty where that is not known.
     pub registers: Vec<u32>,
 }
@@ -66,20 +66,24 @@ pub fn glance<'a>(rule: &RawRule<'a>) -> Result<Glance<'a>, Malformed> {
                 for attribute in data {
                     let attribute = attribute?;
                     if attribute.kind == 1 {
-                        glance.translates |= attribute.be32("NFTA_NAT_TYPE")? == 0;
+                        let source = attribute.be32("NFTA_NAT_TYPE")? == 0;
+                        glance.translates |= source;
+                        glance.ends |= !source;
                     }
                 }
             }
             b"target" => {
                 let (name, ..) = extension(data)?;
                 glance.translates |= matches!(name, b"MASQUERADE" | b"SNAT" | b"NETMAP");
+                glance.ends |= name == b"REJECT";
             }
-            b"immediate" => {
-                if let Some((JUMP | GOTO, chain)) = immediate_verdict(data)? {
-                    glance.chain = chain;
-                }
-            }
+            b"immediate" => match immediate_verdict(data)? {
+                Some((JUMP | GOTO, chain)) => glance.chain = chain,
+                Some((code, _)) => glance.ends |= !matches!(code, RETURN | CONTINUE),
+                None => {}
+            },
             b"lookup" => glance.map |= lookup(data)?.leads,
+            b"redir" | b"reject" | b"tproxy" | b"queue" => glance.ends = true,
             _ => {}
         }
     }
@@ -97,8 +101,15 @@ pub fn rule(
     set: &mut dyn FnMut(&str) -> SetInWords,
 ) -> Result<Rule, Malformed> {
     let v6 = family == RuleFamily::Ip6;
-    let mut run =
-        Run { family, v6, registers: BTreeMap::new(), parts: Parts::default(), action: Action::Continue, set };
+    let mut run = Run {
+        family,
+        v6,
+        registers: BTreeMap::new(),
+        parts: Parts::default(),
+        action: Action::Continue,
+        unread: Vec::new(),
+        set,
+    };
     for expression in expressions(raw.expressions.clone()) {
         let Expression { name, data } = expression?;
         run.step(name, data)?;
@@ -134,12 +145,13 @@ struct Run<'a> {
     registers: BTreeMap<u32, (Value, Option<Vec<u8>>)>,
     parts: Parts,
     action: Action,
+    /// Expressions that are not read, as they came.
+    unread: Vec<u8>,
     set: &'a mut dyn FnMut(&str) -> SetInWords,
 }
 
 impl Run<'_> {
     fn step(&mut self, name: &[u8], data: Attributes<'_>) -> Result<(), Malformed> {
-        self.parts.selective |= !PASSING.contains(&name);
         match name {
             b"match" => {
                 let (name, revision, info) = extension(data)?;
@@ -157,8 +169,7 @@ impl Run<'_> {
             }
             b"nat" => {
                 let fields = Fields::of(data)?;
-                // There the rule is for packets of the address's family only.
-                self.parts.selective |= self.family == RuleFamily::Inet;
+                self.address_family(fields.number(2));
                 if fields.number(1) == Some(0) {
                     let flags = fields.number(7).unwrap_or(0);
                     let addresses = self.addresses(fields.number(3), fields.number(4));
@@ -175,25 +186,53 @@ impl Run<'_> {
             }
             b"cmp" | b"range" => self.compare(name, &Fields::of(data)?)?,
             b"lookup" => self.look_up(lookup(data)?),
-            b"limit" | b"quota" | b"connlimit" => self.parts.conditions.push(format!("{} …", text(name))),
+            b"limit" | b"quota" | b"connlimit" => {
+                self.parts.conditions.push(Condition::once(format!("{} …", text(name))));
+            }
             b"dynset" => {
                 let set = Fields::of(data)?.0.get(&1).map_or_else(String::new, |name| text(name));
-                self.parts.conditions.push(format!("room in @{set}"));
+                self.parts.conditions.push(Condition::once(format!("room in @{set}")));
             }
             // NFT_OBJECT_COUNTER, and what is attached to connections; others are limits, or from a map.
             b"objref" if matches!(Fields::of(data.clone())?.number(1), Some(1 | 3 | 7..=9)) => {}
-            b"objref" => self.parts.conditions.push("limit …".to_owned()),
+            b"objref" => self.parts.conditions.push(Condition::once("limit …")),
             // They let every packet pass.
-            b"counter" | b"log" | b"notrack" | b"last" | b"dup" | b"synproxy" => {}
+            b"counter" | b"log" | b"notrack" | b"last" | b"dup" => {}
             _ => {
-                // hash, rt, socket, exthdr, osf, xfrm, tunnel, inner: what is in their register is not told.
+                // hash, rt, socket, exthdr, osf, xfrm, tunnel, inner, synproxy: what is in their register is not told, nor which
+                // packets they let pass by (`exthdr` those without the option, `synproxy` those that are not TCP).
                 let fields = Fields::of(data)?;
+                self.parts.selective = true;
+                self.leave_unread(name, &fields);
                 for register in [1, 2].iter().filter_map(|kind| fields.number(*kind)) {
                     self.registers.insert(slot(register), (Value::Other(text(name)), None));
                 }
             }
         }
         Ok(())
+    }
+
+    /// `snat ip to` in a table of both families is for packets of that one only (`NFTA_NAT_FAMILY`).
+    fn address_family(&mut self, family: Option<u32>) {
+        let said = match family.filter(|_| self.family == RuleFamily::Inet) {
+            Some(2) => "IPv4",
+            Some(10) => "IPv6",
+            _ => return,
+        };
+        self.parts.conditions.push(Condition::lasting(said));
+    }
+
+    fn leave_unread(&mut self, name: &[u8], fields: &Fields<'_>) {
+        self.unread.extend(name);
+        for (kind, bytes) in &fields.0 {
+            self.unread.extend(kind.to_ne_bytes().iter().chain(*bytes));
+        }
+    }
+
+    /// Something is asked that is not understood; the bytes of all of the rule that was not read tell it from what others ask.
+    fn unclear(&mut self, said: String, asked: &[&[u8]]) {
+        let rest = [self.unread.as_slice(), &asked.join(&[0xff][..])].concat();
+        self.parts.conditions.push(Condition::unclear(said, &rest));
     }
 
     fn immediate(&mut self, data: Attributes<'_>) -> Result<(), Malformed> {
@@ -226,10 +265,13 @@ impl Run<'_> {
             b"ct" => (fields.number(1), Value::Conntrack(number(2))),
             b"fib" => {
                 // NFT_FIB_RESULT_ADDRTYPE; NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR.
-                let value = match (number(2), number(3) & 3) {
+                let value = match (number(2), number(3)) {
                     (3, 1) => Value::AddressType("src"),
                     (3, 2) => Value::AddressType("dst"),
-                    _ => Value::Other("fib".to_owned()),
+                    _ => {
+                        self.leave_unread(name, fields);
+                        Value::Other("fib".to_owned())
+                    }
                 };
                 (fields.number(1), value)
             }
@@ -247,9 +289,12 @@ impl Run<'_> {
                 return Ok(());
             }
         };
-        // `meta mark set` and its like have a source instead of a destination, and let every packet pass.
+        // `meta mark set` and its like have a source instead of a destination, and let every packet pass; `ip dscp set` those
+        // into which it can be written.
         if let Some(register) = register {
             self.registers.insert(slot(register), (value, None));
+        } else {
+            self.parts.selective |= name == b"payload";
         }
         Ok(())
     }
@@ -260,7 +305,10 @@ impl Run<'_> {
         let plain = fields.bytes(5)?.is_none_or(|xor| xor.iter().all(|byte| *byte == 0));
         let (value, mask) = match (value, fields.bytes(4)?) {
             (Some(value), Some(mask)) if plain => (value, Some(mask.to_vec())),
-            _ => (Value::Other("bitwise".to_owned()), None),
+            _ => {
+                self.leave_unread(b"bitwise", fields);
+                (Value::Other("bitwise".to_owned()), None)
+            }
         };
         self.registers.insert(slot(destination), (value, mask));
         Ok(())
@@ -269,7 +317,8 @@ impl Run<'_> {
     fn compare(&mut self, name: &[u8], fields: &Fields<'_>) -> Result<(), Malformed> {
         let held = fields.number(1).and_then(|source| self.registers.get(&slot(source)).cloned());
         let Some((value, mask)) = held else {
-            self.parts.unclear.push(format!("`{}` of something unknown", text(name)));
+            self.leave_unread(name, fields);
+            self.unclear(format!("`{}` of something unknown", text(name)), &[]);
             return Ok(());
         };
         let operator = fields.number(2).unwrap_or(0);
@@ -287,27 +336,30 @@ impl Run<'_> {
         if let (Value::Number { modulus, offset }, None) = (value, last) {
             match part(*modulus, *offset, operator, first) {
                 Some(part) => self.parts.probability *= part,
-                None => self.parts.unclear.push("a comparison of `numgen`".to_owned()),
+                None => self.unclear("a comparison of `numgen`".to_owned(), &[&operator.to_ne_bytes(), first]),
             }
             return;
         }
-        if equal && value.is_protocol() && mask.is_none() {
-            self.parts.protocol = first.first().copied().map(Protocol);
-            return;
+        if let (true, None, [first]) = (value.is_protocol(), mask, first) {
+            let last = last.and_then(|last| last.first().copied());
+            let asked = Protocols::that(|protocol| compares(protocol.0, operator, *first, last));
+            if self.restrict(value, asked, operator == 1) {
+                return;
+            }
         }
         // Which family a rule of an `inet` table is for.
         if value.is_family() {
             let v6 = first.first() == Some(&10);
             self.v6 = v6 == equal;
             let family = if v6 { "IPv6" } else { "IPv4" };
-            self.parts.conditions.push(format!("{not}{family}"));
+            self.parts.conditions.push(Condition::lasting(format!("{not}{family}")));
             return;
         }
+        let asked = [&operator.to_ne_bytes(), first, last.unwrap_or_default(), mask.unwrap_or_default()];
         if !value.is_understood() {
-            self.parts.unclear.push(format!("a comparison of `{}`", value.name()));
-            return;
+            return self.unclear(format!("a comparison of `{}`", value.name()), &asked);
         }
-        if equal && value.is_destination_port() {
+        if equal && mask.is_none() && value.is_destination_port() {
             self.parts.destination_port = first.try_into().ok().map(u16::from_be_bytes);
         }
         let shown = value.shown(first, mask);
@@ -323,33 +375,65 @@ impl Run<'_> {
                 format!("{} {} {shown}", value.name(), sign.unwrap_or(&"?"))
             }
         };
+        let lasts = value.is_lasting(mask);
+        let condition =
+            if lasts { Condition::lasting(condition) } else { Condition::for_now(condition, &asked.concat()) };
         self.parts.conditions.push(condition);
     }
 
-    fn look_up(&mut self, lookup: Lookup) {
-        if lookup.leads {
-            self.action = Action::Map;
-            return;
+    /// Limits the rule to protocols, if that is all there is to say: the next header of IPv6 may be an option, and the protocol
+    /// behind it.
+    fn restrict(&mut self, value: &Value, asked: Protocols, inverted: bool) -> bool {
+        let next_header = value.is_next_header();
+        if next_header && inverted {
+            return false;
         }
+        self.parts.protocols = self.parts.protocols.and(asked);
+        self.parts.selective |= next_header;
+        true
+    }
+
+    fn look_up(&mut self, lookup: Lookup) {
         let set = (self.set)(&lookup.set);
         // The fields of a concatenation stand one behind the other.
         let mut registers = vec![slot(lookup.source)];
         for taken in set.registers.split_last().map_or(&[][..], |(_last, ahead)| ahead) {
             registers.push(registers.last().map_or(*taken, |last| last.saturating_add(*taken)));
         }
-        let values: Vec<Option<&Value>> =
-            registers.iter().map(|register| self.registers.get(register).map(|(value, _)| value)).collect();
-        let names: Vec<String> = values.iter().map(|value| value.map_or_else(|| "?".to_owned(), Value::name)).collect();
-        let understood = values.iter().all(|value| value.is_some_and(Value::is_understood));
+        let values: Vec<_> = registers.iter().map(|register| self.registers.get(register).cloned()).collect();
+        if let ([Some((value, None))], Some(these), false) = (values.as_slice(), set.protocols, lookup.leads)
+            && value.is_protocol()
+        {
+            let asked = if lookup.inverted { Protocols::ALL.without(these) } else { these };
+            if self.restrict(value, asked, lookup.inverted) {
+                return self.look_into_map(&lookup);
+            }
+        }
+        let name =
+            |value: &Option<(Value, _)>| value.as_ref().map_or_else(|| "?".to_owned(), |(value, _)| value.name());
+        let names = values.iter().map(name).collect::<Vec<_>>().join(" . ");
+        // Sets without a name hold what they hold.
+        let holds = set.words.is_some() && lookup.set.starts_with("__");
         let within = set.words.unwrap_or_else(|| format!("@{}", lookup.set));
         let not = if lookup.inverted { "! " } else { "" };
         // Of a map, too: a packet whose key is not in it goes on to the next rule.
-        let condition = format!("{not}{} in {within}", names.join(" . "));
-        if understood {
-            self.parts.conditions.push(condition);
+        let condition = format!("{not}{names} in {within}");
+        let all = |is: fn(&(Value, Option<Vec<u8>>)) -> bool| values.iter().all(|value| value.as_ref().is_some_and(is));
+        if lookup.leads {
+            self.action = Action::Map;
+            self.parts.conditions.push(Condition::for_now(condition, &[]));
+        } else if !all(|(value, _)| value.is_understood()) {
+            self.unclear(condition, &[]);
+        } else if holds && all(|(value, mask)| value.is_lasting(mask.as_deref())) {
+            self.parts.conditions.push(Condition::lasting(condition));
         } else {
-            self.parts.unclear.push(condition);
+            self.parts.conditions.push(Condition::for_now(condition, lookup.set.as_bytes()));
         }
+        self.look_into_map(&lookup);
+    }
+
+    /// What a map holds for a packet's key is not told.
+    fn look_into_map(&mut self, lookup: &Lookup) {
         if let Some(destination) = lookup.destination {
             self.registers.insert(slot(destination), (Value::Other(format!("map @{}", lookup.set)), None));
         }
@@ -397,32 +481,4 @@ impl Run<'_> {
         let persistent = flags & nat_flags::PERSISTENT != 0;
         self.action = Action::Translate(SourceNat { kind, addresses, ports, choice: xt::choice(flags), persistent });
     }
-}
-
-/// Of the numbers that `numgen` makes, the part that a comparison lets pass. `nft` compares in network order where order
-/// matters, and in the machine's where only equality does.
-fn part(modulus: u32, offset: u32, operator: u32, bytes: &[u8]) -> Option<f64> {
-    let bytes: [u8; 4] = bytes.try_into().ok()?;
-    let range = u64::from(offset)..u64::from(offset) + u64::from(modulus);
-    if range.is_empty() || modulus == u32::MAX {
-        return None;
-    }
-    let fits = |value: u32| range.contains(&u64::from(value));
-    let (native, network) = (u32::from_ne_bytes(bytes), u32::from_be_bytes(bytes));
-    let all = f64::from(modulus);
-    if operator < 2 {
-        let one = if fits(native) || fits(network) { 1.0 / all } else { 0.0 };
-        return Some(if operator == 0 { one } else { 1.0 - one });
-    }
-    // With an end: how many of them are below it.
-    let below =
-        |value: u64| f64::from(u32::try_from(value.saturating_sub(range.start)).unwrap_or(u32::MAX).min(modulus));
-    let end = u64::from(network);
-    Some(match operator {
-        2 => below(end) / all,
-        3 => below(end + 1) / all,
-        4 => 1.0 - below(end + 1) / all,
-        5 => 1.0 - below(end) / all,
-        _ => return None,
-    })
 }

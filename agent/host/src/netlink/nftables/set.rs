@@ -7,6 +7,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use headroom_core::flow::Protocol;
+use headroom_core::protocols::Protocols;
 
 use super::super::message::{Malformed, Message};
 use super::{Element, NEW_SET, nfta, payload, text};
@@ -195,6 +196,23 @@ impl SetHead {
         };
         let words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
         (words.len() <= most).then(|| format!("{{{}}}", words.join(", ")))
+    }
+
+    /// Its elements, if it is a set of protocols and nothing else.
+    pub fn protocols(&self, mut keys: Vec<Key>) -> Option<Protocols> {
+        if self.fields != [Field::Protocol] || keys.iter().any(|key| key.first.len() != 1) {
+            return None;
+        }
+        keys.sort_by(|a, b| a.first.cmp(&b.first).then(b.is_end.cmp(&a.is_end)));
+        let ranges = if self.interval {
+            intervals(&keys, Field::Protocol)?
+        } else {
+            keys.iter().map(|key| (key.first.clone(), key.first.clone())).collect()
+        };
+        Some(Protocols::that(|protocol| {
+            let number = vec![protocol.0];
+            ranges.iter().any(|(first, last)| (first..=last).contains(&&number))
+        }))
     }
 
     /// An element that is not an interval of one field.

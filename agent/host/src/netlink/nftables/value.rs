@@ -101,6 +101,27 @@ impl Value {
         self.kind() == Kind::Protocol
     }
 
+    /// Whether it is the header behind the first one of IPv6: the protocol, unless there are options.
+    pub(super) fn is_next_header(&self) -> bool {
+        matches!(self, Self::Payload(NETWORK_V6, 6, 1))
+    }
+
+    /// Whether no rule changes it, and the words for a comparison through that mask tell all that is compared.
+    pub(super) fn is_lasting(&self, mask: Option<&[u8]>) -> bool {
+        // Where a mask tells the length of a prefix: ones, and then zeros.
+        let prefix = |mask: &[u8]| {
+            let mut rest = mask.iter().skip_while(|byte| **byte == u8::MAX);
+            let border = rest.next().copied().unwrap_or(0);
+            border.leading_ones() == border.count_ones() && rest.all(|byte| *byte == 0)
+        };
+        match self.kind() {
+            Kind::Address => mask.is_none_or(prefix),
+            Kind::Port | Kind::Name | Kind::Type => mask.is_none(),
+            Kind::Raw => matches!(self, Self::Meta(meta::IIF | meta::OIF)) && mask.is_none(),
+            Kind::Protocol | Kind::Mark => false,
+        }
+    }
+
     pub(super) fn is_family(&self) -> bool {
         *self == Self::Meta(meta::NFPROTO)
     }

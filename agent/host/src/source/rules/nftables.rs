@@ -2,22 +2,24 @@
 //! matter, in full. kube-proxy's NodePorts are in a chain (`iptables-nft`), decoded as it passes by, or in maps of a table of
 //! its own.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use headroom_core::observe::{NodePort, RuleBackend, RuleFamily, ServiceProxy, SourceNatRule};
+use headroom_core::observe::{RuleBackend, RuleFamily, ServiceProxy, SourceNatRule};
 
 mod kube_proxy;
+mod links;
 mod sets;
 
+use self::links::{links, matter, nearest};
 use self::sets::Sets;
 use super::Reading;
-use crate::netlink::nftables::rule::{glance, rule};
+use crate::netlink::nftables::rule::rule;
 use crate::netlink::nftables::{self as nft, ChainHead, Element, Place, Request};
 use crate::netlink::query::{Query, QueryError};
 use crate::rules::source_nat::{Table, source_nat};
-use crate::rules::{Chain, Rule};
+use crate::rules::{Chain, ENDING_RULES_LIMIT, Rule};
 
 /// Chains at most: kube-proxy with iptables makes some five for each Service and Endpoint.
 pub const CHAINS_LIMIT: usize = 500_000;
@@ -71,14 +73,6 @@ impl Bound {
         let Self { what, limit, count } = self;
         if count > limit { Err(QueryError::TooMany { what, limit }) } else { Ok(count) }
     }
-}
-
-/// Where a chain leads, as far as that matters.
-#[derive(Debug, Default)]
-struct Links {
-    translates: bool,
-    map: bool,
-    chains: Vec<String>,
 }
 
 /// Reads what there is.
@@ -175,7 +169,9 @@ fn table(
     for attempt in 1..=ATTEMPTS {
         let mut node_ports = Vec::new();
         let (links, rules, interrupted) = links(family, name, deadline, with_node_ports.then_some(&mut node_ports))?;
-        let (wanted, more) = nearest(matter(&links, &nat.translating), &links, &nat.translating);
+        let (translating, ending) = matter(&links, &nat.translating);
+        let (wanted, more) = nearest(&translating, &links, &nat.translating);
+        let wanted = Wanted { leading: &wanted, ending: &ending, all: &translating };
         let Full { chains, changed, cut } = full(family, name, nat, &wanted, deadline)?;
         let unsteady = interrupted || changed;
         if unsteady && attempt < ATTEMPTS {
@@ -209,98 +205,14 @@ fn in_force(rule: SourceNatRule, nat: &Nat) -> SourceNatRule {
     SourceNatRule { path: Vec::new(), unreached: why, ..rule }
 }
 
-/// Looks all rules of a table over: where chains lead, how many rules there are, and whether they changed meanwhile. Of
-/// kube-proxy's chain the NodePorts are kept where they are asked for.
-fn links(
-    family: RuleFamily,
-    table: &str,
-    deadline: Instant,
-    mut node_ports: Option<&mut Vec<NodePort>>,
-) -> Result<(BTreeMap<String, Links>, usize, bool), QueryError> {
-    let mut links: BTreeMap<String, Links> = BTreeMap::new();
-    let mut current = (Vec::new(), Links::default());
-    let (mut bound, mut interrupted) = (Bound::new("rules", RULES_LIMIT), false);
-    let mut query = Query::open()?;
-    let request = nft::request(&Request::Rules(Place { family, table, within: None }), query.next_sequence());
-    let mut keep = |(chain, held): (Vec<u8>, Links)| {
-        if held.translates || held.map || !held.chains.is_empty() {
-            links.insert(nft::text(&chain), held);
-        }
-    };
-    query.list("rules", &request, deadline, |message| {
-        interrupted |= nft::is_interrupted(message);
-        let Some(raw) = nft::raw_rule(message)? else { return Ok(ControlFlow::Continue(())) };
-        // The rules of a chain come one after the other.
-        if raw.chain != current.0 {
-            keep(std::mem::replace(&mut current, (raw.chain.to_vec(), Links::default())));
-        }
-        let seen = glance(&raw)?;
-        current.1.translates |= seen.translates;
-        current.1.map |= seen.map;
-        if let Some(chain) = seen.chain.map(nft::text).filter(|chain| current.1.chains.last() != Some(chain)) {
-            current.1.chains.push(chain);
-        }
-        if let Some(found) = node_ports.as_mut().filter(|_| raw.chain == kube_proxy::CHAIN.as_bytes()) {
-            // One more than is kept tells that there are more.
-            if found.len() <= super::NODE_PORTS_LIMIT {
-                found.extend(kube_proxy::of_rule(&raw, family)?);
-            }
-        }
-        Ok(bound.one_more())
-    })?;
-    keep(current);
-    Ok((links, bound.end()?, interrupted))
-}
-
-/// The chains that translate, those from a hook that lead by a map, and all that lead to these.
-fn matter<'a>(links: &'a BTreeMap<String, Links>, hooks: &'a BTreeSet<String>) -> BTreeSet<&'a str> {
-    let mut callers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (chain, held) in links {
-        for called in &held.chains {
-            callers.entry(called).or_default().push(chain);
-        }
-    }
-    let reached = closure(hooks.iter().map(String::as_str), |chain| {
-        links.get(chain).into_iter().flat_map(|held| &held.chains).map(String::as_str).collect()
-    });
-    let ends = links.iter().filter(|(chain, held)| held.translates || held.map && reached.contains(chain.as_str()));
-    closure(ends.map(|(chain, _)| chain.as_str()), |chain| callers.get(chain).cloned().unwrap_or_default())
-}
-
-/// Everything that can be reached.
-fn closure<'a>(from: impl Iterator<Item = &'a str>, next: impl Fn(&'a str) -> Vec<&'a str>) -> BTreeSet<&'a str> {
-    let mut waiting: Vec<&str> = from.collect();
-    let mut reached = BTreeSet::new();
-    while let Some(one) = waiting.pop() {
-        if reached.insert(one) {
-            waiting.extend(next(one));
-        }
-    }
-    reached
-}
-
-/// Of the chains that matter as many as are read in full, those nearest to the hooks first, and why there are no more of them: what
-/// leads to a chain that is read is read as well.
-fn nearest<'a>(
-    matter: BTreeSet<&'a str>,
-    links: &'a BTreeMap<String, Links>,
-    hooks: &'a BTreeSet<String>,
-) -> (Vec<&'a str>, Option<String>) {
-    let all = matter.len();
-    if all <= FULL_CHAINS_LIMIT {
-        return (matter.into_iter().collect(), None);
-    }
-    let mut waiting: VecDeque<&str> = hooks.iter().map(String::as_str).collect();
-    let mut reached: BTreeSet<&str> = BTreeSet::new();
-    let mut nearest = Vec::new();
-    while let Some(chain) = waiting.pop_front().filter(|_| nearest.len() < FULL_CHAINS_LIMIT) {
-        if matter.contains(chain) && reached.insert(chain) {
-            nearest.push(chain);
-            waiting.extend(links.get(chain).into_iter().flat_map(|held| &held.chains).map(String::as_str));
-        }
-    }
-    let why = format!("of {all} chains that lead to a translating rule {} were read", nearest.len());
-    (nearest, Some(why))
+/// Chains to be read in full.
+struct Wanted<'a> {
+    /// Those that lead to a translating rule, as many as are read.
+    leading: &'a [&'a str],
+    /// Those in which packets may end before.
+    ending: &'a BTreeSet<&'a str>,
+    /// All that lead to a translating rule.
+    all: &'a BTreeSet<&'a str>,
 }
 
 /// Chains in full.
@@ -313,11 +225,16 @@ struct Full {
 }
 
 /// Reads some chains in full, in this order, for as long as there is room and time.
-fn full(family: RuleFamily, table: &str, nat: &Nat, wanted: &[&str], deadline: Instant) -> Result<Full, QueryError> {
+fn full(
+    family: RuleFamily,
+    table: &str,
+    nat: &Nat,
+    wanted: &Wanted<'_>,
+    deadline: Instant,
+) -> Result<Full, QueryError> {
     let mut sets = Sets::new(family, table, deadline);
-    let mut bound = Bound::new("rules in chains that lead to a translating one", FULL_RULES_LIMIT);
     let mut full = Full { chains: Vec::new(), changed: false, cut: None };
-    for name in wanted {
+    let mut read = |name: &str, bound: &mut Bound, full: &mut Full| {
         let mut rules: Vec<Rule> = Vec::new();
         let mut query = Query::open()?;
         let place = Place { family, table, within: Some(name) };
@@ -333,20 +250,44 @@ fn full(family: RuleFamily, table: &str, nat: &Nat, wanted: &[&str], deadline: I
             Ok(more)
         });
         // The first rules of a chain do what they do, whatever comes behind them.
-        full.chains.push(Chain { name: (*name).to_owned(), at_hook: nat.translating.contains(*name), rules });
-        full.cut = match listed {
-            Ok(()) if bound.count > bound.limit => {
-                Some(format!("of the {} the first {} were read", bound.what, bound.limit))
-            }
-            Ok(()) => continue,
+        let whole = listed.is_ok() && bound.count <= bound.limit;
+        full.chains.push(Chain { name: name.to_owned(), at_hook: nat.translating.contains(name), whole, rules });
+        listed.map(|()| whole)
+    };
+    let mut bound = Bound::new("rules in chains that lead to a translating one", FULL_RULES_LIMIT);
+    for name in wanted.leading {
+        full.cut = match read(name, &mut bound, &mut full) {
+            Ok(true) => continue,
+            Ok(false) => Some(format!("of the {} the first {} were read", bound.what, bound.limit)),
             Err(error @ QueryError::Late(_)) => {
-                Some(format!("{error}; {} of {} chains were read", full.chains.len(), wanted.len()))
+                Some(format!("{error}; {} of {} chains were read", full.chains.len(), wanted.leading.len()))
             }
             Err(error) => return Err(error),
         };
         break;
     }
+    let mut bound = Bound::new("rules in chains in which packets end", ENDING_RULES_LIMIT);
+    for name in wanted.ending.iter().take(FULL_CHAINS_LIMIT) {
+        match read(name, &mut bound, &mut full) {
+            Ok(true) => {}
+            Ok(false) | Err(QueryError::Late(_)) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    full.name_unread(wanted);
     Ok(full)
+}
+
+impl Full {
+    /// Chains that are called and were not read: nobody knows what ends there.
+    fn name_unread(&mut self, wanted: &Wanted<'_>) {
+        let read: BTreeSet<&str> = self.chains.iter().map(|chain| chain.name.as_str()).collect();
+        let called = self.chains.iter().flat_map(|chain| &chain.rules).filter_map(Rule::leads_to);
+        let matters = |name: &&str| !read.contains(name) && (wanted.ending.contains(name) || wanted.all.contains(name));
+        let unread: BTreeSet<String> = called.filter(matters).map(str::to_owned).collect();
+        let unread = unread.into_iter().map(|name| Chain { name, at_hook: false, whole: false, rules: Vec::new() });
+        self.chains.extend(unread.collect::<Vec<_>>());
+    }
 }
 
 /// Shows the elements of a set or map, at most so many; whether there are more.

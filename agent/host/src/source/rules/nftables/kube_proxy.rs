@@ -22,7 +22,7 @@ const ELEMENTS_LIMIT: usize = super::super::NODE_PORTS_LIMIT;
 /// A NodePort as a rule of `iptables-nft`: `-p tcp -m comment --comment "ns/name:port" --dport 30080 -j KUBE-EXT-…`.
 pub(super) fn of_rule(raw: &RawRule<'_>, family: RuleFamily) -> Result<Option<NodePort>, Malformed> {
     let parts = rule(raw, family, 1, &mut |_set| SetInWords::default())?.parts;
-    let (Some(protocol), Some(port)) = (parts.protocol, parts.destination_port) else { return Ok(None) };
+    let (Some(protocol), Some(port)) = (parts.protocols.single(), parts.destination_port) else { return Ok(None) };
     Ok(Some(NodePort { proxy: ServiceProxy::Iptables, protocol, port, service: parts.comment }))
 }
 

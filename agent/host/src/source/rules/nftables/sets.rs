@@ -41,7 +41,12 @@ impl<'a> Sets<'a> {
         // Sets whose types could not be read are told by their names.
         let heads = self.heads.take().unwrap_or_else(|| self.heads().unwrap_or_default());
         let shown = match heads.get(name) {
-            Some(head) => SetInWords { words: self.elements(head), registers: head.registers() },
+            Some(head) => {
+                let keys = self.elements(head);
+                let words = keys.as_ref().and_then(|keys| head.in_words(keys.clone(), SET_ELEMENTS_SHOWN));
+                let protocols = keys.and_then(|keys| head.protocols(keys));
+                SetInWords { words, protocols, registers: head.registers() }
+            }
             None => SetInWords::default(),
         };
         self.heads = Some(heads);
@@ -66,13 +71,14 @@ impl<'a> Sets<'a> {
         Ok(heads)
     }
 
-    fn elements(&self, head: &SetHead) -> Option<String> {
+    /// The elements of a set that is short enough to be told.
+    fn elements(&self, head: &SetHead) -> Option<Vec<Key>> {
         if head.fields.is_empty() || self.known.len() >= SETS_LIMIT {
             return None;
         }
         let mut keys: Vec<Key> = Vec::new();
         let place = Place { family: self.family, table: self.table, within: Some(&head.name) };
         let more = elements(&place, SET_ELEMENTS_SHOWN * 2 + 1, self.deadline, |element| keys.push(Key::of(&element)));
-        (!more.ok()?).then(|| head.in_words(keys, SET_ELEMENTS_SHOWN)).flatten()
+        (!more.ok()?).then_some(keys)
     }
 }

@@ -1,0 +1,175 @@
+//! Sets of packets: those that come to a rule, by their protocols and by what they have answered to rules on their way.
+//!
+//! Two things happen to such a set. A rule asks, and those are left that answer as it wants. And a rule takes packets out, and
+//! of those left it is known that they are none of these: of another protocol, or, where all other answers are theirs, with
+//! the other answer to the one that remains. What is taken out is never told to be more than it is: a set may hold
+//! packets that never come, and lacks none that does.
+
+use std::rc::Rc;
+
+use headroom_core::protocols::Protocols;
+
+use super::questions::Answer;
+
+/// Answers that are known at most because packets with others were taken out, and answers of those of which that does not tell
+/// any yet: some 500 pods have rules of their own.
+pub(super) const GONE_LIMIT: usize = 2048;
+/// Of packets that were taken out, so many sets at most that were not taken with them, having gone back before.
+const BUT_LIMIT: usize = 16;
+/// How often what was learnt is made use of to learn more.
+const MAX_TURNS: usize = 4;
+
+/// Why packets do not come to the rules behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// They went back to where their chain was called.
+    Returned,
+    /// They left the hook as they were.
+    Ended,
+    /// They were translated.
+    Translated,
+}
+
+/// Packets that were taken out.
+#[derive(Debug)]
+pub(super) struct Gone {
+    /// The when of it: a later one has a higher number.
+    number: usize,
+    pub(super) protocols: Protocols,
+    /// What all of them had answered, by number.
+    pub(super) answers: Vec<Answer>,
+    /// Some that had gone back before, and so were not taken.
+    pub(super) but: Vec<Rc<Gone>>,
+    /// There are more of these.
+    pub(super) but_more: bool,
+    pub(super) how: How,
+}
+
+/// An answer that is known because others were taken out by the opposite one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left {
+    pub(super) answer: Answer,
+    pub(super) how: How,
+}
+
+/// Packets that come to a place.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Packets {
+    pub(super) protocols: Protocols,
+    /// What they were asked for, in that order.
+    pub(super) asked: Vec<Answer>,
+    /// What is left, in the order in which others were taken out.
+    pub(super) left: Vec<Left>,
+    /// All of these answers, by number.
+    known: Vec<Answer>,
+}
+
+/// Packets that come to a place, with all that was taken out before it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Here {
+    pub(super) packets: Packets,
+    /// What was taken out and is not told by what the packets are, in order.
+    pub(super) gone: Vec<Rc<Gone>>,
+    /// Answers in it.
+    pub(super) answers: usize,
+    /// How many more sets were taken out.
+    pub(super) forgotten: usize,
+}
+
+impl Packets {
+    pub(super) fn is_empty(&self) -> bool {
+        self.protocols.is_empty()
+    }
+
+    pub(super) fn know(&self, answer: Answer) -> bool {
+        self.known.binary_search(&answer).is_ok()
+    }
+
+    /// None of them is one of those.
+    pub(super) fn are_apart_from(&self, gone: &Gone) -> bool {
+        self.protocols.and(gone.protocols).is_empty() || gone.answers.iter().any(|answer| self.know(answer.other()))
+    }
+
+    fn learn(&mut self, answer: Answer) {
+        if self.know(answer.other()) {
+            self.protocols = Protocols::NONE;
+        }
+        if let Err(place) = self.known.binary_search(&answer) {
+            self.known.insert(place, answer);
+        }
+    }
+
+    /// Those that are left if they are asked for this.
+    pub(super) fn ask(&mut self, answer: Answer) {
+        if !self.asked.contains(&answer) {
+            self.asked.push(answer);
+        }
+        self.learn(answer);
+    }
+
+    /// Takes these out, if what is left then can be told by protocols and answers.
+    fn lose(&mut self, gone: &Gone, others: &[Rc<Gone>]) -> bool {
+        let is_gone = |one: &Gone| others.binary_search_by_key(&one.number, |other| other.number).is_ok();
+        if gone.but_more || gone.but.iter().any(|but| !self.are_apart_from(but) && !is_gone(but)) {
+            return false;
+        }
+        let mut open = gone.answers.iter().filter(|answer| !self.know(**answer));
+        match (open.next(), open.next()) {
+            (None, _) => self.protocols = self.protocols.without(gone.protocols),
+            (Some(one), None) if self.protocols.is_within(gone.protocols) && self.left.len() < GONE_LIMIT => {
+                let answer = one.other();
+                self.left.push(Left { answer, how: gone.how });
+                self.learn(answer);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Makes use of all that was taken out.
+    pub(super) fn settle(&mut self, gone: &[Rc<Gone>]) {
+        for _ in 0..MAX_TURNS {
+            let mut learnt = false;
+            for one in gone {
+                learnt |= !self.are_apart_from(one) && self.lose(one, gone);
+            }
+            if !learnt {
+                break;
+            }
+        }
+    }
+
+    /// These, when they are taken out at a place behind others. `number` is higher than theirs.
+    pub(super) fn taken(&self, how: How, before: &[Rc<Gone>], number: usize) -> Rc<Gone> {
+        // What ended earlier does not come back: it may as well be counted among these; and among those that go back, what has.
+        let kept = |left: &&Left| left.how == How::Returned && how != How::Returned;
+        let left = self.left.iter().filter(kept).map(|left| left.answer);
+        let mut answers: Vec<Answer> = self.asked.iter().copied().chain(left).collect();
+        answers.sort_unstable();
+        answers.dedup();
+        let mut returned = before.iter().filter(|one| one.how == How::Returned && !self.are_apart_from(one));
+        let but = returned.by_ref().take(BUT_LIMIT).cloned().collect();
+        Rc::new(Gone { number, protocols: self.protocols, answers, but, but_more: returned.next().is_some(), how })
+    }
+}
+
+impl Here {
+    /// Takes packets out. Where there is no room to remember them, `untold` stands for what is not known of the rest.
+    pub(super) fn lose(&mut self, gone: &Rc<Gone>, untold: impl FnOnce() -> Answer) {
+        if self.packets.are_apart_from(gone) {
+            return;
+        }
+        if self.packets.lose(gone, &self.gone) {
+            self.packets.settle(&self.gone);
+        } else if self.answers + gone.answers.len() <= GONE_LIMIT {
+            self.answers += gone.answers.len();
+            self.gone.push(Rc::clone(gone));
+        } else {
+            self.forgotten += usize::from(gone.how != How::Translated);
+            // Some of what is taken out from now on may have gone back already.
+            if gone.how == How::Returned {
+                self.packets.ask(untold());
+            }
+        }
+    }
+}
