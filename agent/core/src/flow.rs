@@ -1,7 +1,7 @@
 //! Words for connections: protocol, endpoint, destination, flow.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +94,21 @@ pub struct Destination {
     pub endpoint: Endpoint,
 }
 
+/// The IPv4 address that an IPv6 one stands for where a NAT translates between them (NAT64): of the well-known prefix 64:ff9b::/96
+/// (RFC 6052), which DNS64 of Google and Amazon uses.
+pub fn nat64_of(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = address.segments() else { return None };
+    Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)))
+}
+
 impl Destination {
+    /// What a NAT that translates IPv6 to IPv4 makes of it, where it does.
+    pub fn through_nat64(self) -> Option<Self> {
+        let IpAddr::V6(address) = self.endpoint.address else { return None };
+        let endpoint = Endpoint::new(nat64_of(address)?.into(), self.endpoint.port);
+        Some(Self { endpoint, ..self })
+    }
+
     /// A TCP destination.
     pub fn tcp(endpoint: Endpoint) -> Self {
         Self { protocol: Protocol::TCP, endpoint }

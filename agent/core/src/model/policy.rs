@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::flow::Protocol;
+use crate::flow::{Protocol, nat64_of};
 use crate::model::nat::{Basis, NatSettings, Profile};
 use crate::observe::{Cloud, Platform, ServiceProxy};
 use crate::ports::PortRange;
@@ -108,7 +108,7 @@ impl Policy {
                 }
                 both
             });
-        Scope { v4, v6, translates_v6: profile == Profile::None }
+        Scope { v4, v6, translates_v6: profile == Profile::None, nat64: profile.nat64() }
     }
 }
 
@@ -119,6 +119,8 @@ pub struct Scope {
     v6: Vec<ipnet::Ipv6Net>,
     /// Cloud NAT leaves native IPv6 alone; without a known NAT public IPv6 counts as outside like any other.
     translates_v6: bool,
+    /// IPv6 addresses that stand for IPv4 ones pass the NAT as these do.
+    nat64: bool,
 }
 
 impl Scope {
@@ -126,7 +128,11 @@ impl Scope {
     pub fn contains(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => !self.v4.iter().any(|net| net.contains(&address)),
-            IpAddr::V6(address) => self.translates_v6 && !self.v6.iter().any(|net| net.contains(&address)),
+            IpAddr::V6(address) => {
+                let stands_for = nat64_of(address).filter(|_| self.nat64);
+                let translated = stands_for.map_or(self.translates_v6, |stands_for| self.contains(stands_for.into()));
+                translated && !self.v6.iter().any(|net| net.contains(&address))
+            }
         }
     }
 }
@@ -168,10 +174,35 @@ mod tests {
             ("199.36.153.12", true),
             ("198.51.100.1", false),
             ("2001:db8::1", false),
+            ("34.126.63.255", false),
+            ("34.126.64.0", true),
         ] {
             assert_eq!(scope.contains(address.parse().unwrap()), expected, "{address}");
         }
         assert!(policy.scope(Profile::None).contains("2001:db8::1".parse().unwrap()));
+    }
+
+    /// Exercises addresses that DNS64 makes of IPv4 ones. If this fails, flows that take ports of the NAT need none.
+    #[test]
+    fn an_ipv6_address_that_stands_for_an_ipv4_one_passes_the_nat_as_that_does() {
+        let policy = Policy { extra_private: vec!["64:ff9b::c633:6400/120".parse().unwrap()], ..Policy::default() };
+        for (profile, translates) in [
+            (Profile::Gcp, true),
+            (Profile::Aws, true),
+            (Profile::AzureNatgw, false),
+            (Profile::AzureLb, false),
+            (Profile::Linux, false),
+        ] {
+            let contains = |address: &str| policy.scope(profile).contains(address.parse().unwrap());
+            assert_eq!(contains("64:ff9b::808:808"), translates, "{profile}");
+            // 10.0.0.1, 198.51.100.1 (excluded by the user), a prefix of its own, a longer one, no such address.
+            for out in
+                ["64:ff9b::a00:1", "64:ff9b::c633:6401", "64:ff9b:1::808:808", "64:ff9b::1:808:808", "2001:db8::1"]
+            {
+                assert!(!contains(out), "{profile} {out}");
+            }
+        }
+        assert!(!policy.scope(Profile::Gcp).contains("64:ff9b::c724:9908".parse().unwrap()), "private.googleapis.com");
     }
 
     #[test]

@@ -88,15 +88,22 @@ impl Profile {
     /// as 169.254.169.254, the metadata server of all three). Without a known NAT, all of them.
     pub const fn bypass(self) -> &'static [&'static str] {
         match self {
-            // Private Google Access: restricted.googleapis.com and private.googleapis.com. Other addresses of Google
-            // cannot be told from those of its customers.
-            Self::Gcp => &["199.36.153.4/30", "199.36.153.8/30"],
+            // Private Google Access: restricted.googleapis.com, private.googleapis.com, and what client libraries of Google
+            // connect to directly (Bigtable, Spanner, Cloud Storage, Traffic Director). Other addresses of Google cannot be told
+            // from those of its customers.
+            Self::Gcp => &["199.36.153.4/30", "199.36.153.8/30", "34.126.0.0/18"],
             // The platform's resolver, agent endpoint and health probes, on the host of the virtual machine.
             Self::AzureNatgw | Self::AzureLb => &["168.63.129.16/32"],
             // Endpoints of AWS have private addresses, or those of a prefix list that somebody routes past the NAT.
             Self::Aws | Self::Linux => &[],
-            Self::None => &["199.36.153.4/30", "199.36.153.8/30", "168.63.129.16/32"],
+            Self::None => &["199.36.153.4/30", "199.36.153.8/30", "34.126.0.0/18", "168.63.129.16/32"],
         }
+    }
+
+    /// Whether it translates IPv6 addresses that stand for IPv4 ones (NAT64). AWS' gateways do wherever they are routed to; Cloud NAT
+    /// does for machines without an IPv4 address, where that is switched on: others have no such flows.
+    pub const fn nat64(self) -> bool {
+        matches!(self, Self::Gcp | Self::Aws)
     }
 
     /// What a port of it serves once at a time. This is what makes the demand of flows: see [`crate::model::demand::Group`].

@@ -1,7 +1,9 @@
 //! Rules on the gateway: nodes it cannot serve, and what it says of itself.
 
 use crate::findings::{Evidence, Finding, FindingId, Severity};
+use crate::flow::Protocol;
 use crate::model::View;
+use crate::model::demand::{self, Group};
 use crate::model::nat::{BEYOND_AZURES_TABLE, Basis, NodePorts, Sharing, remedy};
 use crate::report::Report;
 
@@ -122,19 +124,21 @@ fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Findi
 }
 
 fn all_alike(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> {
-    let in_scope = view.accounts.iter().filter(|account| account.in_scope);
-    let worst = in_scope.max_by_key(|account| account.demand())?;
+    let protocols = [Protocol::TCP, Protocol::UDP, Protocol::ICMP].into_iter();
+    let of_each = protocols.filter_map(|protocol| demand::worst(view.accounts, protocol, view.nat.profile));
+    let worst = of_each.max_by_key(Group::demand)?;
     let together = worst.demand().saturating_mul(nodes);
     (nodes > 1 && together > ports.ports).then(|| Finding {
         id: FindingId::NatGatewayTooSmall,
         severity: Severity::Warning,
         title: format!(
             "if all {nodes} nodes needed as much as this one, {} would take {together} ports: the gateway has {}",
-            worst.destination, ports.ports
+            worst.subject(),
+            ports.ports
         ),
-        subject: worst.destination.to_string(),
+        subject: worst.subject(),
         evidence: vec![
-            Evidence::seen(worst.source, format!("{} held, {} wanting here", worst.held, worst.wanting)),
+            Evidence::seen(worst.largest.source, format!("{} held, {} wanting here", worst.held(), worst.wanting())),
             Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
         ],
         remedy: remedy::more_ports(view.nat, ports, together).text(),

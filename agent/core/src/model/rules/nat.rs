@@ -139,7 +139,14 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
         Evidence::seen(account.source, format!("{held} held ({} open now), {wanting} wanting", group.active())),
         Evidence::given(format!("allocation: {} ports, {}", ports.ports, report.nat.allocation.why)),
     ];
-    if !group.others.is_empty() {
+    if !group.others.is_empty() && group.destinations() == 1 {
+        evidence.push(Evidence::given(format!(
+            "it is dialled by IPv4 and by an IPv6 address that the NAT translates to it (64:ff9b::/96): both count together, {} most \
+             ({})",
+            destination.endpoint.address,
+            account.demand()
+        )));
+    } else if !group.others.is_empty() {
         evidence.push(Evidence::given(format!(
             "a port of {} serves one {} flow to an address at a time, whatever the port there: {} destinations count together, \
              {destination} needs most of it ({})",

@@ -1,0 +1,66 @@
+//! NATs that translate IPv6 addresses which stand for IPv4 ones (NAT64): 64:ff9b::/96.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use headroom_core::findings::FindingId;
+use headroom_core::flow::Endpoint;
+use headroom_core::model::nat::{Basis, NatSettings, Profile};
+use headroom_core::observe::{ConntrackEntry, ConntrackTcpState};
+use headroom_core::report::Report;
+
+#[path = "node/pods.rs"]
+mod node;
+
+use node::{Node, entry};
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+/// The same, as DNS64 has it.
+const THROUGH: IpAddr = IpAddr::V6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xcb00, 0x7107));
+
+/// Open connections from source ports of their own to port 443.
+fn flows(first: u16, count: u16, to: IpAddr) -> impl Iterator<Item = ConntrackEntry> {
+    (first..first + count).map(move |port| entry(port, Endpoint::new(to, 443), ConntrackTcpState::Established, 431_999))
+}
+
+fn report(nat: NatSettings, flows: impl IntoIterator<Item = ConntrackEntry>) -> Report {
+    let mut node = Node::new();
+    node.policy.nat = Some(nat);
+    node.dump(1000, flows);
+    node.report(1000)
+}
+
+/// Exercises addresses that DNS64 makes. If this fails, a node of an IPv6 cluster that is out of ports needs none.
+#[test]
+fn what_is_translated_from_ipv6_takes_ports_of_the_nat() {
+    for (profile, needs) in
+        [(Profile::Aws, 40), (Profile::Gcp, 40), (Profile::AzureLb, 0), (Profile::AzureNatgw, 0), (Profile::Linux, 0)]
+    {
+        let report = report(NatSettings::of(profile, Basis::Configured), flows(1000, 40, THROUGH));
+        assert_eq!(report.nat.demand.tcp.ports, Some(needs), "{profile}");
+        assert_eq!(report.nat.destinations[0].in_scope, needs > 0, "{profile}");
+    }
+}
+
+/// Exercises a destination that is dialled both ways: the NAT has one for both. If this fails, a node is out of ports at a demand that
+/// looks like half of it.
+#[test]
+fn a_destination_counts_once_by_whichever_address_it_is_dialled() {
+    let nat = NatSettings { nodes: Some(2), nat_ips: Some(1), ..NatSettings::of(Profile::Aws, Basis::Configured) };
+    let other = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 8));
+    let both = flows(1000, 20_000, V4).chain(flows(30_000, 10_000, THROUGH)).chain(flows(50_000, 9, other));
+    let report = report(nat, both);
+    let tcp = &report.nat.demand.tcp;
+    let worst = tcp.worst.as_ref().unwrap();
+    assert_eq!((tcp.ports, worst.address, worst.destinations), (Some(30_000), V4, 1));
+    assert_eq!(report.nat.destinations.len(), 3, "rows stay as they were dialled");
+    let small = report.findings.iter().find(|finding| finding.id == FindingId::NatGatewayTooSmall).unwrap();
+    assert!(small.title.contains("203.0.113.7:443/tcp would take 60000 ports"), "{}", small.title);
+    let gcp = NatSettings::of(Profile::Gcp, Basis::Configured);
+    let report = self::report(gcp, flows(1000, 600, V4).chain(flows(3000, 500, THROUGH)));
+    let full = report.findings.iter().find(|finding| finding.id == FindingId::NatPortsExhausted).unwrap();
+    assert!(full.title.starts_with("203.0.113.7:443/tcp holds 1100 of 1024 NAT ports"), "{}", full.title);
+    assert!(full.evidence.iter().any(|evidence| evidence.said.contains("both count together")), "{full:?}");
+    let alone = self::report(NatSettings::of(Profile::Gcp, Basis::Configured), flows(3000, 1100, THROUGH));
+    let alone = alone.findings.iter().find(|finding| finding.id == FindingId::NatPortsExhausted).unwrap();
+    assert!(alone.title.starts_with("[64:ff9b::cb00:7107]:443/tcp holds 1100"), "as it was dialled: {}", alone.title);
+}
