@@ -37,6 +37,7 @@ fn list(document: &Value, items: &[Value], gateway: Option<&str>) -> Result<Said
     match () {
         () if items.is_empty() => Err(other("an empty list")),
         () if any("interfaceNatMappings") || any("instanceName") => mapping::read(document, ""),
+        () if any("natIpInfoMappings") => Err(other(IP_INFO)),
         () if any("nats") => gcloud::routers(items, gateway),
         () if any("points") => monitoring::read(document, ""),
         () if any("natIpAllocateOption") || any("sourceSubnetworkIpRangesToNat") => gcloud::nats(items, "", gateway),
@@ -61,6 +62,7 @@ fn object(document: &Value, gateway: Option<&str>) -> Result<Said, BadDocument> 
             gcloud::nats(std::slice::from_ref(document), ".", gateway)
         }
         () if has("nats") => gcloud::routers(std::slice::from_ref(document), gateway),
+        () if of_ips(result) => Err(other(IP_INFO)),
         () if result.is_some_and(Value::is_array) => mapping::read(result.unwrap_or(&Value::Null), "result"),
         () if result.is_some_and(|result| {
             super::recognise::has(result, "natStatus") || super::recognise::has(result, "network")
@@ -84,6 +86,14 @@ fn object(document: &Value, gateway: Option<&str>) -> Result<Said, BadDocument> 
         }
         () => Err(other(&described(document, ""))),
     }
+}
+
+/// The ports of NAT IPs, not of machines.
+const IP_INFO: &str = "what `gcloud compute routers get-nat-ip-info` prints";
+
+fn of_ips(result: Option<&Value>) -> bool {
+    let items = result.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    items.iter().any(|item| has(item, "natIpInfoMappings") || (has(item, "natName") && !has(item, "instanceName")))
 }
 
 fn other(what: &str) -> BadDocument {

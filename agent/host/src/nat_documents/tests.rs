@@ -7,6 +7,9 @@ use proptest::prelude::*;
 
 use super::{BadDocument, Said, read};
 
+mod aws;
+mod terraform;
+
 fn said(text: &str) -> Said {
     read(text.as_bytes(), None).unwrap()
 }
@@ -289,60 +292,6 @@ fn terraform_modules_are_searched_however_deep() {
 }
 
 #[test]
-fn a_terraform_plan_does_not_know_addresses_that_are_yet_to_be_made() {
-    let said = said(
-        r#"{"format_version":"1.2","planned_values":{"root_module":{"resources":[
-            {"address":"google_compute_router_nat.nat","mode":"managed","type":"google_compute_router_nat",
-             "values":{"name":"nat","nat_ip_allocate_option":"MANUAL_ONLY","min_ports_per_vm":null}}]}},
-            "resource_changes":[{"address":"google_compute_router_nat.nat",
-             "change":{"before":null,"after":{},"after_unknown":{"nat_ips":true}}}]}"#,
-    );
-    assert_eq!((said.described.nat_ips, said.described.min_ports), (None, None));
-    assert!(said.notes.iter().any(|note| note.contains("after the plan was applied")));
-    let aws = super::read(
-        br#"{"format_version":"1.2","values":{"root_module":{"resources":[{"mode":"managed","type":"aws_nat_gateway",
-            "values":{"id":"nat-1","allocation_id":"eipalloc-1","secondary_allocation_ids":["eipalloc-2"]}}]}}}"#,
-        None,
-    );
-    assert_eq!(aws.unwrap().described.nat_ips, Some(2));
-}
-
-#[test]
-fn azures_ways_out_are_found_in_terraform() {
-    let state = |kind: &str, values: &str| {
-        said(&format!(
-            r#"{{"format_version":"1.0","values":{{"root_module":{{"resources":[
-                {{"mode":"managed","type":"{kind}","values":{values}}}]}}}}}}"#
-        ))
-        .described
-    };
-    let lb = state(
-        "azurerm_kubernetes_cluster",
-        r#"{"name":"aks","resource_group_name":"rg","network_profile":[{"outbound_type":"loadBalancer",
-            "load_balancer_profile":[{"outbound_ports_allocated":4000,"managed_outbound_ip_count":7,
-            "idle_timeout_in_minutes":30,"effective_outbound_ips":[]}],"nat_gateway_profile":[]}]}"#,
-    );
-    assert_eq!((lb.profile, lb.min_ports, lb.nat_ips), (Some(Profile::AzureLb), Some(4000), Some(7)));
-    assert_eq!(lb.names.cluster.as_deref(), Some("aks"));
-    let gateway = state("azurerm_nat_gateway", r#"{"name":"nat","idle_timeout_in_minutes":10}"#);
-    assert_eq!((gateway.profile, gateway.nat_ips), (Some(Profile::AzureNatgw), None));
-    assert_eq!(gateway.times.tcp_established_idle, Some(Duration::from_secs(600)));
-}
-
-#[test]
-fn an_aws_gateway_has_the_addresses_that_serve() {
-    let said = said(
-        r#"{"NatGateways":[{"NatGatewayId":"nat-0","State":"deleted","NatGatewayAddresses":[{}]},
-            {"NatGatewayId":"nat-1","State":"available","ConnectivityType":"public","NatGatewayAddresses":[
-             {"AllocationId":"eipalloc-1","PublicIp":"198.51.100.1","IsPrimary":true,"Status":"succeeded"},
-             {"AllocationId":"eipalloc-2","Status":"failed"},{"AllocationId":"eipalloc-3","Status":"succeeded"}]}]}"#,
-    );
-    assert_eq!((said.described.profile, said.described.nat_ips), (Some(Profile::Aws), Some(2)));
-    assert_eq!(said.described.names.gateway.as_deref(), Some("nat-1"));
-    assert!(refused(r#"{"NatGateways":[]}"#).contains("no NAT in it"));
-}
-
-#[test]
 fn an_aks_cluster_tells_its_way_out_and_its_nodes() {
     let cluster = |network: &str| {
         format!(
@@ -413,6 +362,11 @@ fn a_bad_field_is_named_with_its_path() {
             "-2",
         ),
         (STATE.replace(r#""format_version":"1.0""#, r#""format_version":"2.0""#), "`format_version`", "2.0"),
+        (
+            STATE.replace(r#""format_version":"1.0""#, r#""format_version":1.0"#),
+            "`format_version`",
+            "`1.0` is no string",
+        ),
     ] {
         let error = refused(&text);
         assert!(error.contains(path) && error.contains(why), "{text}: {error}");
@@ -433,6 +387,9 @@ fn a_document_of_another_kind_is_called_what_it_is() {
         (r#"{"version":4,"terraform_version":"1.5.7","serial":1,"lineage":"x","resources":[]}"#, "raw Terraform state"),
         (r#"{"apiVersion":"v1","kind":"List","items":[]}"#, "Kubernetes objects"),
         (r#"{"Reservations":[]}"#, "describe-instances"),
+        (r#"{"result":[{"natName":"n","natIpInfoMappings":[{"natIp":"1.1.1.1"}]}]}"#, "get-nat-ip-info"),
+        (r#"[{"natName":"n","natIpInfoMappings":[]}]"#, "get-nat-ip-info"),
+        (r#"{"result":[{"natName":"n"}]}"#, "get-nat-ip-info"),
         (r#"{"kind":"compute#router","name":"r"}"#, "no NAT in it"),
         (r#"{"format_version":"1.0"}"#, "no NAT in it"),
         (r#"[{"zone":"a","machineType":"b"}]"#, "a list of objects with machineType, zone"),

@@ -24,6 +24,8 @@ pub struct Described {
     pub least_ips: Option<u32>,
     /// The gateway has no NAT IP at all.
     pub no_ips: bool,
+    /// See [`NatSettings::regional`].
+    pub regional: bool,
     /// See [`NatSettings::nodes`].
     pub nodes: Option<u32>,
     /// See [`NatSettings::surge`].
@@ -60,6 +62,7 @@ impl Described {
             least_ips: self.least_ips.or(other.least_ips),
             auto_ips: self.auto_ips.or(other.auto_ips),
             no_ips: self.no_ips || other.no_ips,
+            regional: self.regional || other.regional,
             nodes: self.nodes.or(other.nodes),
             surge: self.surge.or(other.surge),
             alias_ranges: self.alias_ranges.or(other.alias_ranges),
@@ -172,6 +175,7 @@ impl Described {
             nat_ips: given.nat_ips,
             // Somebody who says how many there are means a gateway with these.
             auto_ips: given.auto_ips.unwrap_or(own.auto_ips) && given.nat_ips.is_none(),
+            regional: given.regional && profile == Profile::Aws,
             nodes: given.nodes,
             surge: given.surge,
             alias_assumed: given.alias_ranges.is_none(),

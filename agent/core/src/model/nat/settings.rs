@@ -62,6 +62,9 @@ pub struct NatSettings {
     pub least_ips: Option<u32>,
     /// The gateway adds NAT IPs by itself; how many there are at the moment then limits nothing.
     pub auto_ips: bool,
+    /// AWS: the gateway has addresses in every availability zone for the nodes there, as many as it needs; `nat_ips` are those of
+    /// one zone.
+    pub regional: bool,
     /// Nodes behind the gateway.
     pub nodes: Option<u32>,
     /// Nodes that an upgrade adds for a while.
@@ -101,6 +104,7 @@ impl NatSettings {
             nat_ips: None,
             least_ips: None,
             auto_ips: false,
+            regional: false,
             nodes: None,
             surge: None,
             alias_ranges: true,
@@ -126,6 +130,11 @@ impl NatSettings {
         self.nat_ips.or(self.least_ips).unwrap_or(1)
     }
 
+    /// NAT IPs that a gateway takes, where there is a limit; none is published for a zone of a regional gateway.
+    pub fn max_ips(&self) -> Option<u32> {
+        self.profile.capacity()?.max_ips.filter(|_| !self.regional)
+    }
+
     /// Refuses what the NAT would refuse.
     ///
     /// # Errors
@@ -137,7 +146,7 @@ impl NatSettings {
         };
         one_or_more("nat-ips", self.nat_ips)?;
         one_or_more("nodes", self.nodes)?;
-        if let (Some(ips), Some(most)) = (self.nat_ips, self.profile.capacity().and_then(|capacity| capacity.max_ips))
+        if let (Some(ips), Some(most)) = (self.nat_ips, self.max_ips())
             && ips > most
         {
             return Err(self.out_of_range("nat-ips", ips, format!("1 to {most} on one gateway")));

@@ -15,7 +15,7 @@ pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
     match nat.profile {
         Profile::Gcp => gcp(&mut notes, question, sums),
         Profile::AzureLb => azure_lb(&mut notes, nat, sums),
-        Profile::Aws => aws(&mut notes, sums),
+        Profile::Aws => aws(&mut notes, nat, sums),
         Profile::AzureNatgw | Profile::Linux | Profile::None => {}
     }
     demand(&mut notes, nat, sums);
@@ -36,7 +36,7 @@ fn given(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
     if sums.nodes.is_none() {
         notes.push("say how many nodes there are with --nodes to know whether they fit".to_owned());
     }
-    if let (Some(most), Some(required)) = (sums.capacity.max_ips, sums.required_nat_ips)
+    if let (Some(most), Some(required)) = (nat.max_ips(), sums.required_nat_ips)
         && required > most
     {
         let gateways = required.div_ceil(most);
@@ -134,8 +134,8 @@ fn machines(notes: &mut Vec<String>, question: &Question, sums: &Sums) {
     ));
 }
 
-fn aws(notes: &mut Vec<String>, sums: &Sums) {
-    if sums.required_nat_ips.is_some_and(|ips| ips > AWS_DEFAULT_QUOTA) {
+fn aws(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
+    if !nat.regional && sums.required_nat_ips.is_some_and(|ips| ips > AWS_DEFAULT_QUOTA) {
         notes.push(format!(
             "a public gateway has {AWS_DEFAULT_QUOTA} addresses at most unless the quota (Elastic IP addresses per public NAT \
              gateway) has been raised"

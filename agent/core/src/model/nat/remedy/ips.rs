@@ -44,7 +44,7 @@ impl Ips {
 
     /// So many, which are more than there are.
     pub(super) fn of(nat: &NatSettings, ips: u32) -> Self {
-        let most = nat.profile.capacity().and_then(|capacity| capacity.max_ips).unwrap_or(u32::MAX);
+        let most = nat.max_ips().unwrap_or(u32::MAX);
         if ips <= most { Self::More(ips) } else { Self::Gateways(ips.div_ceil(most)) }
     }
 

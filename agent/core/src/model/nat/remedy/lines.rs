@@ -16,7 +16,7 @@ pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
         Profile::Aws => target.nat_ips.map_or_else(Vec::new, |ips| {
             let secondary = format!("secondary_allocation_ids = [{}]", listed("aws_eip.nat", 1, ips, "id"));
             // The first is none of them.
-            let terraform = (ips > 1).then(|| change("terraform", secondary));
+            let terraform = (ips > 1 && !nat.regional).then(|| change("terraform", secondary));
             terraform.into_iter().chain([change("aws", aws(nat, ips))]).collect()
         }),
         Profile::AzureNatgw => target.nat_ips.map_or_else(Vec::new, |ips| azure_natgw(nat, ips)),
@@ -89,8 +89,9 @@ fn gcloud(nat: &NatSettings, target: Target) -> String {
 fn aws(nat: &NatSettings, ips: u32) -> String {
     let gateway = nat.names.gateway.as_deref().unwrap_or("NAT-GATEWAY-ID");
     let more = ips.saturating_sub(nat.nat_ips.unwrap_or(1)).max(1);
+    let zone = if nat.regional { " --availability-zone ZONE" } else { "" };
     format!(
-        "aws ec2 associate-nat-gateway-address --nat-gateway-id {gateway} --allocation-ids {}",
+        "aws ec2 associate-nat-gateway-address --nat-gateway-id {gateway}{zone} --allocation-ids {}",
         (1..=more).map(|index| format!("EIPALLOC-{index}")).collect::<Vec<_>>().join(" ")
     )
 }

@@ -139,7 +139,7 @@ fn served(nat: &NatSettings, (had, each): (u32, u32), lacks: bool) -> String {
 fn ips_for(nat: &NatSettings, wanted: u32) -> Option<Target> {
     let capacity = nat.profile.capacity()?;
     let ips = wanted.div_ceil(nat.ports_of_an_ip(capacity.per_destination).max(1));
-    capacity.max_ips.is_none_or(|most| ips <= most).then_some(Target { nat_ips: Some(ips), ..Target::default() })
+    nat.max_ips().is_none_or(|most| ips <= most).then_some(Target { nat_ips: Some(ips), ..Target::default() })
 }
 
 fn in_words(nat: &NatSettings, target: Target) -> String {
