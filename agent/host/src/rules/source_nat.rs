@@ -124,7 +124,10 @@ impl<'a> Walk<'a> {
                 Action::Continue => continue,
                 Action::Map => {
                     self.unfollowed.get_or_insert("a map may lead here");
-                    (Some(How::Ended), Vec::new())
+                    // Some end where it leads, and others go back from there.
+                    let back = self.asked(&way.here, chain, rule);
+                    let back = back.taken(How::Returned, &way.here.gone, self.next_number());
+                    (Some(How::Ended), vec![back])
                 }
                 Action::Translate(target) => {
                     self.find(place(self.table, chain, rule), &way, &packets, rule, target);
@@ -279,8 +282,11 @@ impl Way {
 }
 
 fn said_behind(ahead: &Rule) -> String {
-    let what =
-        if ahead.takes_all() { "which takes every packet" } else { "which takes the last packets that were left" };
+    let what = match ahead.leads_to() {
+        _ if ahead.takes_all() => "which takes every packet".to_owned(),
+        Some(chain) => format!("which leads the last packets that were left to `{chain}`, where all end"),
+        None => "which takes the last packets that were left".to_owned(),
+    };
     format!("never reached: behind rule {}, {what}", ahead.position)
 }
 

@@ -169,7 +169,10 @@ fn no_share_is_told_for_protocols_that_do_not_come_to_a_rule() {
 #[test]
 fn what_is_behind_a_chain_in_which_everything_ends_is_never_reached() {
     let taken = "never reached: rules in front of it take every packet that it asks for";
-    let behind = "never reached: behind rule 1, which takes the last packets that were left";
+    let leads = |chain: &str| {
+        format!("never reached: behind rule 1, which leads the last packets that were left to `{chain}`, where all end")
+    };
+    let (to_no, to_a) = (leads("NO"), leads("A"));
     let random = "-A POSTROUTING -o eth0 -j MASQUERADE --random-fully\n";
     let out = |rules: &str| format!(":NO - [0:0]\n-A POSTROUTING -o eth0 -j NO\n{random}{rules}");
     for (rules, shares, expected) in [
@@ -185,9 +188,9 @@ fn what_is_behind_a_chain_in_which_everything_ends_is_never_reached() {
                 ":NO - [0:0]\n-A POSTROUTING -j NO\n{random}-A NO -s 10.0.0.0/8 -j ACCEPT\n-A NO ! -s 10.0.0.0/8 -j ACCEPT\n"
             ),
             0,
-            Some(behind),
+            Some(&*to_no),
         ),
-        (format!(":A - [0:0]\n:B - [0:0]\n-A POSTROUTING -j A\n{random}-A A -g B\n-A B -j ACCEPT\n"), 0, Some(behind)),
+        (format!(":A - [0:0]\n:B - [0:0]\n-A POSTROUTING -j A\n{random}-A A -g B\n-A B -j ACCEPT\n"), 0, Some(&*to_a)),
         (
             format!(":A - [0:0]\n:B - [0:0]\n-A POSTROUTING -j A\n{random}-A A -g B\n-A B -j RETURN\n-A A -j ACCEPT\n"),
             3,

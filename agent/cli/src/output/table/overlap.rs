@@ -126,7 +126,8 @@ fn grid(out: &mut String, rows: Vec<Row>, omitted: u64, width: Width) {
         width.wrap(out, "  ", "    ", &format!("and {more} more (-o json has {all})"));
     }
     if omitted > 0 {
-        let text = format!("{} of further rules left out, none of which is larger", counted(omitted, "share"));
+        let text =
+            format!("{} of further rules left out; the largest of each maker is listed", counted(omitted, "share"));
         width.wrap(out, "  ", "    ", &text);
     }
 }

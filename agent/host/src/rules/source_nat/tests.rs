@@ -232,6 +232,15 @@ fn a_chain_that_was_read_in_part_is_not_known_to_end_and_not_known_to_let_pass()
     assert_eq!(last(&[chain("POSTROUTING", rules), empty]), "but what `NOMASQ` takes out (not read in full)");
 }
 
+/// Exercises a map in a chain that is called. If this fails, those that it sends back are told to have been translated there.
+#[test]
+fn what_a_map_sends_back_comes_to_the_rules_behind_the_jump() {
+    let rules = vec![(Parts::default(), jump("inner")), (Parts::default(), masquerade())];
+    let map = Parts { conditions: vec![Condition::for_now("-s in @some", &[])], ..Parts::default() };
+    let inner = chain("inner", vec![(map, Action::Map), (Parts::default(), masquerade())]);
+    assert_eq!(last(&[chain("POSTROUTING", rules), inner]), "but -s in @some");
+}
+
 /// Exercises a rule behind one and its opposite. If this fails, it is told to be dead though something else keeps packets from
 /// both.
 #[test]
