@@ -422,7 +422,8 @@ impl Run<'_> {
         if lookup.leads {
             self.action = Action::Map;
             self.parts.conditions.push(Condition::for_now(condition, &[]));
-        } else if !all(|(value, _)| value.is_understood()) {
+        } else if !all(|(value, mask)| mask.is_none() && value.is_understood()) {
+            // Of a part of the bits there are no words, either.
             self.unclear(condition, &[]);
         } else if holds && all(|(value, mask)| value.is_lasting(mask.as_deref())) {
             self.parts.conditions.push(Condition::lasting(condition));
