@@ -90,7 +90,7 @@ fn the_table_tells_of_rules_that_are_not_in_force_of_ciliums_maps_and_of_notes()
         "  not in force: and 2 more rules (-o json has all)\n",
         "  not understood: nftables ip mine out rule 7: match `bpf`\n",
         "  not understood: and 1 more rule (-o json has all)\n",
-        "least 5 of 131072 entries; 3 left behind",
+        "least 5 of 131072 entries; at least 3 left behind",
         "\nnotes: nodeport-collision: shop/checkout waits for 203.0.113.7:443/tcp, which\n    answers nobody\n  \
          masquerade-overlaps-nodeport (2): not known to do harm here\n  -o json has what to do\n",
     ] {

@@ -60,8 +60,10 @@ fn hairpins(out: &mut String, table: &ConntrackReport, width: Width) {
     if let Some(cilium) = &table.cilium {
         let maps = cilium.maps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let text = format!(
-            "{maps}; {} left behind by pods that talk to themselves, {} of them break connections",
-            cilium.left_behind, cilium.broken
+            "{maps}; {}{} left behind by pods that talk to themselves, {} of them break connections",
+            if cilium.complete { "" } else { "at least " },
+            cilium.left_behind,
+            cilium.broken
         );
         width.wrap(out, "  Cilium's own: ", "    ", &text);
     }
