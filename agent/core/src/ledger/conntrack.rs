@@ -38,7 +38,7 @@ pub(super) use dump::Scope;
 use fingerprint::{Fingerprint, Fingerprints};
 pub use hairpins::{HAIRPIN_SILENT_SECS, Hairpin, HairpinKey, Hairpins};
 pub use node_port_flows::{NodePortFlow, NodePortFlows};
-use row::{End, Row};
+use row::{Compared, End, Row};
 use source_ports::SourcePorts;
 pub use source_ports::{DistinctSources, SourceFilter};
 
@@ -165,7 +165,7 @@ impl Conntrack {
             self.counting = false;
             self.counted_at = None;
             self.anew = true;
-            self.drift.apart = 0;
+            (self.drift.apart, self.drift.open) = (0, 0);
             self.drop_incoming();
             self.rows.values_mut().for_each(|row| row.counted = None);
             return;
@@ -175,7 +175,7 @@ impl Conntrack {
         if *outcome == Outcome::Complete {
             // Retired in the kernel: should it come back, it begins from zero.
             for row in self.rows.values_mut() {
-                row.counted.take_if(|counted| counted.shown != self.reading);
+                row.counted.take_if(|counted| counted.is_over(self.reading));
             }
         }
         match self.compare.take() {
@@ -188,18 +188,17 @@ impl Conntrack {
 
     /// Compares what was counted with what the dump showed, within what moved meanwhile.
     fn correct(&mut self, at: NodeTime) {
-        let mut corrected = 0_u64;
         let first = std::mem::take(&mut self.anew);
+        let mut sum = Compared::default();
         for (pair, row) in self.rows.iter_mut() {
-            corrected = corrected.saturating_add(row.correct(pair.destination.protocol, at, first));
+            let Compared { wrong, settled, open } = row.correct(pair.destination.protocol, at, first);
+            sum.wrong = sum.wrong.saturating_add(wrong);
+            sum.settled = sum.settled.saturating_add(settled);
+            sum.open = sum.open.saturating_add(open);
         }
         self.entries.forget_shown();
         self.dialled = std::mem::take(&mut self.incoming_dialled);
-        // The first dump is where the counting gets what existed before: no drift.
-        if !first {
-            self.drift.note(corrected, self.live());
-        }
-        self.drift.comparisons = self.drift.comparisons.saturating_add(1);
+        self.drift.note(sum, self.live());
     }
 
     /// Counts that are below what a part of a dump showed become as much: what existed before counting began is in it. No drift,

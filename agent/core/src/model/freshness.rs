@@ -38,6 +38,19 @@ fn miscounted(ledger: &Ledger) -> Option<String> {
     ))
 }
 
+/// What is not certain of the kernel's counters of conntrack since they began, if something; and whether it is much.
+fn uncertain(ledger: &Ledger) -> Option<(String, bool)> {
+    let drift = ledger.conntrack().drift().filter(|drift| drift.open > 0 || drift.settled > 0)?;
+    let open = format!(
+        "up to {} of {} entries are not certain, which came or went while the table was read",
+        drift.open, drift.of
+    );
+    let settled = format!("{} entries that came or went while it was first read have been put right", drift.settled);
+    let said = [(drift.settled > 0, settled), (drift.open > 0, open)];
+    let said: Vec<_> = said.into_iter().filter_map(|(is_so, text)| is_so.then_some(text)).collect();
+    Some((said.join("; "), drift.is_wide_open()))
+}
+
 /// What every source said of itself; of numbers that are old or were wrong, that they are.
 pub(super) fn coverage(ledger: &Ledger, now: NodeTime) -> BTreeMap<SourceId, Known<CoverageDetail>> {
     let aged = |(source, said): (&SourceId, &Known<CoverageDetail>)| {
@@ -45,10 +58,16 @@ pub(super) fn coverage(ledger: &Ledger, now: NodeTime) -> BTreeMap<SourceId, Kno
         let old = age(ledger, *source, now).filter(|age| *age > FRESH);
         let stale = old
             .map(|age| format!("its counters were last read {} s ago, what happened since is missing", age.as_secs()));
-        let wrong = if *source == SourceId::Conntrack { miscounted(ledger) } else { None };
-        let missing: Vec<_> = detail.degraded.iter().map(ToString::to_string).chain(wrong).chain(stale).collect();
+        let conntrack = *source == SourceId::Conntrack;
+        let wrong = if conntrack { miscounted(ledger) } else { None };
+        let uncertain = if conntrack { uncertain(ledger) } else { None };
+        let much = uncertain.clone().filter(|(_, much)| *much).map(|(said, _)| said);
+        let missing: Vec<_> =
+            detail.degraded.iter().map(ToString::to_string).chain(wrong).chain(much).chain(stale).collect();
         let degraded = (!missing.is_empty()).then(|| Why::new(missing.join("; ")));
-        (*source, Known::Present(CoverageDetail { degraded, ..detail.clone() }))
+        let little = uncertain.filter(|(_, much)| !much).map(|(said, _)| said);
+        let how = [detail.how.clone()].into_iter().chain(little).collect::<Vec<_>>().join("; ");
+        (*source, Known::Present(CoverageDetail { how, degraded }))
     };
     ledger.coverage().iter().map(aged).collect()
 }

@@ -26,6 +26,8 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
         last: drift.last,
         total: drift.total,
         comparisons: drift.comparisons,
+        settled: drift.settled,
+        open: drift.open,
     });
     let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
     let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());

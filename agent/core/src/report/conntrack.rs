@@ -16,6 +16,12 @@ pub struct DriftReport {
     pub total: u64,
     /// How many comparisons there were.
     pub comparisons: u64,
+    /// Entries by which counts were put right within what the first comparison had left open, in all later ones.
+    #[serde(default)]
+    pub settled: u64,
+    /// Entries by which the counts may be wrong at most: from before the start, they came or went while the table was read.
+    #[serde(default)]
+    pub open: u64,
 }
 
 /// The conntrack table.

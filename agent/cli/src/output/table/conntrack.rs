@@ -22,7 +22,14 @@ pub(super) fn conntrack(out: &mut String, report: &Report, width: Width) {
                 count("early_drop", table.early_drop),
             ];
             let drift = table.drift.filter(|drift| drift.comparisons > 0).map_or_else(String::new, |drift| {
-                format!("; counted in the kernel, corrected by {} in {} comparisons", drift.total, drift.comparisons)
+                let open = match drift.open {
+                    0 => String::new(),
+                    open => format!(", up to {open} not certain yet"),
+                };
+                format!(
+                    "; counted in the kernel, corrected by {} in {} comparisons{open}",
+                    drift.total, drift.comparisons
+                )
             });
             format!("{entries} of {max} entries ({share} %); since boot {}{drift}", counts.join(", "))
         }

@@ -31,6 +31,19 @@ pub(super) struct Counted {
     went: u32,
     /// The reading that showed it last.
     pub(super) shown: u32,
+    /// What comparisons have left open: how many entries there may be less, and how many more.
+    open: (u32, u32),
+}
+
+/// What a comparison with a dump came to, in entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Compared {
+    /// By which counting was wrong.
+    pub(super) wrong: u64,
+    /// By which counts were put right within what earlier comparisons had left open.
+    pub(super) settled: u64,
+    /// By which they may still be wrong.
+    pub(super) open: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,6 +70,11 @@ impl Counts {
 impl Counted {
     pub(super) fn begin_dump(&mut self) {
         (self.came, self.went) = (0, 0);
+    }
+
+    /// Whether nothing is lost when it is forgotten: the key is gone in the kernel, and comparisons have left nothing open.
+    pub(super) fn is_over(&self, reading: u32) -> bool {
+        self.shown != reading && self.open == (0, 0)
     }
 }
 
@@ -89,7 +107,8 @@ impl Row {
         let protocol = counter.protocol;
         let now = Counts::of(counter);
         let counted = self.counted.get_or_insert_with(|| {
-            Box::new(Counted { counts: Counts { born: now.born, ..Counts::default() }, came: 0, went: 0, shown: 0 })
+            let counts = Counts { born: now.born, ..Counts::default() };
+            Box::new(Counted { counts, came: 0, went: 0, shown: 0, open: (0, 0) })
         });
         // A key that came back begins from zero.
         let last = if counted.counts.born == now.born { counted.counts } else { Counts::default() };
@@ -112,15 +131,24 @@ impl Row {
     }
 
     /// Takes over the states that the dump showed, and its number where counting is proved wrong by it. Says by how much.
-    pub(super) fn correct(&mut self, protocol: Protocol, at: NodeTime, first: bool) -> u64 {
+    ///
+    /// A dump walks the table for a while, and does not tell which of the entries that came or went meanwhile it has met: it
+    /// makes the number true only within these. Counting is exact, but only begun at the first comparison: what existed before
+    /// is known as well as that dump tells. Later ones narrow it down; a count that they move within it was not wrong.
+    pub(super) fn correct(&mut self, protocol: Protocol, at: NodeTime, first: bool) -> Compared {
         let mut incoming = std::mem::take(&mut self.incoming);
-        let moved = self.counted.as_ref().map_or((0, 0), |counted| (counted.came, counted.went));
-        let (came, went) = (u64::from(moved.0), u64::from(moved.1));
+        let (came, went) = self.counted.as_ref().map_or((0, 0), |it| (u64::from(it.came), u64::from(it.went)));
+        let (less, more) = self.counted.as_ref().map_or((0, 0), |it| (u64::from(it.open.0), u64::from(it.open.1)));
         let (shown, counted) = (incoming.live(), self.cohorts.live());
-        let bounds = shown.saturating_sub(went)..=shown.saturating_add(came);
-        // Counting that has only begun knows nothing of what existed before: the middle is the likeliest.
-        let likely = if first && !bounds.contains(&counted) { bounds.start().midpoint(*bounds.end()) } else { counted };
-        let truth = likely.clamp(*bounds.start(), *bounds.end());
+        let (least, most) = (shown.saturating_sub(went), shown.saturating_add(came));
+        // Whatever existed before counting began, it was no less than nothing.
+        let known = if first { (counted, u64::MAX) } else { (counted.saturating_sub(less), counted + more) };
+        let both = (least.max(known.0), most.min(known.1));
+        let apart = both.0.saturating_sub(both.1);
+        let (least, most) = if apart == 0 { both } else { (least, most) };
+        // The middle is the likeliest.
+        let truth =
+            if first && !(least..=most).contains(&counted) { least.midpoint(most) } else { counted.clamp(least, most) };
         if truth > shown {
             incoming.add(Cohort::begun(protocol, at), small(truth - shown));
         } else {
@@ -132,7 +160,14 @@ impl Row {
         self.in_node_ports = small(inside);
         self.incoming_in_node_ports = 0;
         self.incoming_fresh = 0;
-        truth.abs_diff(counted)
+        // Counting that was wrong leaves nothing open that could excuse it the next time.
+        let open = if apart == 0 || first { (truth - least, most - truth) } else { (0, 0) };
+        if let Some(counted) = &mut self.counted {
+            counted.open = (small(open.0), small(open.1));
+        }
+        let moved = if first { 0 } else { truth.abs_diff(counted) };
+        let wrong = if first { 0 } else { apart.min(moved) };
+        Compared { wrong, settled: moved - wrong, open: open.0.max(open.1) }
     }
 
     /// Takes over what a part of a dump showed where counting knows of less.
@@ -140,8 +175,12 @@ impl Row {
         let mut incoming = std::mem::take(&mut self.incoming);
         let went = self.counted.as_ref().map_or(0, |counted| counted.went);
         incoming.shrink(went);
-        if incoming.live() > self.cohorts.live() {
+        let raised = small(incoming.live().saturating_sub(self.cohorts.live()));
+        if raised > 0 {
             self.cohorts.replace_live(incoming);
+            if let Some(counted) = &mut self.counted {
+                counted.open = (0, counted.open.1.saturating_sub(raised));
+            }
         }
         self.in_node_ports = self.in_node_ports.max(self.incoming_in_node_ports.saturating_sub(went));
         self.incoming_in_node_ports = 0;
