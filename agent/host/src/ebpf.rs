@@ -40,6 +40,15 @@ pub enum LoadError {
         /// What was refused.
         what: String,
     },
+    /// A distribution's kernel lets nobody with less than everything use performance events, which attach kprobes.
+    #[error(
+        "not permitted to probe kernel functions: `kernel.perf_event_paranoid` is {level}, and above 2 the kernels of Debian and \
+         Ubuntu ask for CAP_SYS_ADMIN where others ask for CAP_PERFMON; set it to 2 on the node"
+    )]
+    Paranoid {
+        /// The setting.
+        level: i32,
+    },
     /// Where the kernel keeps what the programs read is not known.
     #[error(transparent)]
     Btf(#[from] BtfError),
@@ -184,6 +193,9 @@ fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, names: &[String]) -> Result<(), L
 
     let io_kind = |source: &ProgramError| io_error(source).map(std::io::Error::kind);
     let failed = |source: ProgramError| match (row.kind, io_kind(&source)) {
+        (HookKind::Function, _) if refused(&source) && paranoid().is_some() => {
+            LoadError::Paranoid { level: paranoid().unwrap_or_default() }
+        }
         _ if refused(&source) => not_permitted(&format!("load or attach the eBPF program `{}`", row.name)),
         (HookKind::RawTracepoint, Some(NotFound)) => LoadError::HookMissing { hook: row.hook },
         (HookKind::Function, Some(NotFound)) => LoadError::FunctionMissing { function: row.hook.to_owned() },
@@ -210,6 +222,13 @@ fn attach_to(ebpf: &mut Ebpf, row: ProgramRow, names: &[String]) -> Result<(), L
 
 fn not_permitted(what: &str) -> LoadError {
     LoadError::NotPermitted { what: what.to_owned() }
+}
+
+/// Who may use performance events, where that is fewer than in the kernel as it is published: it knows levels up to 2, and those
+/// of distributions refuse whoever has no CAP_SYS_ADMIN above that (`perf_paranoid_any` in their `kernel/events/core.c`).
+fn paranoid() -> Option<i32> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?;
+    text.trim().parse().ok().filter(|level| *level > 2)
 }
 
 /// Whether the kernel said EPERM or EACCES without the verifier having an opinion.
