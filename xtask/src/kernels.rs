@@ -50,15 +50,34 @@ struct Kernel {
     suite: &'static str,
 }
 
+/// What a kernel is to do.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// The checks with this in their names.
+    Check(String),
+    /// Measure what conntrack costs an agent, which is no check.
+    Cost,
+}
+
+impl Task {
+    /// As the program that runs there has it.
+    fn arguments(&self) -> Vec<&str> {
+        match self {
+            Self::Check(part) => vec!["--check", part],
+            Self::Cost => vec!["--cost"],
+        }
+    }
+}
+
 /// `cargo xtask kernels`.
-pub(crate) fn run(only: Option<&str>) -> Result<()> {
+pub(crate) fn run(only: Option<&str>, task: &Task) -> Result<()> {
     setup::require(Purpose::Test)?;
-    check(only)?.conclude();
+    check(only, task)?.conclude();
     Ok(())
 }
 
-/// Runs the checks on every kernel, or on one; shows the table.
-pub(crate) fn check(only: Option<&str>) -> Result<Sum> {
+/// Has every kernel do it, or one; shows the table.
+pub(crate) fn check(only: Option<&str>, task: &Task) -> Result<Sum> {
     // The lab's own binary makes some of the traffic.
     run_command(&mut cargo(["build", "--release", "--package", "headroom-kernels", "--package", "headroom-lab"]))?;
     let program = std::path::absolute(target_dir().join("release/headroom-kernels")).context("find what was built")?;
@@ -72,15 +91,15 @@ pub(crate) fn check(only: Option<&str>) -> Result<Sum> {
         remove(&results)?;
         let start = Instant::now();
         say::line("this machine's kernel …");
-        let mut checks = Command::new(&program);
-        checks.arg(&results);
-        let mut checks = as_root(checks)?;
+        let mut command = Command::new(&program);
+        command.args(task.arguments()).arg(&results);
+        let mut command = as_root(command)?;
         // How it ended is in the results.
-        let _status = checks.stdin(Stdio::null()).status().context("run the checks on this machine's kernel")?;
+        let _status = command.stdin(Stdio::null()).status().context("run the checks on this machine's kernel")?;
         table.add("this machine", &results, start.elapsed());
     }
     let vms: Vec<&Kernel> = KERNELS.iter().filter(|kernel| wanted(kernel.version)).collect();
-    for (kernel, ran) in boot_all(&vms, &program)? {
+    for (kernel, ran) in boot_all(&vms, &program, task)? {
         match ran {
             Ok(Ran { results, took }) => table.add(kernel, &results, took),
             Err(error) => table.fail(kernel, format!("{error:#}")),
@@ -101,7 +120,7 @@ const RESULTS: &str = "results.jsonl";
 
 /// Gets and boots the kernels, all at once, however few cores there are: most of the time a guest waits, for connects that
 /// nobody answers or for a round of a source. Gives them in the order of the list.
-fn boot_all(kernels: &[&Kernel], program: &Path) -> Result<Vec<(&'static str, Result<Ran>)>> {
+fn boot_all(kernels: &[&Kernel], program: &Path, task: &Task) -> Result<Vec<(&'static str, Result<Ran>)>> {
     if kernels.is_empty() {
         return Ok(Vec::new());
     }
@@ -113,7 +132,7 @@ fn boot_all(kernels: &[&Kernel], program: &Path) -> Result<Vec<(&'static str, Re
     Ok(std::thread::scope(|scope| {
         let boot = |(kernel, package): (&&Kernel, Result<Package>)| {
             let kernel = **kernel;
-            (kernel.version, scope.spawn(move || boot(&kernel, &package?, program)))
+            (kernel.version, scope.spawn(move || boot(&kernel, &package?, program, task)))
         };
         let guests: Vec<_> = kernels.iter().zip(packages).map(boot).collect();
         let end = |(version, guest): (_, std::thread::ScopedJoinHandle<'_, Result<Ran>>)| {
@@ -124,13 +143,13 @@ fn boot_all(kernels: &[&Kernel], program: &Path) -> Result<Vec<(&'static str, Re
 }
 
 /// Boots one kernel and waits for its end.
-fn boot(kernel: &Kernel, package: &Package, program: &Path) -> Result<Ran> {
+fn boot(kernel: &Kernel, package: &Package, program: &Path, task: &Task) -> Result<Ran> {
     let folder = folder(kernel.version)?;
     let (out, console) = (folder.join("results"), folder.join("console.log"));
     std::fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     let results = out.join(RESULTS);
     remove(&results)?;
-    let guest = initramfs::Guest { package, program, out: &out, results: &results, limit_secs: GUEST_LIMIT_SECS };
+    let guest = initramfs::Guest { package, program, out: &out, results: &results, limit_secs: GUEST_LIMIT_SECS, task };
     let initramfs = folder.join("initramfs.cpio");
     initramfs::write(&guest, &folder.join("initramfs"), &initramfs)?;
     let mut qemu = Command::new("qemu-system-x86_64");

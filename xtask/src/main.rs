@@ -57,6 +57,12 @@ enum Command {
         /// Only this one
         #[arg(long, value_parser = kernels::NAMES)]
         only: Option<String>,
+        /// Only the checks with this in their names
+        #[arg(long, default_value = "")]
+        check: String,
+        /// Check nothing, but measure what conntrack costs an agent: counted in the kernel, against events and dumps
+        #[arg(long, conflicts_with = "check")]
+        cost: bool,
     },
     /// Format, clippy, rustdoc, layers: no warnings
     Lint,
@@ -103,7 +109,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { arguments } => return build::run(&arguments),
         Command::Image => build::image()?,
         Command::Test => test::run()?,
-        Command::Kernels { only } => kernels::run(only.as_deref())?,
+        Command::Kernels { only, cost: true, .. } => kernels::run(only.as_deref(), &kernels::Task::Cost)?,
+        Command::Kernels { only, check, cost: false } => kernels::run(only.as_deref(), &kernels::Task::Check(check))?,
         Command::Lint => lint::run()?,
         Command::Layers => layers::run()?,
         Command::Ci => {

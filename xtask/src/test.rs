@@ -39,7 +39,7 @@ pub(crate) fn run() -> Result<()> {
     let mut lab = cargo(["test", "--no-fail-fast", "--package", "headroom-lab", "--features", "node-tests"]);
     lab.args(["--", "--test-threads=1"]).env("HEADROOM_BIN", binary).env("HEADROOM_STATIC_BIN", static_binary);
     suite(lab.env("HEADROOM_KUBERNETES_VALIDATE", setup::kubernetes_validate()), &mut sum)?;
-    let kernels = kernels::check(None)?;
+    let kernels = kernels::check(None, &kernels::Task::Check(String::new()))?;
     sum.passed += kernels.passed;
     sum.failed += kernels.failed;
     sum.conclude();

@@ -136,7 +136,7 @@ fn whose() -> Result<String> {
     let namespace = u32::try_from(ours.node.inode()?).context("number a namespace")?;
     let subject = Subject { namespace, node_ports: PortRange::NODE_PORTS, max_keys: 4096 };
     let counters = Conntrack::load(&HostRoot::live(), subject).map_err(|error| anyhow::anyhow!("{}", error.why()))?;
-    let _counting = count_runs().context("let the kernel count runs")?;
+    let _counting = count_runs().map_err(|why| anyhow::anyhow!("{why}"))?;
     let so_far = || match counters.runs(CT_INSERT) {
         Known::Present(runs) => Ok((runs.count, runs.time_ns)),
         other => Err(anyhow::anyhow!("runs are not known: {other:?}")),
@@ -152,7 +152,7 @@ fn whose() -> Result<String> {
         ensure!(runs >= u64::from(RUNS), "{runs} runs for {RUNS} flows");
         nanos.push(Duration::from_nanos(time_ns).as_secs_f64() / Duration::from_nanos(runs).as_secs_f64());
     }
-    let [own, other] = <[f64; 2]>::try_from(nanos).map_err(|_| anyhow::anyhow!("two are measured"))?;
+    let [own, other] = <[f64; 2]>::try_from(nanos).map_err(|nanos| anyhow::anyhow!("{nanos:?} are not two"))?;
     Ok(format!("a run of ct_insert for another namespace: {:.2} × of one for its own", other / own))
 }
 

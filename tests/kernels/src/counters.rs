@@ -1,5 +1,5 @@
 //! Subject `conntrack`: the kernel's own counters, unmended. What goes into the node's table, against what
-//! was made: nothing here compares with the table, so nothing puts a wrong count right.
+//! was made: nothing here compares with the table, so nothing puts a wrong count right. What leaves it: `ends.rs`.
 //!
 //! Each count is made twice from the same traffic: as this kernel does it best, and as attempts, which is what is left where
 //! `__nf_conntrack_hash_insert` was inlined.
@@ -58,7 +58,7 @@ impl Counters {
     }
 
     /// What was counted for a destination, from whatever source, in either way.
-    fn of(&self, protocol: Protocol, to: SocketAddr) -> Result<[Counts; 2]> {
+    pub(crate) fn of(&self, protocol: Protocol, to: SocketAddr) -> Result<[Counts; 2]> {
         let address = match to.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
@@ -79,7 +79,7 @@ impl Counters {
     }
 
     /// Waits until both ways count exactly that.
-    fn expect(&self, expected: &[Expected]) -> Result<()> {
+    pub(crate) fn expect(&self, expected: &[Expected]) -> Result<()> {
         let began = Instant::now();
         loop {
             let mut different = Vec::new();
@@ -128,11 +128,13 @@ enum Ends {
     Reset,
     /// A port that was used again takes the place of its old entry.
     Any,
+    /// This is what is counted, all of it.
+    Exactly(Counts),
 }
 
 /// What is to be counted for a destination.
 #[derive(Debug, Clone, Copy)]
-struct Expected {
+pub(crate) struct Expected {
     protocol: Protocol,
     to: SocketAddr,
     inserted: u64,
@@ -148,6 +150,11 @@ impl Expected {
         Self { protocol: Protocol::UDP, to, inserted, ends: Ends::Not }
     }
 
+    /// These counts, however their entries came and went.
+    pub(crate) fn exactly(protocol: Protocol, to: SocketAddr, counts: Counts) -> Self {
+        Self { protocol, to, inserted: counts.inserted, ends: Ends::Exactly(counts) }
+    }
+
     fn is(&self, counts: &Counts) -> bool {
         let Counts { inserted, ended_time_wait, ended_reset, ended_unanswered, ended_other, no_port, .. } = *counts;
         let ended = [ended_time_wait, ended_reset, ended_unanswered, ended_other];
@@ -156,6 +163,7 @@ impl Expected {
             Ends::Not => ended == [0, 0, 0, 0],
             Ends::Reset => ended == [0, all, 0, 0],
             Ends::Any => ended_unanswered == 0 && ended_other == 0 && ended_time_wait + ended_reset <= all,
+            Ends::Exactly(exactly) => *counts == exactly,
         };
         inserted == all && as_expected && no_port == 0
     }
@@ -222,9 +230,10 @@ fn raced(scene: &Scene) -> Result<String> {
     let rule = ["POSTROUTING", "-p", "udp", "--dport", "7720", "-j", "MASQUERADE", "--random-fully"];
     scene.node().exec("iptables", &[&["-w", "-t", "nat", "-I"], &rule[..]].concat())?;
     let (to, ports) = (SocketAddr::new(OUTSIDE.into(), 7720), 20_000..21_000);
-    let before = resolved(scene.node())?;
+    let resolved = || statistic(scene.node(), "clash_resolve");
+    let before = resolved()?;
     race(scene.pod(), to, ports.clone())?;
-    let clashes = resolved(scene.node())? - before;
+    let clashes = resolved()? - before;
     // One by one, and only the flows' own.
     scene.node().exec("sh", &["-c", "conntrack -D -p udp --dport 7720 >/dev/null 2>&1; true"])?;
     let all = u64::try_from(ports.len()).context("count ports")?;
@@ -236,11 +245,11 @@ fn raced(scene: &Scene) -> Result<String> {
     Ok(format!("{clashes} of {all} raced"))
 }
 
-/// Clashes that the kernel resolved in a namespace.
-fn resolved(netns: &Netns) -> Result<u64> {
+/// What the kernel has counted in a namespace, on all CPUs.
+pub(crate) fn statistic(netns: &Netns, name: &str) -> Result<u64> {
     let text = netns.exec("conntrack", &["-S"])?;
-    let numbers = text.split_whitespace().filter_map(|word| word.strip_prefix("clash_resolve="));
-    numbers.map(|number| number.parse::<u64>().context("read a number of clashes")).sum()
+    let numbers = text.split_whitespace().filter_map(|word| word.split_once('=')).filter(|(word, _)| *word == name);
+    numbers.map(|(_, number)| number.parse::<u64>().with_context(|| format!("read conntrack's {name}"))).sum()
 }
 
 /// From each port two datagrams at once.

@@ -17,7 +17,7 @@ pub(crate) struct Inability {
     why: &'static str,
 }
 
-const INABILITIES: [Inability; 14] = [
+const INABILITIES: [Inability; 17] = [
     Inability {
         check: "counters: what finds no room in a full map",
         applies: |kernel| !kernel.kprobes,
@@ -53,6 +53,24 @@ const INABILITIES: [Inability; 14] = [
         applies: |kernel| kernel.cpus < 2,
         kernels: "on one CPU",
         why: "no two packets are looked at at the same time",
+    },
+    Inability {
+        check: "counters: what expired or was removed, by how it ended, unmended",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "counters: what a full table evicted, unmended",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
+    },
+    Inability {
+        check: "counters: what a full table evicted, unmended",
+        applies: |kernel| !kernel.unloads,
+        kernels: "outside of the VMs",
+        why: "how large the table may get is a setting of the whole machine, and not ours to change",
     },
     Inability {
         check: "counters: flows that found no port, unmended",

@@ -48,12 +48,14 @@ pub(crate) struct Scene {
     skipped_before: Cell<u64>,
     /// How many connections the large checks make.
     pub(crate) connections: u64,
+    /// The machine is thrown away: its settings may be changed.
+    pub(crate) throwaway: bool,
     _lab: Lab,
 }
 
 impl Scene {
     /// Builds the namespaces, then starts counting.
-    pub(crate) fn build(connections: u64) -> Result<Self> {
+    pub(crate) fn build(connections: u64, throwaway: bool) -> Result<Self> {
         let lab = Lab::new()?;
         let nat = NatLab::build(&lab, &NatOptions { pods: 1, ports: 1024..=65535, ..NatOptions::default() })?;
         nat.add_outside_address(OUTSIDE)?;
@@ -75,6 +77,7 @@ impl Scene {
             notes: RefCell::default(),
             skipped_before: Cell::new(0),
             connections,
+            throwaway,
             _lab: lab,
         };
         let v6 = |netns: &Netns, address: Ipv6Addr, link: &str| {

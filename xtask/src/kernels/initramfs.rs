@@ -25,6 +25,8 @@ pub(super) struct Guest<'a> {
     pub(super) results: &'a Path,
     /// When the program gives up.
     pub(super) limit_secs: u64,
+    /// What it is to do.
+    pub(super) task: &'a super::Task,
 }
 
 /// What a guest needs to reach files over virtio; where a kernel has one of them built in, there is nothing to load.
@@ -85,7 +87,9 @@ fn unpack(busybox: &Path, module: &Path, to: &Path) -> Result<()> {
 /// What the guest does. It sees this machine's files under their own paths, so that shared libraries and tools are found; only
 /// its results and what is in memory can be written.
 fn script(guest: &Guest<'_>) -> String {
-    let (program, out, results) = (quoted(guest.program), quoted(guest.out), quoted(guest.results));
+    let (program, out, results) = (path(guest.program), path(guest.out), path(guest.results));
+    let task: Vec<String> = guest.task.arguments().iter().map(|word| quoted(word)).collect();
+    let task = task.join(" ");
     let (mount, limit) = ("$b mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000", guest.limit_secs);
     format!(
         "#!/bin/sh
@@ -97,7 +101,7 @@ for at in proc:proc sysfs:sys devtmpfs:dev tmpfs:run tmpfs:tmp; do $b mount -t $
 {mount} {OUT_TAG} /host{out}
 echo {LOADER} > /host/proc/sys/kernel/modprobe
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-$b chroot /host {program} --may-unload --limit-secs {limit} {results}
+$b chroot /host {program} --may-unload --limit-secs {limit} {task} {results}
 $b poweroff -f
 "
     )
@@ -108,13 +112,18 @@ const LOADER: &str = "/bin/load-module";
 
 /// Modules are in the package's folder, not where modprobe would look.
 fn loader(package: &Package, modprobe: &Path) -> String {
-    let (root, modprobe) = (quoted(&package.root), quoted(modprobe));
+    let (root, modprobe) = (path(&package.root), path(modprobe));
     format!("#!/bin/sh\nexec /bin/busybox chroot /host {modprobe} -d {root} \"$@\"\n")
 }
 
 /// A path as a shell reads it.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+fn path(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Packs a folder as the kernel wants it.
