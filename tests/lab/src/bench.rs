@@ -8,6 +8,7 @@ mod churn;
 mod ipam;
 mod meter;
 mod network;
+mod others;
 mod steady;
 mod table;
 mod tools;

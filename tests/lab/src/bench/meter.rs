@@ -1,6 +1,6 @@
 //! What is read before and after: CPU time, memory, the kernel's own count of what BPF programs take; and medians.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
@@ -96,6 +96,26 @@ pub(super) fn count_bpf() -> Result<std::os::fd::OwnedFd> {
 /// What the BPF programs that a process holds have done: `run_cnt` and `run_time_ns`, which bpftool shows too. Read from
 /// the process's own descriptors, so that nobody else's programs are counted.
 pub(super) fn bpf(pid: u32) -> Result<Counted> {
+    bpf_of(pid, |_id| true)
+}
+
+/// The same of some of them.
+pub(super) fn bpf_of(pid: u32, wanted: impl Fn(u64) -> bool) -> Result<Counted> {
+    let programs = bpf_by_id(pid)?.into_iter().filter(|(id, _)| wanted(*id)).collect::<Vec<_>>();
+    Ok(Counted {
+        programs: programs.len(),
+        runs: programs.iter().map(|(_, (runs, _))| runs).sum(),
+        time_ns: programs.iter().map(|(_, (_, time_ns))| time_ns).sum(),
+    })
+}
+
+/// The numbers by which the kernel knows them.
+pub(super) fn bpf_ids(pid: u32) -> Result<BTreeSet<u64>> {
+    Ok(bpf_by_id(pid)?.into_keys().collect())
+}
+
+/// Runs and nanoseconds of each.
+fn bpf_by_id(pid: u32) -> Result<BTreeMap<u64, (u64, u64)>> {
     let folder = format!("/proc/{pid}/fdinfo");
     let mut programs = BTreeMap::new();
     for file in fs::read_dir(&folder).with_context(|| format!("list `{folder}`"))? {
@@ -105,11 +125,7 @@ pub(super) fn bpf(pid: u32) -> Result<Counted> {
             programs.insert(id, (runs, time_ns));
         }
     }
-    Ok(Counted {
-        programs: programs.len(),
-        runs: programs.values().map(|(runs, _)| runs).sum(),
-        time_ns: programs.values().map(|(_, time_ns)| time_ns).sum(),
-    })
+    Ok(programs)
 }
 
 /// A count as a number to divide with.

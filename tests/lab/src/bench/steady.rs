@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::meter::{self, Spread};
 use super::network::Network;
+use super::others;
 use super::tools::Running;
 use super::{Sizes, say, this_binary};
 
@@ -45,6 +46,8 @@ pub(super) struct Reading {
 #[derive(Debug, Clone)]
 pub(super) struct Steady {
     pub(super) idle: Agent,
+    /// Time of its programs for all events of a connection that was accepted, which are not its to count.
+    pub(super) accepted_ns: Spread,
     pub(super) at_rate: Agent,
     /// The rate that was reached.
     pub(super) reached_per_sec: f64,
@@ -65,6 +68,7 @@ impl Steady {
         let running = Running::headroom(network, headroom)?;
         std::thread::sleep(sizes.settle);
         let idle = watch(&running, sizes.watch)?;
+        let accepted_ns = others::accepted_ns(running.pid())?;
         running.stop()?;
 
         say(&format!("the agent at {} connections/s", sizes.rate));
@@ -94,7 +98,7 @@ impl Steady {
         let (dump, list, user_ratio, wall_ratio) = read_table(network)?;
         network.flush()?;
         let reached_per_sec = meter::float(reached.opened) / reached.elapsed_secs;
-        Ok(Self { idle, at_rate, reached_per_sec, full, dump, list, user_ratio, wall_ratio })
+        Ok(Self { idle, accepted_ns, at_rate, reached_per_sec, full, dump, list, user_ratio, wall_ratio })
     }
 }
 
