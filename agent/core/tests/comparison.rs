@@ -133,7 +133,8 @@ const BEFORE: u16 = 100;
 
 fn coverage(node: &mut Node, second: u64) -> (CoverageState, String) {
     let report = node.report(second);
-    let row = report.coverage.into_iter().find(|row| row.source == SourceId::Conntrack).unwrap();
+    let row =
+        report.coverage.into_iter().find(|row| row.source == SourceId::Conntrack).expect("conntrack says how it works");
     (row.state, [row.how, row.why].into_iter().flatten().collect::<Vec<_>>().join(" | "))
 }
 
