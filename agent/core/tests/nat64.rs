@@ -38,6 +38,8 @@ fn what_is_translated_from_ipv6_takes_ports_of_the_nat() {
         let report = report(NatSettings::of(profile, Basis::Configured), flows(1000, 40, THROUGH));
         assert_eq!(report.nat.demand.tcp.ports, Some(needs), "{profile}");
         assert_eq!(report.nat.destinations[0].in_scope, needs > 0, "{profile}");
+        let note = |note: &String| note.contains("NAT64 (64:ff9b::/96), 40 of them");
+        assert_eq!(report.nat.allocation.notes.iter().any(note), needs > 0, "{:?}", report.nat.allocation.notes);
     }
 }
 

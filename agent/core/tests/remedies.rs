@@ -129,6 +129,11 @@ fn more_ports_for_each_node_come_with_what_they_cost() {
         ),
         "{unknown}"
     );
+    let whole = used_up(of(Profile::Gcp, Described { max_ports: Some(32_768), ..dynamic(None) }), 32_768);
+    assert!(
+        whole.contains("max_ports_per_vm = 65536 on Cloud NAT: a node may then take more than one NAT IP has"),
+        "{whole}"
+    );
     // 976 x 64 and 2,048 are all that an IP has.
     for (nodes, ips) in [(977, None), (978, Some("at least 2 NAT IPs (there are 1) for 978 nodes"))] {
         let remedy = used_up(of(Profile::Gcp, dynamic(Some(nodes))), 1030);

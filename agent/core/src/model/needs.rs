@@ -7,9 +7,8 @@ use crate::ledger::{Ledger, Spans};
 use crate::model::demand::{self, Account, Demand, Group, LocalUse, Masqueraded};
 use crate::model::holders::Holders;
 use crate::model::memory::{Memory, Shrunk};
-use crate::model::nat::{BEYOND_AZURES_TABLE, HoldTimes, Mode, NatSettings, NodePorts, Profile};
+use crate::model::nat::{BEYOND_AZURES_TABLE, HoldTimes, NatSettings, NodePorts, Profile};
 use crate::model::policy::Policy;
-use crate::model::rules;
 use crate::observe::{Outcome, Snapshot, SourceId};
 use crate::report::{
     AllocationReport, DemandReport, DemandReports, DestinationReport, LocalReport, MasqueradedReport, NatReport,
@@ -17,6 +16,8 @@ use crate::report::{
 };
 use crate::time::{NodeTime, Now};
 use crate::words::counted;
+
+mod notes;
 
 /// What the demand of one protocol is judged by.
 struct Judge<'a> {
@@ -64,7 +65,8 @@ pub(super) fn report(
     };
     let listed = demand.accounts.iter().take(policy.max_destinations);
     let mut allocation = allocation(ledger, (nat, given), memory.shrunk(now), present);
-    allocation.notes.extend(mapping_unknown(nat, given, &demands, policy));
+    allocation.notes.extend(notes::mapping_unknown((nat, given), &demands, policy));
+    allocation.notes.extend(notes::through_nat64(nat, &demand.accounts));
     NatReport {
         profile: nat.profile.name().to_owned(),
         endpoint_independent: nat.endpoint_independent,
@@ -225,42 +227,8 @@ fn allocation(
         age_secs: nat.observed.as_ref().and_then(|observed| observed.age(now.wall)).map(|age| age.as_secs()),
         capacity_nodes: given.and_then(|given| given.capacity_nodes),
         // The files say something else by now, or nothing that could be understood.
-        notes: nat.notes.iter().cloned().chain(stale(ledger)).collect(),
+        notes: nat.notes.iter().cloned().chain(notes::stale(ledger)).collect(),
     }
-}
-
-/// That a node may be low on ports where nobody has said whether Cloud NAT maps sources whatever their destination: older gateways
-/// do by default.
-fn mapping_unknown(
-    nat: &NatSettings,
-    given: Option<&NodePorts>,
-    demands: &DemandReports,
-    policy: &Policy,
-) -> Option<String> {
-    if nat.profile != Profile::Gcp || nat.endpoint_independent.is_some() || nat.mode == Mode::Dynamic {
-        return None;
-    }
-    let ports = given?.ports;
-    let is_low = |needs: u32| rules::percent(needs, ports) >= u64::from(policy.low_percent);
-    let needs = [("tcp", &demands.tcp), ("udp", &demands.udp), ("icmp", &demands.icmp)].map(|(protocol, demand)| {
-        let sources = demand.endpoint_independent.as_ref()?;
-        let matters = sources.at_most > demand.ports? && is_low(sources.at_most);
-        matters.then(|| format!("{protocol} needs {} to {} of {ports} ports", sources.at_least, sources.at_most))
-    });
-    let needs: Vec<String> = needs.into_iter().flatten().collect();
-    (!needs.is_empty()).then(|| {
-        format!(
-            "whether endpoint-independent mapping is on is not said: if it is, {} (--nat-endpoint-independent, or the gateway's \
-             settings with --nat-from)",
-            needs.join(", ")
-        )
-    })
-}
-
-/// That the files about the NAT could not be read again.
-fn stale(ledger: &Ledger) -> Option<String> {
-    let files = ledger.coverage().get(&SourceId::NatFiles)?.present()?;
-    files.degraded.as_ref().map(ToString::to_string)
 }
 
 /// Whether it is known which new connections found no port on this node.

@@ -127,7 +127,10 @@ fn served(nat: &NatSettings, (had, each): (u32, u32), lacks: bool) -> String {
     let by_table = nat.profile == Profile::AzureLb && nat.min_ports.is_none_or(|ports| ports == 0);
     let now = if by_table { String::new() } else { format!(" ({} now)", nodes(had)) };
     let whose = if nat.mode == Mode::Dynamic { " at their maximum" } else { "" };
-    let then = format!("each NAT IP then serves {}{whose}{now}", counted(nodes(each), "node"));
+    let then = match nodes(each) {
+        0 => "a node may then take more than one NAT IP has".to_owned(),
+        served => format!("each NAT IP then serves {}{whose}{now}", counted(served, "node")),
+    };
     match () {
         () if nat.auto_ips => format!("{then}, and the gateway adds NAT IPs as far as the quota goes"),
         () if lacks => format!("{then}, and there are too few as it is: add some"),
