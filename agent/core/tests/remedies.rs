@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::flow::Endpoint;
 use headroom_core::ledger::{Ledger, LedgerLimits, SourceFilter};
-use headroom_core::model::nat::remedy::Names;
+use headroom_core::model::nat::remedy::{Names, larger_minimum};
 use headroom_core::model::nat::{Described, Mode, NatSettings, ObservedPorts, Profile};
 use headroom_core::observe::ConntrackTcpState;
 use headroom_core::report::Report;
@@ -147,6 +147,30 @@ fn more_ports_for_each_node_come_with_what_they_cost() {
     let by_hand = Described { min_ports: Some(1024), nat_ips: Some(1), ..Described::default() };
     let by_hand = used_up(of(Profile::AzureLb, by_hand), 1030);
     assert!(by_hand.contains("each NAT IP then serves 49 nodes (62 now)"), "{by_hand}");
+}
+
+/// Exercises ranges that are enlarged under load. If this fails, a minimum is told that Cloud NAT refuses.
+#[test]
+fn a_larger_minimum_stays_below_the_maximum() {
+    let nat = |min_ports, max_ports| {
+        let ports = Described {
+            mode: Some(Mode::Dynamic),
+            min_ports: Some(min_ports),
+            max_ports: Some(max_ports),
+            ..static_ports()
+        };
+        of(Profile::Gcp, ports)
+    };
+    for (min, max, wanted, says) in [
+        (64, 1024, 256, "raise min_ports_per_vm to 256, so"),
+        (64, 1024, 1024, "raise min_ports_per_vm to 1024 and max_ports_per_vm to 2048, so"),
+        (64, 65_536, 65_536, "raise min_ports_per_vm to 32768, so"),
+        (64, 1024, 256, "(each NAT IP then serves 252 nodes (1008 now); add NAT IPs if there are more nodes)"),
+    ] {
+        let raise = larger_minimum(&nat(min, max), wanted).unwrap();
+        assert!(raise.contains(says), "{min} {max} {wanted}: {raise}");
+    }
+    assert_eq!(larger_minimum(&nat(32_768, 65_536), 65_536), None);
 }
 
 /// Exercises a node that nothing on Cloud NAT's static side serves. If this fails, somebody is told that there is no way.

@@ -20,7 +20,7 @@ pub use idle::longer_idle;
 pub use ips::more_ips;
 pub use lines::changes;
 pub use mapping::mapping_off;
-pub use more::more_ports;
+pub use more::{larger_minimum, more_ports};
 
 /// A change in the words of one tool, ready to be pasted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

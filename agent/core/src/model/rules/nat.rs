@@ -233,14 +233,14 @@ pub(super) fn unanswered(view: &View<'_>, report: &Report) -> Vec<Finding> {
                 .into_iter()
                 .chain(grown.map(|grown| Evidence::given(grown.said(view))))
                 .collect(),
-                remedy: match grown {
-                    Some(grown) => format!(
-                        "if it goes on, check the destination; if it comes with every rise of demand, raise min_ports_per_vm to \
-                         {}, so that the NAT need not enlarge the range in the middle of it",
-                        grown.to
-                    ),
-                    None => "check the destination; then compare held ports with what the gateway allocated to this node"
-                        .to_owned(),
+                remedy: match grown.and_then(|grown| remedy::larger_minimum(view.nat, grown.to)) {
+                    Some(raise) => {
+                        format!("if it goes on, check the destination; if it comes with every rise of demand, {raise}")
+                    }
+                    None => {
+                        "check the destination; then compare held ports with what the gateway allocated to this node"
+                            .to_owned()
+                    }
                 },
             });
         }

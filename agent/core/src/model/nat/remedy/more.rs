@@ -11,6 +11,9 @@ fn with_air(demand: u32) -> u32 {
     demand.saturating_add(demand / 4)
 }
 
+/// The largest power of two that Cloud NAT takes as a minimum: static allocation ends at 57,344.
+const LARGEST_MINIMUM: u32 = 32_768;
+
 const REUSE: &str = "reuse connections in the pods named above";
 const SPREAD: &str = "spread them over more destination addresses or nodes";
 
@@ -77,8 +80,7 @@ fn gcp(nat: &NatSettings, ports: &NodePorts, wanted: u32) -> Vec<Remedy> {
         let taken = together(nat, min, min).map(|ports| ports.saturating_add(u64::from(wanted.saturating_sub(min))));
         return vec![for_all(nat, target, taken, (ports.ports, wanted), lacks)];
     }
-    // The largest power of two that Cloud NAT takes: 57,344 is above it.
-    let own = (wanted <= 32_768).then(|| {
+    let own = (wanted <= LARGEST_MINIMUM).then(|| {
         let target = Target { min_ports: Some(wanted), ..Target::default() };
         for_all(nat, target, together(nat, ports.reserved, wanted), (ports.reserved, wanted), lacks)
     });
@@ -111,7 +113,8 @@ fn for_all(nat: &NatSettings, target: Target, taken: Option<u64>, (had, each): (
         }
         None => {
             let way = set(nat, target, had);
-            let says = format!("{}: {}", way.says, served(nat, (had, each), lacks));
+            let whose = if nat.mode == Mode::Dynamic { " at their maximum" } else { "" };
+            let says = format!("{}: {}", way.says, served(nat, (had, each), whose, lacks));
             // What makes it worse is not to be pasted.
             let changes = if lacks && nat.mode == Mode::Static { Vec::new() } else { way.changes };
             Remedy { says, changes, ..way }
@@ -119,14 +122,28 @@ fn for_all(nat: &NatSettings, target: Target, taken: Option<u64>, (had, each): (
     }
 }
 
+/// A larger minimum under dynamic allocation, so that less has to be enlarged under load; `None` where Cloud NAT takes none.
+pub fn larger_minimum(nat: &NatSettings, ports: u32) -> Option<String> {
+    let (min, max) = (nat.dynamic_min(), nat.dynamic_max());
+    let ports = ports.min(LARGEST_MINIMUM);
+    // It has to be below the maximum.
+    let above =
+        if ports >= max { format!(" and max_ports_per_vm to {}", ports.saturating_mul(2)) } else { String::new() };
+    (ports > min).then(|| {
+        format!(
+            "raise min_ports_per_vm to {ports}{above}, so that the NAT need not enlarge the range in the middle of it ({})",
+            served(nat, (min, ports), "", false)
+        )
+    })
+}
+
 /// What such ports for each node cost.
-fn served(nat: &NatSettings, (had, each): (u32, u32), lacks: bool) -> String {
+fn served(nat: &NatSettings, (had, each): (u32, u32), whose: &str, lacks: bool) -> String {
     let of_an_ip = nat.profile.capacity().map_or(0, |capacity| nat.ports_of_an_ip(capacity.ports_per_ip));
     let nodes = |each: u32| of_an_ip.checked_div(each).unwrap_or(0);
     // Azure's own table shares what there is.
     let by_table = nat.profile == Profile::AzureLb && nat.min_ports.is_none_or(|ports| ports == 0);
     let now = if by_table { String::new() } else { format!(" ({} now)", nodes(had)) };
-    let whose = if nat.mode == Mode::Dynamic { " at their maximum" } else { "" };
     let then = match nodes(each) {
         0 => "a node may then take more than one NAT IP has".to_owned(),
         served => format!("each NAT IP then serves {}{whose}{now}", counted(served, "node")),
