@@ -141,14 +141,24 @@ fn the_gateways_own_word_on_what_it_lacks_counts() {
     assert_eq!(plan(&format!("--from {nat} --from {status} --nodes 10 --nat-ips 2")).1, 0, "trying something else");
 }
 
+/// Exercises times that a gateway may well have. If this fails, it cannot be planned with, or is watched with less than it holds.
 #[test]
-fn a_hold_time_that_is_too_long_is_named_with_its_file() {
+fn a_time_that_is_too_long_to_remember_is_named_with_its_file_where_it_matters() {
     let folder = tempfile::tempdir().unwrap();
-    let nat = file(&folder, "nat.json", &MANUAL.replacen('{', r#"{"tcpTimeWaitTimeoutSec":7200,"#, 1));
-    let said = run(&format!("--from {nat}")).stderr;
-    let said = String::from_utf8_lossy(&said);
-    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(flat.contains("`tcp-time-wait` is `tcpTimeWaitTimeoutSec` of `"), "{said}");
+    for (field, setting) in [("tcpTimeWaitTimeoutSec", "tcp-time-wait"), ("udpIdleTimeoutSec", "udp-idle")] {
+        let nat = file(&folder, "nat.json", &MANUAL.replacen('{', &format!(r#"{{"{field}":7200,"#), 1));
+        assert_eq!(plan(&format!("--from {nat} --nodes 63")).1, 0, "{field}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
+        let output = command.args(["check", "--nat-from", &nat]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(output.status.code(), Some(64), "{said}");
+        assert!(
+            flat.contains(&format!("`{setting}` is more than an hour, which is what headroom remembers")),
+            "{said}"
+        );
+        assert!(flat.contains(&format!("`{setting}` is `{field}` of `")), "{said}");
+    }
 }
 
 /// Exercises a gateway that adds NAT IPs by itself, and says how many it has now. If this fails, the present number is taken for
@@ -170,6 +180,35 @@ fn ips_that_a_gateway_has_added_by_itself_limit_nothing() {
     assert_eq!(code, 1);
     let options = answer["options"].as_array().unwrap();
     assert!(options.iter().all(|option| option["says"] != "" && !option.to_string().contains("ip-pool")), "{answer:#}");
+}
+
+/// Exercises shares of a cluster that is to grow. If this fails, its upgrade crosses an edge of Azure's table unannounced.
+#[test]
+fn the_surge_of_a_cluster_grows_with_its_nodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = |surge: &str| {
+        let text = format!(
+            r#"{{"name":"c","networkProfile":{{"loadBalancerProfile":{{"managedOutboundIPs":{{"count":1}}}}}},
+                "agentPoolProfiles":[{{"count":48,"upgradeSettings":{{"maxSurge":"{surge}"}}}}]}}"#
+        );
+        file(&folder, "aks.json", &text)
+    };
+    let share = cluster("10%");
+    assert_eq!(number(&plan(&format!("--from {share}")).0, "ports_per_node"), Some(512), "48 and 5");
+    assert_eq!(number(&plan(&format!("--from {share} --nodes 90")).0, "ports_per_node"), Some(512), "90 and 9");
+    assert_eq!(number(&plan(&format!("--from {share} --nodes 95")).0, "ports_per_node"), Some(256), "95 and 10");
+    assert_eq!(
+        number(&plan(&format!("--from {share} --nodes 95 --surge 5")).0, "ports_per_node"),
+        Some(512),
+        "as said"
+    );
+    let lots = run(&format!("--from {}", cluster("lots")));
+    let said = String::from_utf8_lossy(&lots.stderr);
+    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        lots.status.code() == Some(64) && flat.contains("`agentPoolProfiles[0].upgradeSettings.maxSurge`"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -146,7 +146,8 @@ pub(super) fn settings(
     let Some(profile) = described.profile else {
         bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)");
     };
-    described.settings(profile).map(Some).map_err(|bad| places.blame(bad, &flags))
+    let settings = described.settings(profile).and_then(NatSettings::remembered);
+    settings.map(Some).map_err(|bad| places.blame(bad, &flags))
 }
 
 /// Files that say something about the NAT: those of the flags, or else of the configuration.

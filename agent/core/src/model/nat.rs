@@ -4,6 +4,7 @@
 mod described;
 mod hold;
 mod observed;
+mod pools;
 mod ports;
 mod profile;
 pub mod remedy;
@@ -12,6 +13,7 @@ mod settings;
 pub use described::Described;
 pub use hold::{HoldTimes, MAX_HOLD, SetTimes};
 pub use observed::ObservedPorts;
+pub use pools::{NodePool, Surge};
 pub use ports::{
     ALIAS_FLOOR, AZURE_LB_TIERS, BEYOND_AZURES_TABLE, DYNAMIC_MAX_DEFAULT, DYNAMIC_MIN_DEFAULT, NodePorts,
     STATIC_DEFAULT, azure_lb_tier, granted, static_ports,

@@ -1,14 +1,16 @@
 //! Azure: `az aks show`, `az network nat gateway show`, `az network lb outbound-rule list`.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use headroom_core::model::nat::remedy::Names;
-use headroom_core::model::nat::{Described, Profile, SetTimes};
+use headroom_core::model::nat::{Described, NodePool, Profile, SetTimes, Surge};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 use serde_json::Value;
 
 use super::count::{Count, number, time};
-use super::{BadDocument, Said, choose, field};
+use super::{BadDocument, Said, choose, field, shortened};
 
 const AKS: &str = "az aks show";
 const GATEWAY: &str = "az network nat gateway show";
@@ -102,7 +104,32 @@ struct Pool {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct UpgradeSettings {
-    max_surge: Option<String>,
+    max_surge: Option<MaxSurge>,
+}
+
+/// Nodes that an upgrade adds: a number or a share, both as text; empty where nobody has set it.
+#[derive(Debug, Clone, Copy)]
+struct MaxSurge(Option<Surge>);
+
+impl FromStr for MaxSurge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let surge = match text.strip_suffix('%') {
+            _ if text.is_empty() => return Ok(Self(None)),
+            Some(percent) => percent.parse().map(Surge::Percent),
+            None => text.parse().map(Surge::Nodes),
+        };
+        let bad =
+            |_| format!("`{}` is neither a number of nodes like `1` nor a share of them like `33%`", shortened(text));
+        surge.map(|surge| Self(Some(surge))).map_err(bad)
+    }
+}
+
+impl<'de> Deserialize<'de> for MaxSurge {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }
 
 impl Pool {
@@ -112,16 +139,10 @@ impl Pool {
         most.or(number(self.count)).unwrap_or(0)
     }
 
-    /// Nodes that an upgrade adds: a number or a share, which is rounded up; 1 unless somebody has set it.
-    fn surge(&self) -> u32 {
-        let text = self.upgrade_settings.as_ref().and_then(|settings| settings.max_surge.as_deref()).unwrap_or("1");
-        let share = text.strip_suffix('%').and_then(|percent| percent.parse::<u32>().ok());
-        match share {
-            Some(percent) => {
-                u32::try_from((u64::from(self.nodes()) * u64::from(percent)).div_ceil(100)).unwrap_or(u32::MAX)
-            }
-            None => text.parse().unwrap_or(1),
-        }
+    /// With the nodes that an upgrade adds: 1 unless somebody has set it.
+    fn described(&self) -> NodePool {
+        let surge = self.upgrade_settings.as_ref().and_then(|settings| settings.max_surge?.0);
+        NodePool { nodes: self.nodes(), surge: surge.unwrap_or(Surge::Nodes(1)) }
     }
 }
 
@@ -230,7 +251,6 @@ pub(super) fn clusters(items: &[Value], gateway: Option<&str>) -> Result<Said, B
 
 fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
     let pools = cluster.agent_pool_profiles.unwrap_or_default();
-    let sum = |of: fn(&Pool) -> u32| pools.iter().map(of).fold(0, u32::saturating_add);
     let network = cluster.network_profile.unwrap_or_default();
     let mut notes = Vec::new();
     if pools.iter().any(|pool| pool.enable_auto_scaling == Some(true)) {
@@ -240,7 +260,6 @@ fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
     let pending = matches!(cluster.provisioning_state.as_deref(), Some("Creating" | "Updating"));
     let none = |effective: &Option<Vec<Value>>| !pending && effective.as_ref().is_some_and(Vec::is_empty);
     let common = Described {
-        nodes: Some(sum(Pool::nodes)).filter(|nodes| *nodes != 0),
         names: Names { cluster: cluster.name, group: cluster.resource_group, ..Names::default() },
         ..Described::default()
     };
@@ -261,7 +280,7 @@ fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
                 no_ips,
                 min_ports: number(profile.allocated_outbound_ports),
                 nat_ips: length(profile.effective.as_ref()).or(wanted.filter(|_| !no_ips)),
-                surge: Some(sum(Pool::surge)),
+                pools: pools.iter().map(Pool::described).collect(),
                 times: SetTimes {
                     tcp_established_idle: time(profile.idle_timeout_in_minutes, 60),
                     ..SetTimes::default()
@@ -282,8 +301,10 @@ fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
                 ("nodes", "agentPoolProfiles".to_owned()),
                 ("tcp-established-idle", place("idleTimeoutInMinutes")),
             ];
+            let nodes = pools.iter().map(Pool::nodes).fold(0, u32::saturating_add);
             let described = Described {
                 profile: Some(Profile::AzureNatgw),
+                nodes: Some(nodes).filter(|nodes| *nodes != 0),
                 no_ips,
                 nat_ips: length(profile.effective.as_ref()).or(asked(profile.managed).filter(|_| !no_ips)),
                 times: SetTimes {
@@ -295,7 +316,7 @@ fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
             (described, places)
         }
         Some(other) => {
-            let hint = format!(": its outbound type is `{}`, whose way out is your own", super::shortened(other));
+            let hint = format!(": its outbound type is `{}`, whose way out is your own", shortened(other));
             return Err(BadDocument::Nothing { tool: AKS, hint });
         }
     };

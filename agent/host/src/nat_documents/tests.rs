@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headroom_core::model::nat::{Mode, Profile};
+use headroom_core::model::nat::{Described, Mode, Profile};
 use proptest::prelude::*;
 
 use super::{BadDocument, Said, read};
@@ -305,7 +305,9 @@ fn an_aks_cluster_tells_its_way_out_and_its_nodes() {
     ));
     let got = &lb.described;
     assert_eq!((got.profile, got.min_ports, got.nat_ips), (Some(Profile::AzureLb), Some(4000), Some(2)));
-    assert_eq!((got.nodes, got.surge), (Some(13), Some(2)));
+    let settings = |nodes| Described { nodes, ..got.clone() }.settings(Profile::AzureLb).unwrap();
+    assert_eq!((settings(None).nodes, settings(None).surge), (Some(13), Some(2)));
+    assert_eq!(settings(Some(26)).surge, Some(3), "a share grows with the nodes");
     assert_eq!(got.times.tcp_established_idle, Some(Duration::from_secs(1800)));
     let own = said(&cluster(
         r#"{"outboundType":"loadBalancer","loadBalancerProfile":{"outboundIPs":{"publicIPs":[{"id":"a"},{"id":"b"}]}}}"#,
@@ -316,6 +318,7 @@ fn an_aks_cluster_tells_its_way_out_and_its_nodes() {
             "managedOutboundIpProfile":{"count":3}}}"#,
     ));
     assert_eq!((gateway.described.profile, gateway.described.nat_ips), (Some(Profile::AzureNatgw), Some(3)));
+    assert_eq!(gateway.described.nodes, Some(13));
     assert!(refused(&cluster(r#"{"outboundType":"userDefinedRouting"}"#)).contains("`userDefinedRouting`"));
 }
 
@@ -339,6 +342,12 @@ fn azures_network_resources_are_read() {
 #[test]
 fn a_bad_field_is_named_with_its_path() {
     let nat = |field: &str| format!(r#"{{"natIpAllocateOption":"MANUAL_ONLY",{field}}}"#);
+    let surge = |max: &str| {
+        format!(
+            r#"{{"networkProfile":{{}},"agentPoolProfiles":[{{"upgradeSettings":{{"maxSurge":""}}}},
+                {{"upgradeSettings":{{"maxSurge":{max}}}}}]}}"#
+        )
+    };
     for (text, path, why) in [
         (nat(r#""minPortsPerVm":-1"#), "`minPortsPerVm`", "-1"),
         (nat(r#""minPortsPerVm":18446744073709551615"#), "`minPortsPerVm`", "18446744073709551615"),
@@ -355,6 +364,10 @@ fn a_bad_field_is_named_with_its_path() {
             "1.2.3.4:9-1",
         ),
         (r#"[{"interfaceNatMappings":[]}]"#.to_owned(), "`[0].instanceName`", "missing"),
+        (surge(r#""lots""#), "`agentPoolProfiles[1].upgradeSettings.maxSurge`", "`lots` is neither a number"),
+        (surge(r#""-1%""#), "`agentPoolProfiles[1].upgradeSettings.maxSurge`", "`-1%` is neither a number"),
+        (surge(r#""4294967296""#), "`agentPoolProfiles[1].upgradeSettings.maxSurge`", "`4294967296`"),
+        (surge("[]"), "`agentPoolProfiles[1].upgradeSettings.maxSurge`", "string"),
         (r#"{"NatGateways":[{"NatGatewayAddresses":{}}]}"#.to_owned(), "`NatGateways[0].NatGatewayAddresses`", "map"),
         (
             STATE.replace(r#""min_ports_per_vm":0"#, r#""min_ports_per_vm":-2"#),

@@ -1,7 +1,7 @@
 //! A NAT as far as somebody has described it, in pieces that are put together, and the settings that follow.
 
 use super::remedy::Names;
-use super::{ALIAS_FLOOR, BadNatSettings, Basis, Mode, NatSettings, ObservedPorts, Profile, SetTimes};
+use super::{ALIAS_FLOOR, BadNatSettings, Basis, Mode, NatSettings, NodePool, ObservedPorts, Profile, SetTimes, pools};
 use crate::ports::PortRange;
 use crate::time::WallTime;
 
@@ -30,6 +30,8 @@ pub struct Described {
     pub nodes: Option<u32>,
     /// See [`NatSettings::surge`].
     pub surge: Option<u32>,
+    /// Where nothing else is said, they are the nodes, and their upgrades the surge.
+    pub pools: Vec<NodePool>,
     /// See [`NatSettings::alias_ranges`].
     pub alias_ranges: Option<bool>,
     /// See [`NatSettings::endpoint_independent`].
@@ -65,6 +67,7 @@ impl Described {
             regional: self.regional || other.regional,
             nodes: self.nodes.or(other.nodes),
             surge: self.surge.or(other.surge),
+            pools: if self.pools.is_empty() { other.pools } else { self.pools },
             alias_ranges: self.alias_ranges.or(other.alias_ranges),
             endpoint_independent: self.endpoint_independent.or(other.endpoint_independent),
             port_range: self.port_range.or(other.port_range),
@@ -85,7 +88,7 @@ impl Described {
             "mode" => self.mode.is_some(),
             "endpoint-independent" => self.endpoint_independent.is_some(),
             "nat-ips" => self.nat_ips.is_some(),
-            "nodes" => self.nodes.is_some(),
+            "nodes" => self.nodes.is_some() || !self.pools.is_empty(),
             "tcp-time-wait" => self.times.tcp_time_wait.is_some(),
             "tcp-reset" => self.times.tcp_reset.or(self.times.tcp_transitory).is_some(),
             "tcp-established-idle" => self.times.tcp_established_idle.is_some(),
@@ -160,6 +163,9 @@ impl Described {
             return Err(BadNatSettings::NoneWithSettings);
         }
         let given = self.with_meaning(profile);
+        let nodes = given.nodes.or(Some(pools::nodes(&given.pools)).filter(|nodes| *nodes != 0));
+        let of_pools = || pools::surge(&given.pools, nodes.unwrap_or(0));
+        let surge = given.surge.or_else(|| (!given.pools.is_empty()).then(of_pools));
         let of_machines = given.of_machines_alone(profile);
         let notes = given.notes.into_iter().chain(of_machines).collect();
         let mode_assumed = profile == Profile::Gcp && given.observed.is_some() && given.mode.is_none();
@@ -176,8 +182,8 @@ impl Described {
             // Somebody who says how many there are means a gateway with these.
             auto_ips: given.auto_ips.unwrap_or(own.auto_ips) && given.nat_ips.is_none(),
             regional: given.regional && profile == Profile::Aws,
-            nodes: given.nodes,
-            surge: given.surge,
+            nodes,
+            surge,
             alias_assumed: given.alias_ranges.is_none(),
             alias_ranges: given.alias_ranges.unwrap_or(alias_ranges),
             endpoint_independent: given.endpoint_independent,
@@ -247,8 +253,14 @@ mod tests {
             assert!(ips(most + 1).settings(profile).is_err(), "{profile}");
         }
         taken(Profile::AzureLb, Described { min_ports: Some(64_000), ..Described::default() });
-        let hour = SetTimes { tcp_time_wait: Some(MAX_HOLD), ..SetTimes::default() };
-        taken(Profile::Gcp, Described { times: hour, ..Described::default() });
+        // A NAT may hold ports for longer than ended flows are remembered.
+        let held = |time| {
+            let times = SetTimes { tcp_time_wait: Some(time), ..SetTimes::default() };
+            taken(Profile::Gcp, Described { times, ..Described::default() }).remembered()
+        };
+        assert!(held(MAX_HOLD).is_ok());
+        let longer = held(MAX_HOLD + std::time::Duration::from_secs(1));
+        assert_eq!(longer, Err(BadNatSettings::HeldTooLong { field: "tcp-time-wait" }));
     }
 
     /// Exercises idle times of nothing. If this fails, open connections are said to need no ports.

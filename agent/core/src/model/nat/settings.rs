@@ -155,13 +155,21 @@ impl NatSettings {
         if let Some((field, _)) = idle.into_iter().find(|(_, idle)| idle.is_zero()) {
             return Err(BadNatSettings::ForgottenAtOnce { field });
         }
-        if let Some((field, _)) = self.hold.after_end().into_iter().find(|(_, held)| *held > MAX_HOLD) {
-            return Err(BadNatSettings::HeldTooLong { field });
-        }
         match self.profile {
             Profile::Gcp => self.check_gcp(),
             Profile::AzureLb => self.check_azure_lb(),
             Profile::Aws | Profile::AzureNatgw | Profile::Linux | Profile::None => Ok(()),
+        }
+    }
+
+    /// Refuses times that a NAT may have, but for which no ended flow is remembered.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn remembered(self) -> Result<Self, BadNatSettings> {
+        match self.hold.after_end().into_iter().find(|(_, held)| *held > MAX_HOLD) {
+            Some((field, _)) => Err(BadNatSettings::HeldTooLong { field }),
+            None => Ok(self),
         }
     }
 
@@ -245,7 +253,10 @@ pub enum BadNatSettings {
     )]
     IndependentWithDynamic,
     /// Ended flows are not remembered for longer.
-    #[error("`{field}`: a NAT hold time of more than an hour is not possible")]
+    #[error(
+        "`{field}` is more than an hour, which is what headroom remembers of flows that have ended: set `1h`, and ports that the \
+         NAT holds for longer are not counted"
+    )]
     HeldTooLong {
         /// Which setting.
         field: &'static str,
