@@ -44,10 +44,13 @@ impl Files {
 
     /// What machines have used at most, the first ones of the mapping.
     fn used(&self, ports: &[u32]) -> String {
+        self.used_by(ports, |index| json!({"instance_name": format!("n{index}")}))
+    }
+
+    fn used_by(&self, ports: &[u32], labels: fn(usize) -> Value) -> String {
         let series = ports.iter().enumerate().map(|(index, ports)| {
-            json!({"metric": {"type": "compute.googleapis.com/nat/port_usage",
-                              "labels": {"instance_name": format!("n{index}")}},
-                   "resource": {"labels": {}}, "points": [{"value": {"int64Value": ports.to_string()}}]})
+            json!({"metric": {"type": "compute.googleapis.com/nat/port_usage"}, "resource": {"labels": labels(index)},
+                   "points": [{"value": {"int64Value": ports.to_string()}}]})
         });
         self.put("used.json", &json!({"timeSeries": series.collect::<Vec<_>>()}))
     }
@@ -110,6 +113,23 @@ fn a_machine_takes_what_it_has_or_will_need() {
     let (tried, _) = plan(&format!("{gateway} {mapping} --max-ports 512"));
     assert!(notes(&tried).contains("machines have up to 1024 ports now, and 512 at most then"), "{tried:#}");
     assert_eq!(number(&tried, "capacity_nodes"), Some(4 + (64_512 - 2 * 512 - 128) / 64), "{tried:#}");
+}
+
+/// Exercises series of machines' numbers beside a mapping of their names. If this fails, each machine is counted twice.
+#[test]
+fn machines_with_a_number_and_a_name_are_counted_once() {
+    let files = Files::new();
+    let gateway = files.gateway(&dynamic());
+    let mapping = files.mapping(&[(2, 64), (2, 1024)]);
+    let used = files.used_by(&[20, 500, 100, 100], |index| json!({"instance_id": format!("77{index}")}));
+    let (told, _) = plan(&format!("{gateway} {mapping} {used}"));
+    assert_eq!(number(&told, "nodes"), Some(4), "{told:#}");
+    // 500 of 1024, 100 of 1024, 100 of 128 and 20 of 64.
+    let left = 64_512 - 2 * 1024 - 128 - 64;
+    assert_eq!(number(&told, "capacity_nodes"), Some(4 + left / 128), "{told:#}");
+    assert!(notes(&told).contains("those that use most are taken to be those that have most"), "{told:#}");
+    // Numbers without names are machines of their own.
+    assert_eq!(number(&plan(&format!("{gateway} {used}")).0, "nodes"), Some(4));
 }
 
 /// Exercises the ordinary mix: nodes of GKE with the floor of alias ranges, and plain machines. If this fails, a gateway that

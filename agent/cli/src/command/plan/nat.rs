@@ -1,5 +1,8 @@
 //! `headroom plan nat`: NAT sizes.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use anyhow::{Context, bail};
 use headroom_core::model::nat::{ALIAS_FLOOR, Described, Mode, NatSettings, ObservedPorts, SetTimes};
 use headroom_core::sizing::nat::{Demand, NodesDemand, Question, plan};
@@ -32,6 +35,7 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
     let mut documents = documents::read(&args.from, args.gateway.as_deref())?;
     let flags = args.described();
     same_nat(flags.profile, documents.described.profile)?;
+    name_once(&mut documents);
     let tried = tried(&flags, &documents);
     if tried || flags.nat_ips.is_some() {
         documents.described.missing_ips = None;
@@ -90,6 +94,32 @@ fn cut(demand: &Demand, nat: &NatSettings) -> Option<String> {
     })
 }
 
+/// Machines that series name by number and a mapping by name are the same ones; who is who is not said.
+fn name_once(documents: &mut Documents) {
+    let numbered = |name: &String| name.bytes().all(|byte| byte.is_ascii_digit());
+    let instances = std::mem::take(&mut documents.instances);
+    let (numbers, mut names): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        instances.into_iter().partition(|(name, _)| numbered(name));
+    if !numbers.is_empty() && !names.is_empty() {
+        documents.described.notes.push(
+            "machines are named by number in one file and by name in another: those that use most are taken to be those \
+             that have most"
+                .to_owned(),
+        );
+    }
+    let mut numbers: Vec<(String, Instance)> = numbers.into_iter().collect();
+    numbers.sort_by_key(|(_, machine)| Reverse(machine.used.max(machine.ports)));
+    let mut numbers = numbers.into_iter();
+    let mut named: Vec<&mut Instance> = names.values_mut().collect();
+    named.sort_by_key(|machine| Reverse(machine.ports.max(machine.used)));
+    for (machine, (_, number)) in named.into_iter().zip(&mut numbers) {
+        machine.ports = machine.ports.or(number.ports);
+        machine.used = machine.used.max(number.used);
+    }
+    names.extend(numbers);
+    documents.instances = names;
+}
+
 /// What files tell of single machines: how many there are, and what they have (unless something else is being tried).
 fn machines(documents: &mut Documents, tried: bool) {
     let Documents { described, instances, machines_from, ports_at, .. } = documents;
@@ -136,7 +166,7 @@ fn demand(documents: &Documents, asked: Option<&Demand>, nat: &mut NatSettings) 
             counted(nodes, "node"),
             counted(machines.len(), "machine")
         ));
-        machines.sort_by_key(|machine| std::cmp::Reverse(machine.ports.max(machine.used)));
+        machines.sort_by_key(|machine| Reverse(machine.ports.max(machine.used)));
         machines.truncate(nodes);
     }
     let has = |machine: &Instance| machine.ports.unwrap_or(0);
