@@ -64,6 +64,10 @@ fn said(most: u64, what: &str) -> String {
     format!("{most} at most: {what}")
 }
 
+fn wrong(ledger: &Ledger) -> bool {
+    ledger.conntrack().drift().is_some_and(|drift| drift.total > 0)
+}
+
 /// What the DaemonSet's container is given.
 fn capabilities() -> Vec<String> {
     let lines = MANIFEST.lines().map(str::trim).skip_while(|line| *line != "add:").skip(1);
@@ -90,6 +94,8 @@ pub(crate) fn follow() -> Result<()> {
         let live = ledger.conntrack().live();
         most = live.max(most);
         let how = match coverage {
+            // Comparisons with the table put right what probes that died do not see.
+            Some(Known::Present(_)) if counts(&source) && wrong(&ledger) => "miscounted",
             Some(Known::Present(_)) if counts(&source) => "counted",
             Some(Known::Present(_)) => "read",
             _ => "unreadable",

@@ -71,7 +71,9 @@ pub(crate) fn run(may_unload: bool) -> Result<String> {
     agent.unseen(|| {
         stop_translating(node)?;
         unload()?;
-        translate(node)
+        translate(node)?;
+        // The same modules are there again: that one is missing would tell, too.
+        node.exec("conntrack", &["-L"]).map(drop)
     })?;
     send(node, 40_000..40_050)?;
     agent.says(500, "counted, 50 flows").context("when it was replaced")?;
