@@ -170,7 +170,7 @@ fn jumps_add_conditions_and_returns_and_accepts_take_packets_out() {
             // Nothing that comes to INNER is UDP.
             "ip  2: -p udp Masquerade Keep",
             "ip POSTROUTING>OUTER>INNER 3: -p tcp ! -o lo --dport 443 but -s 10.1.0.0/16; -d 10.0.0.0/8; -s 10.2.0.0/16 Masquerade RandomFully",
-            "ip POSTROUTING 3: but -s 10.1.0.0/16; -p tcp ! -o lo ! -d 10.0.0.0/8 -s 10.2.0.0/16 Masquerade Keep",
+            "ip POSTROUTING 3: but -s 10.1.0.0/16; -p tcp ! -o lo -s 10.2.0.0/16 ! -d 10.0.0.0/8 Masquerade Keep",
         ],
     );
 }

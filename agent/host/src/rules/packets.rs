@@ -12,8 +12,8 @@ use headroom_core::protocols::Protocols;
 use super::questions::Answer;
 
 /// Answers that are known at most because packets with others were taken out, and answers of those of which that does not tell
-/// any yet: some 500 pods have rules of their own.
-pub(super) const GONE_LIMIT: usize = 2048;
+/// any yet: some 250 pods have rules of their own.
+pub(super) const GONE_LIMIT: usize = 1024;
 /// Of packets that were taken out, so many sets at most that were not taken with them, having gone back before.
 const BUT_LIMIT: usize = 16;
 /// How often what was learnt is made use of to learn more.
@@ -36,7 +36,7 @@ pub(super) struct Gone {
     /// The when of it: a later one has a higher number.
     number: usize,
     pub(super) protocols: Protocols,
-    /// What all of them had answered, by number.
+    /// What all of them had answered.
     pub(super) answers: Vec<Answer>,
     /// Some that had gone back before, and so were not taken.
     pub(super) but: Vec<Rc<Gone>>,
@@ -72,6 +72,8 @@ pub(super) struct Here {
     pub(super) gone: Vec<Rc<Gone>>,
     /// Answers in it.
     pub(super) answers: usize,
+    /// Stands for what is not known of those that went back and are forgotten.
+    pub(super) doubt: Option<Answer>,
     /// How many more sets were taken out.
     pub(super) forgotten: usize,
 }
@@ -107,6 +109,12 @@ impl Packets {
         self.learn(answer);
     }
 
+    /// As if they had not been asked for this.
+    fn unask(&mut self, answer: Answer) {
+        self.asked.retain(|asked| *asked != answer);
+        self.known.retain(|known| *known != answer);
+    }
+
     /// Takes these out, if what is left then can be told by protocols and answers.
     fn lose(&mut self, gone: &Gone, others: &[Rc<Gone>]) -> bool {
         let is_gone = |one: &Gone| others.binary_search_by_key(&one.number, |other| other.number).is_ok();
@@ -139,14 +147,19 @@ impl Packets {
         }
     }
 
-    /// These, when they are taken out at a place behind others. `number` is higher than theirs.
-    pub(super) fn taken(&self, how: How, before: &[Rc<Gone>], number: usize) -> Rc<Gone> {
-        // What ended earlier does not come back: it may as well be counted among these; and among those that go back, what has.
-        let kept = |left: &&Left| left.how == How::Returned && how != How::Returned;
-        let left = self.left.iter().filter(kept).map(|left| left.answer);
-        let mut answers: Vec<Answer> = self.asked.iter().copied().chain(left).collect();
-        answers.sort_unstable();
-        answers.dedup();
+    /// These, when they are taken out, for the rules behind in the same chain: what had been taken out there does not come to these
+    /// either. `number` is higher than any before.
+    pub(super) fn taken(&self, how: How, number: usize) -> Rc<Gone> {
+        let (but, answers) = (Vec::new(), self.asked.clone());
+        Rc::new(Gone { number, protocols: self.protocols, answers, but, but_more: false, how })
+    }
+
+    /// The same for the rules behind the one that called the chain: what had gone back before was not taken with them. What had
+    /// ended does not come there, and may as well be counted among these.
+    pub(super) fn taken_for_good(&self, how: How, before: &[Rc<Gone>], number: usize) -> Rc<Gone> {
+        let returned = self.left.iter().filter(|left| left.how == How::Returned).map(|left| left.answer);
+        let open = returned.filter(|answer| !self.asked.contains(answer));
+        let answers = self.asked.iter().copied().chain(open).collect();
         let mut returned = before.iter().filter(|one| one.how == How::Returned && !self.are_apart_from(one));
         let but = returned.by_ref().take(BUT_LIMIT).cloned().collect();
         Rc::new(Gone { number, protocols: self.protocols, answers, but, but_more: returned.next().is_some(), how })
@@ -168,7 +181,9 @@ impl Here {
             self.forgotten += usize::from(gone.how != How::Translated);
             // Some of what is taken out from now on may have gone back already.
             if gone.how == How::Returned {
-                self.packets.ask(untold());
+                let doubt = untold();
+                self.doubt.replace(doubt).into_iter().for_each(|old| self.packets.unask(old));
+                self.packets.ask(doubt);
             }
         }
     }

@@ -17,7 +17,7 @@ const MAX_DEPTH: usize = 16;
 /// Steps through rules at most: chains that call each other twice over would take for ever.
 const MAX_STEPS: usize = 65_536;
 /// So many looks at answers of what was taken out before are one step more.
-const LOOKS_PER_STEP: usize = 64;
+const LOOKS_PER_STEP: usize = 512;
 
 /// A table, by its interface, its family and its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl<'a> Walk<'a> {
                     self.unfollowed.get_or_insert("a map may lead here");
                     // Some end where it leads, and others go back from there.
                     let back = self.asked(&way.here, chain, rule);
-                    let back = back.taken(How::Returned, &way.here.gone, self.next_number());
+                    let back = back.taken(How::Returned, self.next_number());
                     (Some(How::Ended), vec![back])
                 }
                 Action::Translate(target) => {
@@ -142,13 +142,18 @@ impl<'a> Walk<'a> {
                     ((!comes_back).then_some(How::Returned), within.unwrap_or_default())
                 }
             };
-            // What was taken out is told as it was before any of it.
-            let own = how.map(|how| packets.taken(how, &way.here.gone, self.next_number()));
+            ended.extend(before.iter().filter(|gone| gone.how != How::Returned).cloned());
+            let own = how.map(|how| packets.taken(how, self.next_number()));
+            // Behind a chain at a hook nothing is left to be asked.
+            if let Some(how) = how.filter(|how| *how != How::Returned && way.path.len() > 1) {
+                let gone = packets.taken_for_good(how, &way.here.gone, self.next_number());
+                self.steps += gone.answers.len() / LOOKS_PER_STEP;
+                ended.push(gone);
+            }
             for gone in before.iter().chain(&own) {
                 self.steps += gone.answers.len() / LOOKS_PER_STEP;
                 way.here.lose(gone, || self.questions.untold());
             }
-            ended.extend(before.into_iter().chain(own).filter(|gone| gone.how != How::Returned));
             if way.here.packets.is_empty() {
                 behind = Some(rule);
             }
@@ -179,7 +184,7 @@ impl<'a> Walk<'a> {
     fn unread(&mut self, chain: &Chain, way: &Way) -> Rc<Gone> {
         let mut packets = way.here.packets.clone();
         packets.ask(self.questions.unread(format!("what `{}` takes out (not read in full)", chain.name)));
-        packets.taken(How::Ended, &way.here.gone, self.next_number())
+        packets.taken_for_good(How::Ended, &way.here.gone, self.next_number())
     }
 
     fn next_number(&mut self) -> usize {

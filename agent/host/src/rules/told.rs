@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::packets::{Gone, Here, How, Packets};
+use super::packets::{Gone, Here, How, Left, Packets};
 use super::questions::{Answer, Questions};
 
 /// Exceptions told of one rule at most.
@@ -24,21 +24,34 @@ pub(super) fn conditions(questions: &Questions, packets: &Packets, understood: b
     told
 }
 
+/// Something that was taken out.
+enum Taken<'a> {
+    /// All with this answer.
+    Answer(Answer),
+    Packets(&'a Gone),
+}
+
 /// What was taken out before, but for what was translated: that is told of the rules that did it.
 pub(super) fn exceptions(questions: &Questions, packets: &Packets, here: &Here) -> Vec<String> {
-    let taken = |left: &&super::packets::Left| {
+    let taken = |left: &&Left| {
         let told = questions.is_positive(left.answer) || packets.asked.contains(&left.answer);
         left.how != How::Translated && !told
     };
-    let left = packets.left.iter().filter(taken).filter_map(|left| questions.said(left.answer.other()));
+    let left = packets.left.iter().filter(taken).map(|left| Taken::Answer(left.answer.other()));
     let others = here.gone.iter().filter(|gone| gone.how != How::Translated && !packets.are_apart_from(gone));
     let mut told: Vec<String> = Vec::new();
     let mut more = here.forgotten;
-    for one in left.chain(others.map(|gone| sentence(questions, packets, gone))) {
-        if told.contains(&one) {
+    for one in left.chain(others.map(|gone| Taken::Packets(gone))) {
+        // There may be thousands of them: words are made of those that are told.
+        if told.len() >= EXCEPTIONS_LIMIT {
+            more += 1;
             continue;
         }
-        if told.len() < EXCEPTIONS_LIMIT { told.push(one) } else { more += 1 }
+        let said = match one {
+            Taken::Answer(answer) => questions.said(answer),
+            Taken::Packets(gone) => Some(sentence(questions, packets, gone)),
+        };
+        told.extend(said.filter(|said| !told.contains(said)));
     }
     if more > 0 {
         told.push(format!("{more} more"));
