@@ -20,6 +20,8 @@ pub(crate) const NAME: &str = "conntrack: its modules may come, go and come back
 const TO: SocketAddr = SocketAddr::new(NOWHERE, 7800);
 /// How long the kernel may take to let go of a module.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// In so long an agent has looked at the list of modules twice.
+const LOOKS: Duration = Duration::from_secs(12);
 /// What loads modules when something asks for them.
 const LOADER: &str = "/proc/sys/kernel/modprobe";
 
@@ -67,7 +69,8 @@ pub(crate) fn run(may_unload: bool) -> Result<String> {
     send(node, 30_000..30_100)?;
     agent.says(500, "counted, 100 flows")?;
 
-    // It is replaced between two looks.
+    // It is replaced between two looks, long after the last module came that the agent itself has the kernel load.
+    std::thread::sleep(LOOKS);
     agent.unseen(|| {
         stop_translating(node)?;
         unload()?;
