@@ -131,6 +131,7 @@ impl Conntrack {
         let row = self.rows.of(&pair(entry));
         row.cohorts.add(Cohort::begun(entry.key.protocol, at), 1);
         row.in_node_ports = row.in_node_ports.saturating_add(u32::from(in_node_ports));
+        row.port_alone = row.port_alone.saturating_add(u32::from(port_alone(entry)));
     }
 
     /// A DESTROY event.
@@ -146,6 +147,7 @@ impl Conntrack {
         let Some(row) = self.rows.get_mut(&pair(entry)) else { return };
         row.cohorts.end(End::of(entry), 1, entry.key.protocol, at, timeouts);
         row.in_node_ports = row.in_node_ports.saturating_sub(u32::from(in_node_ports));
+        row.port_alone = row.port_alone.saturating_sub(u32::from(port_alone(entry)));
     }
 
     pub(super) fn begin_counters(&mut self) {
@@ -224,13 +226,15 @@ impl Conntrack {
         self.rows.iter().map(|(pair, row)| (pair, &row.cohorts))
     }
 
-    /// Live flows that this node translates, and how many of them to a source port inside the NodePort range.
+    /// Live flows that this node translates, their source port alone included, and how many of them to a source port inside the
+    /// NodePort range.
     pub fn translated(&self) -> (u64, u64) {
         self.rows.iter().fold((0, 0), |(translated, inside), (pair, row)| {
-            // An ICMP flow has an identifier where others have a port.
-            let ported = matches!(pair.destination.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP);
-            let counts = ported && pair.source != pair.translated;
-            let live = if counts { row.cohorts.live() } else { u64::from(row.in_node_ports) };
+            let live = match has_ports(pair.destination.protocol) {
+                true if pair.source != pair.translated => row.cohorts.live(),
+                // Where flows are counted, some may have come since the dump that showed how many there are.
+                _ => row.port_alone.max(row.in_node_ports).into(),
+            };
             (translated.saturating_add(live), inside.saturating_add(u64::from(row.in_node_ports)))
         })
     }
@@ -305,9 +309,21 @@ impl Conntrack {
     }
 
     fn in_node_ports(&self, entry: &ConntrackEntry) -> bool {
-        let ported = matches!(entry.key.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP);
-        ported && entry.translated != entry.key.source && self.limits.node_ports.contains(entry.translated.port)
+        has_ports(entry.key.protocol)
+            && entry.translated != entry.key.source
+            && self.limits.node_ports.contains(entry.translated.port)
     }
+}
+
+/// An ICMP flow has an identifier where others have a port.
+fn has_ports(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP)
+}
+
+/// A flow that kept its source address and got another source port.
+fn port_alone(entry: &ConntrackEntry) -> bool {
+    let (translated, source) = (entry.translated, entry.key.source);
+    has_ports(entry.key.protocol) && translated.address == source.address && translated.port != source.port
 }
 
 fn pair(entry: &ConntrackEntry) -> Pair {

@@ -64,6 +64,37 @@ fn a_connection_without_an_answer_on_an_allocated_node_port_is_named_with_port_a
     assert_eq!((report.overlap.live.colliding, report.overlap.live.unanswered), (None, None));
 }
 
+/// Exercises the node's own connections, of which masquerading changes the port alone. If this fails, each that lands in the range
+/// is told as if none had landed elsewhere.
+#[test]
+fn flows_of_the_node_itself_count_wherever_their_port_landed() {
+    let own = |port: u16, to: u16| {
+        let mut entry = translated(port, to, ConntrackTcpState::Established, 431_000);
+        entry.key.source.address = entry.translated.address;
+        entry
+    };
+    let count = |node: &mut Node, second| {
+        let live = node.report_by(second, &allocated(None)).overlap.live;
+        (live.translated, live.in_node_port_range)
+    };
+    let mut node = Node::new(LedgerLimits::default());
+    node.used(1, 4, ConntrackStats::ZERO);
+    sockets(&mut node, 1, 0);
+    // In the range, outside of it, and as it was: not translated.
+    let entries = || [own(40_000, 31_000), own(40_001, 50_000), own(40_002, 50_001), own(40_003, 40_003)];
+    node.dump(2, entries(), Outcome::Complete);
+    assert_eq!(count(&mut node, 2), (Some(3), Some(1)));
+    node.put(3, SourceId::Conntrack, Fact::Flow(own(40_004, 50_002)));
+    node.put(3, SourceId::Conntrack, Fact::FlowEnded(own(40_001, 50_000)));
+    node.put(3, SourceId::Conntrack, Fact::FlowEnded(own(40_000, 31_000)));
+    assert_eq!(count(&mut node, 3), (Some(2), Some(0)));
+    // A dump in part shows no less than what is known.
+    node.dump(4, entries().into_iter().take(1), Outcome::Partial(headroom_core::known::Why::new("torn")));
+    assert_eq!(count(&mut node, 4).0, Some(2));
+    node.dump(5, [], Outcome::Complete);
+    assert_eq!(count(&mut node, 5), (Some(0), Some(0)));
+}
+
 /// Exercises destinations that answer nobody. If this fails, one that is down, or one-way UDP, is a CRITICAL about NodePorts.
 #[test]
 fn a_destination_that_answers_nobody_is_no_evidence_of_a_collision() {

@@ -7,7 +7,7 @@ use crate::time::NodeTime;
 use super::census::Census;
 use super::cohorts::{Cohort, Cohorts};
 use super::fingerprint::{Fingerprint, Shown};
-use super::{Conntrack, Pair, note_translation, pair};
+use super::{Conntrack, Pair, note_translation, pair, port_alone};
 
 /// What a dump that has ended tells of the counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,7 @@ impl Conntrack {
         row.incoming.make_room_like(&row.cohorts);
         row.incoming.add(cohort, 1);
         row.incoming_in_node_ports = row.incoming_in_node_ports.saturating_add(u32::from(in_node_ports));
+        row.incoming_port_alone = row.incoming_port_alone.saturating_add(u32::from(port_alone(entry)));
         row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(shown == Shown::Fresh));
         row.incoming_answered = row.incoming_answered.saturating_add(u16::from(entry.replied && !in_node_ports));
     }
@@ -107,7 +108,14 @@ impl Conntrack {
         if !matches!(outcome, Outcome::Failed(_)) {
             self.node_port_flows.end_dump(scope, *outcome == Outcome::Complete);
             let rows = self.rows.iter_mut().filter(|(pair, _)| scope.includes(pair.destination.protocol));
-            rows.for_each(|(_, row)| row.answered = std::mem::take(&mut row.incoming_answered));
+            for (_, row) in rows {
+                row.answered = std::mem::take(&mut row.incoming_answered);
+                let port_alone = std::mem::take(&mut row.incoming_port_alone);
+                row.port_alone = match outcome {
+                    Outcome::Complete => port_alone,
+                    _ => row.port_alone.max(port_alone),
+                };
+            }
         }
         match outcome {
             // Only a dump of everything is compared with the counters, and what was refused is missing in it.
@@ -180,6 +188,7 @@ impl Conntrack {
         for row in self.rows.values_mut() {
             row.incoming = Cohorts::default();
             row.incoming_in_node_ports = 0;
+            row.incoming_port_alone = 0;
             row.incoming_answered = 0;
             row.incoming_fresh = 0;
         }

@@ -14,6 +14,9 @@ pub(super) struct Row {
     /// Live flows whose source port was translated into the NodePort range.
     pub(super) in_node_ports: u32,
     pub(super) incoming_in_node_ports: u32,
+    /// Live flows of which the source port alone was translated. Counters do not tell: there it is what the last dump showed.
+    pub(super) port_alone: u32,
+    pub(super) incoming_port_alone: u32,
     /// Flows with other source ports that are answered, as the last dump showed them; 65,535 stands for more.
     pub(super) answered: u16,
     pub(super) incoming_answered: u16,
