@@ -21,6 +21,8 @@ mod judged;
 mod keys;
 #[path = "rules_live/mended.rs"]
 mod mended;
+#[path = "rules_live/questions.rs"]
+mod questions;
 #[path = "rules_live/sets.rs"]
 mod sets;
 

@@ -141,6 +141,7 @@ fn feed(bytes: &[u8]) -> Seen {
             found.extend(rule(&raw, RuleFamily::Ip, position, &mut |set| SetInWords {
                 words: Some(set.to_owned()),
                 protocols: head.as_ref().and_then(|set| set.protocols(keys.clone())),
+                fixed: head.as_ref().is_some_and(|set| set.fixed),
                 registers: head.as_ref().map(SetHead::registers).unwrap_or_default(),
             }));
         }
@@ -148,7 +149,7 @@ fn feed(bytes: &[u8]) -> Seen {
     seen.rules = found.len();
     let place = Table { backend: RuleBackend::Nftables, family: RuleFamily::Ip, name: "nat".to_owned() };
     let chains = [Chain { name: "here".to_owned(), at_hook: true, whole: true, rules: found }];
-    for rule in source_nat(&place, &chains) {
+    for rule in source_nat(&place, &chains).rules {
         assert!(rule.probability >= 0.0 && rule.probability <= 1.0, "{rule:?}");
         assert!(rule.unreached.is_none() || rule.path.is_empty(), "{rule:?}");
     }

@@ -311,7 +311,8 @@ fn interfaces(bytes: &[u8], inverted: u8, parts: &mut Parts) -> Option<()> {
         }
         let wild = if compared.contains(&0) { "" } else { "+" };
         let not = if inverted & bit != 0 { "! " } else { "" };
-        parts.conditions.push(Condition::lasting(format!("{not}{name} {}{wild}", text(compared))));
+        // Names may end in `+` themselves, and need not be UTF-8.
+        parts.conditions.push(Condition::lasting_but(format!("{not}{name} {}{wild}", text(compared)), compared));
     }
     Some(())
 }

@@ -152,22 +152,27 @@ fn addrtype(revision: u8, data: &[u8]) -> Option<Vec<String>> {
         "XRESOLVE",
     ];
     let (source, destination, flags) = (u16_at(data, 0)?, u16_at(data, 2)?, u32_at(data, 4)?);
+    // Types that have no name would be left out of the words.
+    ((source | destination) >> NAMES.len() == 0).then_some(())?;
     let (not_source, not_destination) =
         if revision == 0 { (flags != 0, u32_at(data, 8)? != 0) } else { (flags & 1 != 0, flags & 2 != 0) };
     let types = |mask: u16| {
         let set = NAMES.iter().enumerate().filter(|(bit, _)| mask >> bit & 1 == 1);
         set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
     };
+    // It is no condition of its own: an address may be LOCAL, and not be LOCAL to the interface (`addrtype_mt_v1`).
+    let limit = match (revision, flags & 12) {
+        (0, _) | (_, 0) => "",
+        (_, 8) => " --limit-iface-out",
+        // With both flags the kernel takes the first.
+        _ => " --limit-iface-in",
+    };
     let mut words = Vec::new();
     if source != 0 {
-        words.push(format!("{}--src-type {}", not(not_source), types(source)));
+        words.push(format!("{}--src-type {}{limit}", not(not_source), types(source)));
     }
     if destination != 0 {
-        words.push(format!("{}--dst-type {}", not(not_destination), types(destination)));
-    }
-    if revision == 1 {
-        let limits = [(4, "--limit-iface-in"), (8, "--limit-iface-out")];
-        words.extend(limits.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, limit)| (*limit).to_owned()));
+        words.push(format!("{}--dst-type {}{limit}", not(not_destination), types(destination)));
     }
     Some(words)
 }
@@ -324,6 +329,27 @@ pub(crate) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Exercises the type that an address has on one interface. If this fails, Calico's rule for its tunnel asks for addresses
+    /// that are LOCAL and are not, and is called dead.
+    #[test]
+    fn the_type_of_an_address_on_an_interface_is_another_question() {
+        const LOCAL: u16 = 1 << 2;
+        let told = |revision: u8, source: u16, destination: u16, flags: u32| {
+            let data = [&source.to_ne_bytes()[..], &destination.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 4]].concat();
+            let mut parts = Parts::default();
+            read_match("addrtype", revision, &data, RuleFamily::Ip, &mut parts);
+            parts.conditions.iter().map(|condition| condition.said.clone()).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(told(1, LOCAL, 0, 0), "--src-type LOCAL");
+        assert_eq!(told(1, LOCAL, 0, 1 | 8), "! --src-type LOCAL --limit-iface-out");
+        assert_eq!(told(1, LOCAL, 0, 4 | 8), "--src-type LOCAL --limit-iface-in");
+        let both = "--src-type LOCAL --limit-iface-in, ! --dst-type LOCAL --limit-iface-in";
+        assert_eq!(told(1, LOCAL, LOCAL, 2 | 4), both);
+        // In the first layout there is but the source's inversion.
+        assert_eq!(told(0, LOCAL, 0, 8), "! --src-type LOCAL");
+        assert_eq!(told(1, 1 << 12, 0, 0), "match `addrtype`");
+    }
 
     /// Exercises IPv6 addresses that have bits in the first four bytes only. If this fails, they are told as IPv4, and the fix
     /// for such a rule is one that no program takes.

@@ -16,7 +16,7 @@ pub struct Condition {
 /// How long the answer to a condition holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lasts {
-    /// On the packet's whole way: where it comes from, where it goes. The words say all of it.
+    /// On the packet's whole way: where it comes from, where it goes.
     Always,
     /// Until a rule changes it: marks, states, sets that rules fill.
     ForNow,
@@ -28,6 +28,11 @@ impl Condition {
     /// One that no rule changes, and that its words tell in full.
     pub fn lasting(said: impl Into<String>) -> Self {
         Self { said: said.into(), rest: Vec::new(), lasts: Lasts::Always, understood: true }
+    }
+
+    /// One that no rule changes, and what its words leave out.
+    pub fn lasting_but(said: impl Into<String>, rest: &[u8]) -> Self {
+        Self { rest: rest.to_vec(), ..Self::lasting(said) }
     }
 
     /// One that a rule may change, and what its words leave out.

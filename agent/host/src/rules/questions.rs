@@ -33,7 +33,8 @@ enum Question {
 #[derive(Debug, Default)]
 pub(super) struct Questions {
     asked: Vec<Question>,
-    lasting: BTreeMap<String, Answer>,
+    /// Those whose answers last, by their words and what these leave out.
+    lasting: BTreeMap<(String, Vec<u8>), Answer>,
     /// By their words, what conditions ask beyond them.
     worded: BTreeMap<String, BTreeMap<Vec<u8>, usize>>,
 }
@@ -65,11 +66,13 @@ impl Questions {
         let (said, turned) = upright(&condition.said);
         let understood = condition.understood;
         let yes = if condition.lasts == Lasts::Always {
-            match self.lasting.get(said) {
+            let key = (said.to_owned(), condition.rest.clone());
+            match self.lasting.get(&key) {
                 Some(known) => *known,
                 None => {
-                    let yes = self.ask(Question::Condition { said: said.to_owned(), understood });
-                    self.lasting.insert(said.to_owned(), yes);
+                    let said = self.worded(condition, said, chain, position);
+                    let yes = self.ask(Question::Condition { said, understood });
+                    self.lasting.insert(key, yes);
                     yes
                 }
             }

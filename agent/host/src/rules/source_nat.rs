@@ -57,11 +57,20 @@ struct Walk<'a> {
     unfollowed: Option<&'static str>,
 }
 
+/// What a walk found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The rules that translate source addresses, by their places.
+    pub rules: Vec<SourceNatRule>,
+    /// Why not all ways to them were followed, if that is for their number.
+    pub cut: Option<String>,
+}
+
 /// The rules of a table that translate source addresses.
 ///
 /// Chains that are not in `chains` lead to none of them, and nothing ends there. A rule that packets reach on several ways is
 /// told with what all of these have in common.
-pub fn source_nat(table: &Table, chains: &[Chain]) -> Vec<SourceNatRule> {
+pub fn source_nat(table: &Table, chains: &[Chain]) -> Found {
     let by_name = chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
     let mut walk = Walk {
         table,
@@ -79,7 +88,10 @@ pub fn source_nat(table: &Table, chains: &[Chain]) -> Vec<SourceNatRule> {
         let _ended = walk.chain(chain, Way::begin());
     }
     walk.unreached(chains);
-    walk.found.into_values().collect()
+    let cut = (walk.steps > MAX_STEPS).then(|| {
+        format!("following its rules takes more than {MAX_STEPS} steps; some are told as they are by themselves")
+    });
+    Found { rules: walk.found.into_values().collect(), cut }
 }
 
 impl<'a> Walk<'a> {
@@ -104,7 +116,8 @@ impl<'a> Walk<'a> {
         for rule in &chain.rules {
             self.steps += 1 + way.here.answers / LOOKS_PER_STEP;
             if self.steps > MAX_STEPS {
-                self.unfollowed = Some("there are more ways through the rules than are followed; one may lead here");
+                self.unfollowed =
+                    Some("following the rules took too many steps; a way that was not followed may lead here");
                 break;
             }
             if rule.action == Action::Continue {
@@ -228,6 +241,19 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// The rule with what it asks itself, whatever packets come.
+    fn by_itself(&mut self, chain: &Chain, rule: &Rule, place: RulePlace, target: &SourceNat) -> SourceNatRule {
+        let packets = self.asked(&Here::default(), chain, rule);
+        self.told(&Way::begin(), &packets, rule, place, target)
+    }
+
+    /// The same where packets may come on a way that was not followed.
+    fn anyhow(&mut self, chain: &Chain, rule: &Rule, place: RulePlace, target: &SourceNat, why: &str) -> SourceNatRule {
+        let mut told = self.by_itself(chain, rule, place, target);
+        told.unclear.push(why.to_owned());
+        told
+    }
+
     /// Rules to which nothing leads: they do nothing, unless a way leads to them that was not followed.
     fn unreached(&mut self, chains: &[Chain]) {
         let called: BTreeSet<&str> = chains.iter().flat_map(|chain| &chain.rules).filter_map(Rule::leads_to).collect();
@@ -240,10 +266,17 @@ impl<'a> Walk<'a> {
                 let place = place(self.table, chain, rule);
                 // Nothing else leads to a chain at a hook.
                 let unfollowed = self.unfollowed.filter(|_| !chain.at_hook || !self.never.contains_key(&place));
-                if let Some(found) = self.found.get_mut(&place) {
-                    if unfollowed.is_some() && !chain.at_hook {
-                        found.protocols = rule.parts.protocols;
-                    }
+                if let Some(found) = self.found.remove(&place) {
+                    let unfollowed = unfollowed.filter(|_| !chain.at_hook);
+                    let found = match unfollowed {
+                        Some(why) => SourceNatRule {
+                            path: found.path,
+                            comments: found.comments,
+                            ..self.anyhow(chain, rule, place.clone(), target, why)
+                        },
+                        None => found,
+                    };
+                    self.found.insert(place, found);
                     continue;
                 }
                 let why = match (behind, unfollowed, self.never.remove(&place)) {
@@ -255,16 +288,16 @@ impl<'a> Walk<'a> {
                     }
                     (None, None, None) => Ok("never reached: nothing leads to its chain".to_owned()),
                 };
-                let packets = self.asked(&Here::default(), chain, rule);
-                let mut rule = self.told(&Way::begin(), &packets, rule, place.clone(), target);
-                match why {
-                    Ok(never) => rule.unreached = Some(never),
-                    Err(why) => {
-                        rule.path.push("…".to_owned());
-                        rule.unclear.push(why.to_owned());
+                let told = match why {
+                    Ok(never) => {
+                        SourceNatRule { unreached: Some(never), ..self.by_itself(chain, rule, place.clone(), target) }
                     }
-                }
-                self.found.insert(place, rule);
+                    Err(why) => SourceNatRule {
+                        path: vec!["…".to_owned()],
+                        ..self.anyhow(chain, rule, place.clone(), target, why)
+                    },
+                };
+                self.found.insert(place, told);
             }
         }
     }

@@ -114,7 +114,9 @@ impl Reading {
 
     fn legacy(&mut self, family: RuleFamily, table: iptables::blob::Table) {
         let place = Table { backend: RuleBackend::IptablesLegacy, family, name: "nat".to_owned() };
-        self.source_nat.extend(source_nat(&place, &table.chains));
+        let found = source_nat(&place, &table.chains);
+        self.missing.extend(found.cut.map(|why| format!("table `{} nat`: {why}", family.name())));
+        self.source_nat.extend(found.rules);
         self.rules += table.rules;
         if table.kube_proxy {
             self.proxy(ServiceProxy::Iptables);

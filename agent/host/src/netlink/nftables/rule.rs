@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use headroom_core::flow::Protocol;
 use headroom_core::known::Known;
 use headroom_core::observe::{RuleFamily, SourceNat, SourceNatKind};
 use headroom_core::ports::PortRange;
@@ -27,6 +28,13 @@ const CONTINUE: i32 = -1;
 /// `NFT_REG32_00`; before it are four registers of 16 bytes.
 const FIRST_SMALL_REGISTER: u32 = 8;
 
+/// TCP, UDP, DCCP, SCTP and UDP-Lite: conntrack takes no packet of them without ports, and none that it does not take is
+/// translated.
+const WITH_PORTS: [Protocol; 5] = [Protocol::TCP, Protocol::UDP, Protocol(33), Protocol::SCTP, Protocol(136)];
+/// What may stand in front of an IPv6 packet's protocol: options, routing, a fragment, ESP, AH, nothing at all, destination
+/// options, mobility, HIP, shim6.
+const V6_EXTENSIONS: [u8; 10] = [0, 43, 44, 50, 51, 59, 60, 135, 139, 140];
+
 /// What a rule is worth reading for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Glance<'a> {
@@ -45,8 +53,10 @@ pub struct Glance<'a> {
 pub struct SetInWords {
     /// Its elements, if it is short and they have words: `{80, 443}`.
     pub words: Option<String>,
-    /// Its elements, if they are protocols.
+    /// Its elements, if they are protocols and no rule adds one.
     pub protocols: Option<Protocols>,
+    /// It holds what it holds, as long as there are rules that look into it.
+    pub fixed: bool,
     /// How many registers of four bytes each field of its keys takes; empty where that is not known.
     pub registers: Vec<u32>,
 }
@@ -107,6 +117,7 @@ pub fn rule(
         registers: BTreeMap::new(),
         parts: Parts::default(),
         action: Action::Continue,
+        of_transport: false,
         unread: Vec::new(),
         set,
     };
@@ -114,7 +125,8 @@ pub fn rule(
         let Expression { name, data } = expression?;
         run.step(name, data)?;
     }
-    let Run { mut parts, action, .. } = run;
+    let Run { mut parts, action, of_transport, .. } = run;
+    parts.selective |= of_transport && !parts.protocols.is_within(WITH_PORTS.into_iter().collect());
     parts.comment = parts.comment.or_else(|| comment(raw.userdata));
     Ok(Rule { position, parts, action })
 }
@@ -131,6 +143,12 @@ fn comment(mut userdata: &[u8]) -> Option<String> {
     None
 }
 
+/// A name as it is compared: with one zero byte at its end if it is whole, however many there are.
+fn name(bytes: &[u8]) -> &[u8] {
+    let whole = bytes.iter().position(|byte| *byte == 0).and_then(|end| bytes.split_at_checked(end + 1));
+    whole.filter(|(_, rest)| rest.iter().all(|byte| *byte == 0)).map_or(bytes, |(name, _)| name)
+}
+
 /// Which of the sixteen small registers a number begins at.
 fn slot(register: u32) -> u32 {
     if register >= FIRST_SMALL_REGISTER { register - FIRST_SMALL_REGISTER } else { register.saturating_sub(1) * 4 }
@@ -145,6 +163,8 @@ struct Run<'a> {
     registers: BTreeMap<u32, (Value, Option<Vec<u8>>)>,
     parts: Parts,
     action: Action,
+    /// It looks into transport headers.
+    of_transport: bool,
     /// Expressions that are not read, as they came.
     unread: Vec<u8>,
     set: &'a mut dyn FnMut(&str) -> SetInWords,
@@ -292,6 +312,7 @@ impl Run<'_> {
         // `meta mark set` and its like have a source instead of a destination, and let every packet pass; `ip dscp set` those
         // into which it can be written.
         if let Some(register) = register {
+            self.of_transport |= value.is_of_transport();
             self.registers.insert(slot(register), (value, None));
         } else {
             self.parts.selective |= name == b"payload";
@@ -375,9 +396,13 @@ impl Run<'_> {
                 format!("{} {} {shown}", value.name(), sign.unwrap_or(&"?"))
             }
         };
-        let lasts = value.is_lasting(mask);
-        let condition =
-            if lasts { Condition::lasting(condition) } else { Condition::for_now(condition, &asked.concat()) };
+        let condition = match value.is_lasting(mask) {
+            true if value.is_name() => {
+                Condition::lasting_but(condition, &[name(first), last.unwrap_or_default()].concat())
+            }
+            true => Condition::lasting(condition),
+            false => Condition::for_now(condition, &asked.concat()),
+        };
         self.parts.conditions.push(condition);
     }
 
@@ -385,7 +410,7 @@ impl Run<'_> {
     /// behind it.
     fn restrict(&mut self, value: &Value, asked: Protocols, inverted: bool) -> bool {
         let next_header = value.is_next_header();
-        if next_header && inverted {
+        if next_header && (inverted || V6_EXTENSIONS.iter().any(|number| asked.contains(Protocol(*number)))) {
             return false;
         }
         self.parts.protocols = self.parts.protocols.and(asked);
@@ -401,7 +426,8 @@ impl Run<'_> {
             registers.push(registers.last().map_or(*taken, |last| last.saturating_add(*taken)));
         }
         let values: Vec<_> = registers.iter().map(|register| self.registers.get(register).cloned()).collect();
-        if let ([Some((value, None))], Some(these), false) = (values.as_slice(), set.protocols, lookup.leads)
+        let protocols = set.protocols.filter(|_| !lookup.leads);
+        if let ([Some((value, None))], Some(these)) = (values.as_slice(), protocols)
             && value.is_protocol()
         {
             let asked = if lookup.inverted { Protocols::ALL.without(these) } else { these };
@@ -412,8 +438,7 @@ impl Run<'_> {
         let name =
             |value: &Option<(Value, _)>| value.as_ref().map_or_else(|| "?".to_owned(), |(value, _)| value.name());
         let names = values.iter().map(name).collect::<Vec<_>>().join(" . ");
-        // Sets without a name hold what they hold.
-        let holds = set.words.is_some() && lookup.set.starts_with("__");
+        let holds = set.words.is_some() && set.fixed;
         let within = set.words.unwrap_or_else(|| format!("@{}", lookup.set));
         let not = if lookup.inverted { "! " } else { "" };
         // Of a map, too: a packet whose key is not in it goes on to the next rule.

@@ -14,6 +14,12 @@ use super::{Element, NEW_SET, nfta, payload, text};
 
 /// `NFT_SET_INTERVAL`.
 const INTERVAL: u32 = 4;
+/// `NFT_SET_ANONYMOUS` and `NFT_SET_CONSTANT`: with either, the kernel refuses elements once a rule is bound to the set
+/// (`nf_tables_newsetelem`).
+const FIXED: u32 = 3;
+/// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: without them the kernel has a short key in a bitmap or a tree, into which `dynset` puts
+/// nothing (`nft_dynset_init`).
+const FILLED: u32 = 0x30;
 /// Bits of a type in a concatenation (`TYPE_BITS`).
 const TYPE_BITS: u32 = 6;
 
@@ -25,6 +31,10 @@ pub struct SetHead {
     /// Its elements are intervals: the kernel compares them byte by byte, so that numbers stand in network order, those too that the
     /// machine has in its own.
     pub interval: bool,
+    /// Nobody changes it while a rule looks into it.
+    pub fixed: bool,
+    /// Rules may fill it, or its elements have an end.
+    pub filled: bool,
     /// What each field of a key is; empty where one of them has no words here.
     pub fields: Vec<Field>,
 }
@@ -88,7 +98,8 @@ pub fn set(message: &Message<'_>) -> Result<Option<SetHead>, Malformed> {
     }
     let name = name.ok_or(Malformed::Missing("NFTA_SET_NAME"))?;
     let fields = fields(key_type).unwrap_or_default();
-    Ok(Some(SetHead { name, interval: flags & INTERVAL != 0, fields }))
+    let has = |flag| flags & flag != 0;
+    Ok(Some(SetHead { name, interval: has(INTERVAL), fixed: has(FIXED), filled: has(FILLED), fields }))
 }
 
 /// The fields of a key of this type, the first one first.
@@ -149,7 +160,7 @@ impl Field {
                 10 => "IPv6".to_owned(),
                 other => other.to_string(),
             },
-            Self::Name => text(bytes),
+            Self::Name => plain_name(bytes)?,
             Self::Index => number()?.to_string(),
             Self::Bits => format!("{:#x}", number()?),
             Self::AddressType => super::value::address_type(number()?),
@@ -167,7 +178,7 @@ impl Field {
             // As `iptables` writes what `nft` has as `eth*`.
             (Self::Name, Some(bits)) if bits % 8 == 0 => {
                 let bytes = usize::try_from(bits / 8).ok()?;
-                Some(format!("{}+", text(first.get(..bytes)?)))
+                Some(format!("{}+", plain_name(first.get(..bytes)?)?))
             }
             (Self::Name, _) => None,
             _ => Some(format!("{}-{}", one(first)?, one(last)?)),
@@ -198,9 +209,9 @@ impl SetHead {
         (words.len() <= most).then(|| format!("{{{}}}", words.join(", ")))
     }
 
-    /// Its elements, if it is a set of protocols and nothing else.
+    /// Its elements, if it is a set of protocols and nothing else, and only its owner changes it.
     pub fn protocols(&self, mut keys: Vec<Key>) -> Option<Protocols> {
-        if self.fields != [Field::Protocol] || keys.iter().any(|key| key.first.len() != 1) {
+        if self.filled || self.fields != [Field::Protocol] || keys.iter().any(|key| key.first.len() != 1) {
             return None;
         }
         keys.sort_by(|a, b| a.first.cmp(&b.first).then(b.is_end.cmp(&a.is_end)));
@@ -232,6 +243,14 @@ impl SetHead {
         }
         Some(words.join(" . "))
     }
+}
+
+/// A name, unless it is one that may be taken for several or for a pattern.
+fn plain_name(bytes: &[u8]) -> Option<String> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let (name, rest) = bytes.split_at(end);
+    let plain = name.iter().all(|byte| byte.is_ascii_graphic() && !b"+,{}".contains(byte));
+    (plain && rest.iter().all(|byte| *byte == 0)).then(|| text(name))
 }
 
 /// In order, intervals come as their beginning, and as what follows their end; the last one may have no end.
@@ -293,7 +312,7 @@ mod tests {
 
     fn head(key_type: u32, interval: bool) -> SetHead {
         let fields = fields(key_type).unwrap_or_default();
-        SetHead { name: "some".to_owned(), interval, fields }
+        SetHead { name: "some".to_owned(), interval, fixed: false, filled: false, fields }
     }
 
     fn key(bytes: &[u8]) -> Key {
@@ -341,6 +360,12 @@ mod tests {
         assert_eq!(head(IFNAME, false).in_words(vec![key(&eth0)], 16).as_deref(), Some("{eth0}"));
         let addresses = vec![key(&[1, 2, 3, 4]), key(&[1, 2, 3, 9])];
         assert_eq!(head(V4, false).in_words(addresses, 16).as_deref(), Some("{1.2.3.4, 1.2.3.9}"));
+        // One whose name ends as a pattern does, and one that is no text.
+        for odd in
+            [*b"eth+\0\0\0\0\0\0\0\0\0\0\0\0", *b"et,h\0\0\0\0\0\0\0\0\0\0\0\0", *b"eth\xff\0\0\0\0\0\0\0\0\0\0\0\0"]
+        {
+            assert_eq!(head(IFNAME, false).in_words(vec![key(&odd)], 16), None);
+        }
         // `eth*`, of which the kernel has the first and what follows the last.
         eth0[3] = 0;
         let mut after = eth0;

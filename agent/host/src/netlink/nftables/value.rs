@@ -6,6 +6,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub(super) const NETWORK: u32 = 1;
 pub(super) const NETWORK_V6: u32 = 0x100 | NETWORK;
 
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`.
+pub(super) const TRANSPORT: u32 = 2;
+
 /// Something that an expression has put into a register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
@@ -71,9 +74,10 @@ impl Value {
             Self::Conntrack(key) => format!("ct {key}"),
             Self::Payload(..) if self.is_source_address() => "-s".to_owned(),
             Self::Payload(..) if self.is_destination_address() => "-d".to_owned(),
-            Self::Payload(NETWORK, 9, 1) | Self::Payload(NETWORK_V6, 6, 1) => "-p".to_owned(),
-            Self::Payload(2, 0, 2) => "--sport".to_owned(),
-            Self::Payload(2, 2, 2) => "--dport".to_owned(),
+            Self::Payload(NETWORK, 9, 1) => "-p".to_owned(),
+            Self::Payload(NETWORK_V6, 6, 1) => "nexthdr".to_owned(),
+            Self::Payload(TRANSPORT, 0, 2) => "--sport".to_owned(),
+            Self::Payload(TRANSPORT, 2, 2) => "--dport".to_owned(),
             Self::Payload(base, offset, length) => format!("payload {base},{offset},{length}"),
             Self::AddressType(side) => format!("--{side}-type"),
             Self::Number { modulus, .. } => format!("numgen mod {modulus}"),
@@ -99,6 +103,16 @@ impl Value {
 
     pub(super) fn is_protocol(&self) -> bool {
         self.kind() == Kind::Protocol
+    }
+
+    /// Whether it is a name, of which words do not tell a `+` from a `*`, nor bytes that are not UTF-8 from others.
+    pub(super) fn is_name(&self) -> bool {
+        self.kind() == Kind::Name
+    }
+
+    /// Whether it is of the transport header: packets of protocols without one, or too short for it, are let pass by.
+    pub(super) fn is_of_transport(&self) -> bool {
+        matches!(self, Self::Payload(TRANSPORT, ..))
     }
 
     /// Whether it is the header behind the first one of IPv6: the protocol, unless there are options.
@@ -127,7 +141,7 @@ impl Value {
     }
 
     pub(super) fn is_destination_port(&self) -> bool {
-        *self == Self::Payload(2, 2, 2)
+        *self == Self::Payload(TRANSPORT, 2, 2)
     }
 
     /// The same number, the other way round.
@@ -160,7 +174,7 @@ impl Value {
                 Kind::Protocol
             }
             Self::Meta(meta::MARK) | Self::Conntrack(_) => Kind::Mark,
-            Self::Payload(2, 0 | 2, 2) => Kind::Port,
+            Self::Payload(TRANSPORT, 0 | 2, 2) => Kind::Port,
             Self::Payload(..) if self.is_source_address() || self.is_destination_address() => Kind::Address,
             Self::AddressType(_) => Kind::Type,
             Self::Swapped(value) => value.kind(),

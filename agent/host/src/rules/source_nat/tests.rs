@@ -20,7 +20,7 @@ fn masquerade() -> Action {
 
 fn told(chains: &[Chain]) -> SourceNatRule {
     let table = Table { backend: RuleBackend::IptablesLegacy, family: RuleFamily::Ip, name: "nat".to_owned() };
-    let [rule] = source_nat(&table, chains).try_into().unwrap();
+    let [rule] = source_nat(&table, chains).rules.try_into().unwrap();
     rule
 }
 
@@ -61,7 +61,44 @@ fn rules_are_followed_up_to_the_bound_and_what_is_behind_it_is_not_called_dead()
     assert_eq!(long(MAX_STEPS - 1).path, ["POSTROUTING"]);
     let behind = long(MAX_STEPS);
     assert_eq!(behind.path, ["…"]);
-    assert!(behind.unclear[0].contains("more ways through the rules"), "{behind:?}");
+    assert!(behind.unclear[0].contains("took too many steps"), "{behind:?}");
+}
+
+/// Exercises a rule to which one way is known, and to which others lead that are not followed. If this fails, it is told to be
+/// for those packets only that come on the first.
+#[test]
+fn a_rule_to_which_ways_lead_that_are_not_followed_is_told_as_it_is_by_itself() {
+    let table = Table { backend: RuleBackend::Nftables, family: RuleFamily::Ip, name: "nat".to_owned() };
+    let own = || Parts { probability: 0.5, ..asking(&["--dport 443"]) };
+    let target = |name: &str| chain(name, vec![(asking(&["-d 10.0.0.0/8"]), Action::Return), (own(), masquerade())]);
+    let found = |chains: &[Chain]| {
+        let found = source_nat(&table, chains);
+        (found.rules.into_iter().rfind(|rule| rule.place.position == 2).unwrap(), found.cut)
+    };
+    let first =
+        || Parts { probability: 0.01, protocols: Protocols::only(Protocol::TCP), ..asking(&["-s 10.1.0.0/16"]) };
+    let narrow = vec![(asking(&["-o lo"]), Action::End), (first(), jump("X"))];
+    let (alone, _) = found(&[chain("POSTROUTING", narrow.clone()), target("X")]);
+    assert_eq!((alone.conditions.len(), alone.exceptions.len(), alone.unclear.len()), (2, 2, 0), "{alone:?}");
+    let assert_wide = |more: Vec<(Parts, Action)>, others: Vec<Chain>, why: &str| {
+        let rules = narrow.iter().cloned().chain(more).collect();
+        let chains: Vec<Chain> = [chain("POSTROUTING", rules), target("X")].into_iter().chain(others).collect();
+        let (told, cut) = found(&chains);
+        assert_eq!(told.path, alone.path);
+        assert_eq!((told.conditions.as_slice(), told.probability), (&["--dport 443".to_owned()][..], 0.5), "{told:?}");
+        assert!(told.protocols.is_all() && told.exceptions.is_empty(), "{told:?}");
+        assert!(told.unclear.len() == 1 && told.unclear[0].contains(why), "{told:?}");
+        assert_eq!(cut.is_some(), why.contains("steps"), "{cut:?}");
+    };
+    assert_wide(vec![(asking(&["-d 10.9.0.2"]), Action::Map)], Vec::new(), "a map");
+    // As deep as it goes, and one more.
+    let deep = |name: usize| chain(&name.to_string(), vec![(Parts::default(), jump(&(name + 1).to_string()))]);
+    let mut others: Vec<Chain> = (0..MAX_DEPTH).map(deep).collect();
+    others.push(chain(&MAX_DEPTH.to_string(), vec![(Parts::default(), jump("X"))]));
+    assert_wide(vec![(Parts::default(), jump("0"))], others, "deeper");
+    let mut many = vec![(Parts::default(), Action::Continue); MAX_STEPS];
+    many.push((Parts::default(), jump("X")));
+    assert_wide(many, Vec::new(), "steps");
 }
 
 /// Exercises the bound of exceptions. If this fails, a list of a thousand networks is told whole, or cut silently.
@@ -89,7 +126,8 @@ fn only_what_is_certainly_behind_a_rule_that_takes_everything_is_never_reached()
     let unreached = |ahead: Parts, action: Action| {
         let rules = vec![rule(1, ahead, action), rule(2, Parts::default(), masquerade())];
         let other = Chain { name: "other".to_owned(), at_hook: false, whole: true, rules: Vec::new() };
-        let told = source_nat(&table, &[Chain { name: "out".to_owned(), at_hook: true, whole: true, rules }, other]);
+        let told =
+            source_nat(&table, &[Chain { name: "out".to_owned(), at_hook: true, whole: true, rules }, other]).rules;
         let last = told.last().unwrap();
         assert_eq!(last.unreached.is_some(), last.path.is_empty(), "{last:?}");
         last.unreached.clone()
@@ -135,7 +173,7 @@ fn jump(to: &str) -> Action {
 /// The last rule that translates, as `-p … conditions but exceptions`, or why nothing comes to it.
 fn last(chains: &[Chain]) -> String {
     let table = Table { backend: RuleBackend::IptablesLegacy, family: RuleFamily::Ip, name: "nat".to_owned() };
-    let rules = source_nat(&table, chains);
+    let rules = source_nat(&table, chains).rules;
     let rule = rules.iter().rfind(|rule| rule.place.chain == "POSTROUTING").unwrap();
     if let Some(why) = &rule.unreached {
         assert!(rule.path.is_empty());
@@ -286,12 +324,19 @@ fn conditions_of_the_same_words_are_told_apart_by_what_these_leave_out() {
             conditions.into_iter().map(|one| (Parts { conditions: vec![one], ..Parts::default() }, masquerade()));
         let table = Table { backend: RuleBackend::IptablesLegacy, family: RuleFamily::Ip, name: "nat".to_owned() };
         let found = source_nat(&table, &[chain("POSTROUTING", rules.collect())]);
-        found.into_iter().map(|rule| [rule.conditions, rule.unclear].concat().join(" ")).collect::<Vec<_>>()
+        let told = |rule: SourceNatRule| match rule.unreached {
+            Some(_) => "never".to_owned(),
+            None => [rule.conditions, rule.unclear].concat().join(" "),
+        };
+        found.rules.into_iter().map(told).collect::<Vec<_>>()
     };
     let bpf = |program: u8| Condition::unclear("match `bpf`", &[program]);
     assert_eq!(of([bpf(1), bpf(2), bpf(1)]), ["match `bpf`", "match `bpf` (no. 2)", "match `bpf`"]);
     let owner = |user: u8| Condition::for_now("-m owner …", &[user]);
     assert_eq!(of([owner(1), owner(1), owner(2)]), ["-m owner …", "-m owner …", "-m owner … (no. 2)"]);
+    // Those too of which the answer lasts: `eth+` may be a name, or the beginning of some.
+    let (name, names) = (Condition::lasting_but("-o eth+", b"eth+\0"), || Condition::lasting_but("! -o eth+", b"eth"));
+    assert_eq!(of([name, names(), names()]), ["-o eth+", "! -o eth+ (no. 2)", "never"]);
     // What one limit lets pass says nothing of the next one.
     let limit = || Condition::once("limit …");
     assert_eq!(of([limit(), limit(), limit()]), ["limit …", "limit … (no. 2)", "limit … (no. 3)"]);
@@ -309,7 +354,7 @@ fn what_was_taken_out_is_remembered_up_to_the_bound_and_nothing_false_is_said_be
         let mut inner = rules.clone();
         inner.push((Parts::default(), Action::End));
         let table = Table { backend: RuleBackend::IptablesLegacy, family: RuleFamily::Ip, name: "nat".to_owned() };
-        let told = source_nat(&table, &[chain("POSTROUTING", outer), chain("inner", inner)]);
+        let told = source_nat(&table, &[chain("POSTROUTING", outer), chain("inner", inner)]).rules;
         let [outer, inner] = told.try_into().unwrap();
         (outer, inner)
     };

@@ -183,9 +183,10 @@ fn table(
             reading.missing.push(format!("nftables table `{} {name}` changed each time it was read", family.name()));
         } else {
             reading.rules += rules;
-            let left_out = more.into_iter().chain(cut);
+            let found = source_nat(&place, &chains);
+            let left_out = more.into_iter().chain(cut).chain(found.cut);
             reading.missing.extend(left_out.map(|why| format!("nftables table `{} {name}`: {why}", family.name())));
-            reading.source_nat.extend(source_nat(&place, &chains).into_iter().map(|rule| in_force(rule, nat)));
+            reading.source_nat.extend(found.rules.into_iter().map(|rule| in_force(rule, nat)));
         }
         break;
     }

@@ -89,7 +89,7 @@ proptest! {
             }
         }
         let table = Table { backend: RuleBackend::IptablesLegacy, family: RuleFamily::Ip, name: "nat".to_owned() };
-        for told in source_nat(&table, &chains) {
+        for told in source_nat(&table, &chains).rules {
             let here = seen.iter().filter(|(chain, position, ..)| (chain, *position) == (&told.place.chain, told.place.position));
             for (_, _, protocol, bits) in here {
                 prop_assert_eq!(&told.unreached, &None, "{:?} {}: {:?} {:#?}", protocol, bits, &told, &chains);
@@ -128,7 +128,7 @@ fn of_simple_rules_every_dead_one_is_found() {
                 send(&chains, "POSTROUTING", packet, &mut seen);
             }
             let table = Table { backend: RuleBackend::IptablesLegacy, family: RuleFamily::Ip, name: "nat".to_owned() };
-            for told in source_nat(&table, &chains) {
+            for told in source_nat(&table, &chains).rules {
                 let place = (&told.place.chain, told.place.position);
                 let reached = seen.iter().any(|(chain, position, ..)| (chain, *position) == place);
                 assert_eq!(told.unreached.is_none(), reached, "{told:?} {chains:#?}");

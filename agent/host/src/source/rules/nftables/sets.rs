@@ -45,7 +45,7 @@ impl<'a> Sets<'a> {
                 let keys = self.elements(head);
                 let words = keys.as_ref().and_then(|keys| head.in_words(keys.clone(), SET_ELEMENTS_SHOWN));
                 let protocols = keys.and_then(|keys| head.protocols(keys));
-                SetInWords { words, protocols, registers: head.registers() }
+                SetInWords { words, protocols, fixed: head.fixed, registers: head.registers() }
             }
             None => SetInWords::default(),
         };
