@@ -63,6 +63,8 @@ impl Scene {
         for name in ["udp_timeout", "udp_timeout_stream", "tcp_timeout_time_wait", "tcp_timeout_close"] {
             nat.node.set_sysctl(&format!("net.netfilter.nf_conntrack_{name}"), "900")?;
         }
+        // All checks' flows are some 60,000 by then in the gateway's table, where what has expired stays until it is looked at.
+        lab.raise_machine_setting("net.netfilter.nf_conntrack_max", 10 * connections)?;
         // Without a rule that needs it, a namespace has no conntrack of IPv6.
         nat.node
             .exec("ip6tables", &["-w", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"])?;
