@@ -115,10 +115,15 @@ impl Packets {
         self.known.retain(|known| *known != answer);
     }
 
+    /// Whether none of these have gone back before the others were taken out, or they are gone, too.
+    fn is_told(&self, gone: &Gone, others: &[Rc<Gone>]) -> bool {
+        let is_gone = |one: &Gone| others.binary_search_by_key(&one.number, |other| other.number).is_ok();
+        !gone.but_more && gone.but.iter().all(|but| self.are_apart_from(but) || is_gone(but))
+    }
+
     /// Takes these out, if what is left then can be told by protocols and answers.
     fn lose(&mut self, gone: &Gone, others: &[Rc<Gone>]) -> bool {
-        let is_gone = |one: &Gone| others.binary_search_by_key(&one.number, |other| other.number).is_ok();
-        if gone.but_more || gone.but.iter().any(|but| !self.are_apart_from(but) && !is_gone(but)) {
+        if !self.is_told(gone, others) {
             return false;
         }
         let mut open = gone.answers.iter().filter(|answer| !self.know(**answer));
@@ -134,13 +139,47 @@ impl Packets {
         true
     }
 
+    /// The only answer that those have had and that is not known of these.
+    fn differ_in(&self, gone: &Gone, others: &[Rc<Gone>]) -> Option<Answer> {
+        if !self.is_told(gone, others) {
+            return None;
+        }
+        let mut open = gone.answers.iter().filter(|answer| !self.know(**answer));
+        open.next().copied().filter(|_| open.next().is_none())
+    }
+
+    /// Takes out the protocols of which all with one answer are gone, and all with the other.
+    fn lose_both(&mut self, mut halves: Vec<(Answer, Protocols)>) -> bool {
+        halves.sort_unstable_by_key(|(answer, _)| *answer);
+        let mut left = self.protocols;
+        for question in halves.chunk_by(|(one, _), (next, _)| one == next || one.other() == *next) {
+            let of = |answer: Answer| {
+                let same = question.iter().filter(move |(one, _)| *one == answer);
+                same.fold(Protocols::NONE, |all, (_, these)| all.or(*these))
+            };
+            if let [(answer, _), _, ..] = question {
+                left = left.without(of(*answer).and(of(answer.other())));
+            }
+        }
+        std::mem::replace(&mut self.protocols, left) != left
+    }
+
     /// Makes use of all that was taken out.
     pub(super) fn settle(&mut self, gone: &[Rc<Gone>]) {
         for _ in 0..MAX_TURNS {
             let mut learnt = false;
-            for one in gone {
-                learnt |= !self.are_apart_from(one) && self.lose(one, gone);
+            let mut halves: Vec<(Answer, Protocols)> = Vec::new();
+            for one in gone.iter().map(Rc::as_ref) {
+                if self.are_apart_from(one) {
+                    continue;
+                }
+                if self.lose(one, gone) {
+                    learnt = true;
+                } else if let Some(answer) = self.differ_in(one, gone) {
+                    halves.push((answer, one.protocols));
+                }
             }
+            learnt |= self.lose_both(halves);
             if !learnt {
                 break;
             }

@@ -309,6 +309,24 @@ fn a_rule_and_its_opposite_take_everything_only_if_nothing_else_restricts_them()
             "{restricted:?}"
         );
     }
+    // Of some protocols both halves are gone, whatever else went before.
+    let ported = |said: &str| Parts { protocols: Protocols::only(Protocol::TCP), ..asking(&[said]) };
+    let dual = |second: Parts| {
+        let rules = vec![
+            (asking(&["IPv4", "-s 10.0.0.0/8"]), Action::Return),
+            (ported("IPv4"), masquerade()),
+            (asking(&["IPv6", "-s fd00::/8"]), Action::Return),
+            (second, masquerade()),
+            (Parts::default(), masquerade()),
+        ];
+        last(&[chain("POSTROUTING", rules)])
+    };
+    let private = "but IPv4 -s 10.0.0.0/8 but IPv6 -s fd00::/8";
+    assert_eq!(dual(ported("IPv6")), format!("! -p tcp {private}"));
+    assert_eq!(dual(Parts { probability: 0.5, ..ported("IPv6") }), private);
+    assert_eq!(dual(Parts { selective: true, ..ported("IPv6") }), private);
+    assert_eq!(dual(Parts { protocols: Protocols::only(Protocol::UDP), ..ported("IPv6") }), private);
+    assert_eq!(dual(Parts { protocols: Protocols::only(Protocol::TCP), ..asking(&["IPv6", "-o eth0"]) }), private);
     // An answer that may be another one for the next rule.
     let for_now = || Parts { conditions: vec![Condition::for_now("! mark 0x1", &[])], ..Parts::default() };
     assert_eq!(behind(for_now(), for_now()), "mark 0x1");
