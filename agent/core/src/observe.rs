@@ -35,7 +35,8 @@ pub use pods::{
 };
 pub use program::{Program, ProgramRuns};
 pub use rules::{
-    NodePort, PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceNat, SourceNatKind, SourceNatRule,
+    Between, NodePort, PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceNat, SourceNatKind,
+    SourceNatRule,
 };
 pub use source::SourceId;
 pub use tcp::{Owner, Socket, SocketOwner, SocketState, SocketTimer, TcpCounter};

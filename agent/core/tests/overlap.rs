@@ -10,14 +10,16 @@ use headroom_core::model::overlap::AllocatedNodePorts;
 use headroom_core::model::policy::Policy;
 use headroom_core::model::{Memory, evaluate};
 use headroom_core::observe::{
-    CoverageDetail, Fact, Namespace, NodePort, Observation, Outcome, PortChoice, RuleBackend, RuleFamily, RulePlace,
-    ServiceProxy, Snapshot, SourceId, SourceNat, SourceNatKind, SourceNatRule,
+    Between, CoverageDetail, Fact, Namespace, NodePort, Observation, Outcome, PortChoice, RuleBackend, RuleFamily,
+    RulePlace, ServiceProxy, Snapshot, SourceId, SourceNat, SourceNatKind, SourceNatRule,
 };
 use headroom_core::ports::{PortRange, PortSettings, parse_reserved_ports};
 use headroom_core::protocols::Protocols;
 use headroom_core::report::{AllocatedBasis, NodePortBasis, Report, RuleOwner};
 use headroom_core::time::{NodeTime, Now, WallTime};
 
+#[path = "overlap/divided.rs"]
+mod divided;
 #[path = "overlap/many.rs"]
 mod many;
 #[path = "overlap/remedies.rs"]

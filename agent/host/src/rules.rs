@@ -6,6 +6,7 @@
 use headroom_core::observe::SourceNat;
 use headroom_core::protocols::Protocols;
 
+mod between;
 mod condition;
 mod packets;
 mod questions;

@@ -83,8 +83,15 @@ pub struct SourceNatRule {
     pub conditions: Vec<String>,
     /// Packets that earlier rules take out before they come here, other than by translating them.
     pub exceptions: Vec<String>,
-    /// Of the packets that come here and fulfil the conditions, the part that the rule takes by chance; 1 if all.
+    /// Of the packets that come here and fulfil the conditions, the part that the rule takes by chance; 1 if all. What chance
+    /// keeps from the chain is an exception.
     pub probability: f64,
+    /// It may let packets pass by for a reason that is told nowhere: what part it takes is not known.
+    #[serde(default)]
+    pub selective: bool,
+    /// What is left of its packets since the rule of the same chain that translated before it.
+    #[serde(default)]
+    pub between: Between,
     /// What it does.
     pub target: SourceNat,
     /// Comments at the rule and at the jumps to it.
@@ -106,11 +113,61 @@ impl SourceNatRule {
             conditions: Vec::new(),
             exceptions: Vec::new(),
             probability: 1.0,
+            selective: false,
+            between: Between::default(),
             target,
             comments: Vec::new(),
             unclear: Vec::new(),
             unreached: None,
         }
+    }
+}
+
+/// What the rules between two that translate in the same chain take out of packets that are what both ask for. It is the same
+/// on every way to the chain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Between {
+    /// The part that chance leaves, by protocols.
+    left: Vec<(Protocols, f64)>,
+    /// Of these nobody can tell how many are left.
+    unsure: Protocols,
+}
+
+/// Nothing is taken out.
+impl Default for Between {
+    fn default() -> Self {
+        Self { left: Vec::new(), unsure: Protocols::NONE }
+    }
+}
+
+impl Between {
+    /// Sets of protocols that chance treats alike, at most; of the others it is not known what is left.
+    pub const LIMIT: usize = 8;
+
+    /// Chance leaves this part of the packets of these protocols.
+    pub fn leave(&mut self, protocols: Protocols, part: f64) {
+        if let Some((_, left)) = self.left.iter_mut().find(|(same, _)| *same == protocols) {
+            *left *= part;
+        } else if self.left.len() < Self::LIMIT {
+            self.left.push((protocols, part));
+        } else {
+            self.doubt(protocols);
+        }
+    }
+
+    /// Some of these are taken out, and nobody can tell how many.
+    pub fn doubt(&mut self, protocols: Protocols) {
+        self.unsure = self.unsure.or(protocols);
+    }
+
+    /// Whether nobody can tell how many are left of a protocol.
+    pub fn is_unsure_of(&self, protocol: Protocol) -> bool {
+        self.unsure.contains(protocol)
+    }
+
+    /// The part that chance leaves of a protocol.
+    pub fn left_of(&self, protocol: Protocol) -> f64 {
+        self.left.iter().filter(|(protocols, _)| protocols.contains(protocol)).map(|(_, left)| left).product()
     }
 }
 

@@ -10,7 +10,7 @@ use headroom_core::observe::{RuleBackend, RuleFamily, RulePlace, SourceNat, Sour
 
 use super::packets::{Gone, Here, How, Packets};
 use super::questions::Questions;
-use super::{Action, Chain, Rule, told};
+use super::{Action, Chain, Rule, between, told};
 
 /// Chains within chains at most; the kernel's own limit is 16 for nftables.
 const MAX_DEPTH: usize = 16;
@@ -35,7 +35,8 @@ pub struct Table {
 struct Way {
     path: Vec<String>,
     comments: Vec<String>,
-    probability: f64,
+    /// What chance has kept from this way.
+    chances: Vec<String>,
     here: Here,
 }
 
@@ -88,6 +89,7 @@ pub fn source_nat(table: &Table, chains: &[Chain]) -> Found {
         let _ended = walk.chain(chain, Way::begin());
     }
     walk.unreached(chains);
+    walk.between(chains);
     let cut = (walk.steps > MAX_STEPS).then(|| {
         format!("following its rules takes more than {MAX_STEPS} steps; some are told as they are by themselves")
     });
@@ -221,7 +223,6 @@ impl<'a> Walk<'a> {
                 rule.conditions.retain(|condition| told.conditions.contains(condition));
                 rule.exceptions.retain(|exception| told.exceptions.contains(exception));
                 rule.unclear.retain(|unclear| told.unclear.contains(unclear));
-                rule.probability = rule.probability.max(told.probability);
                 rule.protocols = rule.protocols.or(told.protocols);
             }
         }
@@ -229,12 +230,14 @@ impl<'a> Walk<'a> {
 
     /// The rule, as packets come to it.
     fn told(&self, way: &Way, packets: &Packets, rule: &Rule, place: RulePlace, target: &SourceNat) -> SourceNatRule {
+        let exceptions = told::exceptions(&self.questions, packets, &way.here);
         SourceNatRule {
             path: way.path.clone(),
             protocols: packets.protocols,
             conditions: told::conditions(&self.questions, packets, true),
-            exceptions: told::exceptions(&self.questions, packets, &way.here),
-            probability: way.probability * rule.parts.probability,
+            exceptions: way.chances.iter().cloned().chain(exceptions).collect(),
+            probability: rule.parts.probability,
+            selective: rule.parts.selective,
             comments: way.comments.iter().chain(&rule.parts.comment).cloned().collect(),
             unclear: told::conditions(&self.questions, packets, false),
             ..SourceNatRule::new(place, target.clone())
@@ -252,6 +255,21 @@ impl<'a> Walk<'a> {
         let mut told = self.by_itself(chain, rule, place, target);
         told.unclear.push(why.to_owned());
         told
+    }
+
+    /// What is left between the rules in force, now that it is known which are.
+    fn between(&mut self, chains: &[Chain]) {
+        let ending = between::ending(chains);
+        for chain in chains {
+            let mut since = 0;
+            for (index, rule) in chain.rules.iter().enumerate() {
+                let found = self.found.get_mut(&place(self.table, chain, rule));
+                let Some(found) = found.filter(|found| found.unreached.is_none()) else { continue };
+                let others = chain.rules.get(since..index).unwrap_or_default();
+                found.between = between::between(rule, others, chain.whole, &ending);
+                since = index + 1;
+            }
+        }
     }
 
     /// Rules to which nothing leads: they do nothing, unless a way leads to them that was not followed.
@@ -306,14 +324,17 @@ impl<'a> Walk<'a> {
 impl Way {
     /// At a hook, all packets.
     fn begin() -> Self {
-        Self { path: Vec::new(), comments: Vec::new(), probability: 1.0, here: Here::default() }
+        Self { path: Vec::new(), comments: Vec::new(), chances: Vec::new(), here: Here::default() }
     }
 
     /// Those that a rule sends to another chain.
     fn through(&self, rule: &Rule, packets: Packets) -> Self {
         let mut way = self.clone();
         way.comments.extend(rule.parts.comment.clone());
-        way.probability *= rule.parts.probability;
+        let (kept, chain) = (1.0 - rule.parts.probability, self.path.last().map_or("", String::as_str));
+        if kept > 0.0 {
+            way.chances.push(format!("{kept:.4} of all by chance at `{chain}` rule {}", rule.position));
+        }
         way.here.packets = packets;
         way
     }

@@ -139,7 +139,7 @@ fn groups<'a>(rules: &[&'a SourceNatRule]) -> Vec<Vec<&'a SourceNatRule>> {
     // What a rule of the group has left over falls to the next one, so that later ones know more exceptions than earlier ones.
     // What is not understood is the same where its words are: words that ask different things are told apart.
     let same = |a: &SourceNatRule, b: &SourceNatRule| {
-        same_chain(a, b) && a.conditions == b.conditions && a.unclear == b.unclear
+        same_chain(a, b) && !a.selective && !b.selective && a.conditions == b.conditions && a.unclear == b.unclear
     };
     for rule in rules.iter().filter(|rule| !rule.path.is_empty()) {
         match groups.last_mut() {
@@ -246,37 +246,71 @@ impl Judge<'_> {
         Shares { range: Some(range), allocated, why }
     }
 
-    /// One row for each protocol that the rules of a group translate.
+    /// A row for each protocol that the rules of a group translate, and one more behind each place where nobody can tell how many
+    /// are left of what the rules in front of it let pass.
     fn group(&mut self, group: &[&SourceNatRule]) -> Vec<ShareReport> {
         let mut rows: Vec<ShareReport> = Vec::new();
         for protocol in WITH_NODE_PORTS {
-            let rules = group.iter().filter(|rule| rule.protocols.contains(protocol));
-            let (mut left, mut taken) = (1.0, 0.0);
-            let (mut range, mut allocated) = (Some(0.0), Some(0.0));
-            let (mut count, mut why) = (0_u32, Vec::new());
-            for rule in rules {
-                let part = left * rule.probability;
-                let shares = self.shares(&rule.target, protocol);
-                if part <= 0.0 {
+            let (mut row, mut left) = (Row::default(), 1.0);
+            for rule in group {
+                // Of nothing, nothing is left.
+                if rule.between.is_unsure_of(protocol) && left > 0.0 {
+                    let apart = row.apart || !row.parts.is_empty();
+                    rows.extend(row.told(protocol));
+                    (row, left) = (Row { apart, ..Row::default() }, 1.0);
+                }
+                left *= rule.between.left_of(protocol);
+                if !rule.protocols.contains(protocol) {
                     continue;
                 }
-                range = range.zip(shares.range).map(|(sum, share)| sum + part * share);
-                allocated = allocated.zip(shares.allocated).map(|(sum, share)| sum + part * share);
-                (left, taken, count) = (left - part, taken + part, count + 1);
-                why.push(if part < 1.0 { format!("{:.1} %: {}", part * 100.0, shares.why) } else { shares.why });
+                let part = left * rule.probability;
+                left *= 1.0 - rule.probability;
+                if part > 0.0 {
+                    row.parts.push((rule, part, self.shares(&rule.target, protocol)));
+                }
             }
-            let Some(first) = group.first().filter(|_| count > 0) else { continue };
-            rows.push(ShareReport {
-                place: first.place.clone(),
-                owner: owner(first),
-                protocol,
-                rules: count,
-                share: range.map(|share| share / taken),
-                share_allocated: allocated.map(|share| share / taken),
-                why: why.join("; "),
-            });
+            rows.extend(row.told(protocol));
         }
         rows
+    }
+}
+
+/// Rules that divide connections among themselves, with the part that each takes.
+#[derive(Default)]
+struct Row<'a> {
+    parts: Vec<(&'a SourceNatRule, f64, Shares)>,
+    /// There are others in front of them, and nobody can tell how many connections those take against these.
+    apart: bool,
+}
+
+impl Row<'_> {
+    fn told(self, protocol: Protocol) -> Option<ShareReport> {
+        let (first, ..) = self.parts.first()?;
+        let taken: f64 = self.parts.iter().map(|(_, part, _)| part).sum();
+        let sum = |of: fn(&Shares) -> Option<f64>| {
+            let mut shares = self.parts.iter().map(|(_, part, shares)| of(shares).map(|share| part / taken * share));
+            shares.try_fold(0.0, |sum, share| share.map(|share| sum + share))
+        };
+        let mut why: Vec<String> = Vec::new();
+        if self.apart {
+            why.push(
+                "how many come here is not known against the rules in front, so these are told by themselves"
+                    .to_owned(),
+            );
+        }
+        why.extend(self.parts.iter().map(|(_, part, shares)| match part / taken {
+            part if part < 1.0 => format!("{:.1} %: {}", part * 100.0, shares.why),
+            _all => shares.why.clone(),
+        }));
+        Some(ShareReport {
+            place: first.place.clone(),
+            owner: owner(first),
+            protocol,
+            rules: u32::try_from(self.parts.len()).unwrap_or(u32::MAX),
+            share: sum(|shares| shares.range),
+            share_allocated: sum(|shares| shares.allocated),
+            why: why.join("; "),
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use crate::rules::told::EXCEPTIONS_LIMIT;
 use crate::rules::{Condition, Parts};
 
 mod any;
+mod between;
 
 fn rule(position: usize, parts: Parts, action: Action) -> Rule {
     Rule { position: u32::try_from(position).unwrap(), parts, action }
@@ -79,7 +80,7 @@ fn a_rule_to_which_ways_lead_that_are_not_followed_is_told_as_it_is_by_itself() 
         || Parts { probability: 0.01, protocols: Protocols::only(Protocol::TCP), ..asking(&["-s 10.1.0.0/16"]) };
     let narrow = vec![(asking(&["-o lo"]), Action::End), (first(), jump("X"))];
     let (alone, _) = found(&[chain("POSTROUTING", narrow.clone()), target("X")]);
-    assert_eq!((alone.conditions.len(), alone.exceptions.len(), alone.unclear.len()), (2, 2, 0), "{alone:?}");
+    assert_eq!((alone.conditions.len(), alone.exceptions.len(), alone.unclear.len()), (2, 3, 0), "{alone:?}");
     let assert_wide = |more: Vec<(Parts, Action)>, others: Vec<Chain>, why: &str| {
         let rules = narrow.iter().cloned().chain(more).collect();
         let chains: Vec<Chain> = [chain("POSTROUTING", rules), target("X")].into_iter().chain(others).collect();
