@@ -87,6 +87,8 @@ fn of_many_makers_the_worst_are_found_and_the_others_are_counted() {
     let findings = Node::with(chains.collect(), vec![]).findings(FindingId::MasqueradeOverlapsNodeport);
     let subjects: Vec<_> = findings.iter().map(|finding| finding.subject.as_str()).collect();
     assert_eq!(subjects.len(), 10);
+    let named = |finding: &Finding| finding.title.contains(&format!("that {} translates", finding.subject));
+    assert!(findings.iter().all(named), "chains of one maker are told apart: {findings:?}");
     assert!(subjects.contains(&"somebody (own-11)") && !subjects.contains(&"somebody (own-00)"), "{subjects:?}");
     let more: Vec<_> =
         findings.iter().flat_map(|finding| &finding.evidence).map(|evidence| evidence.said.as_str()).collect();

@@ -36,8 +36,10 @@ pub(super) fn masquerade(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let mut makers: Vec<(Maker<'_>, Vec<&ShareReport>)> = makers.into_iter().collect();
     makers.sort_by_key(|(maker, _)| larger.get(maker).copied());
     let more = makers.len().saturating_sub(MAX_FINDINGS);
-    let told = makers.into_iter().take(MAX_FINDINGS);
-    let mut findings: Vec<Finding> = told.map(|(maker, shares)| finding(view, maker, &shares, overlap)).collect();
+    let told: Vec<_> = makers.into_iter().take(MAX_FINDINGS).collect();
+    let alone = |owner| told.iter().filter(|((other, _), _)| *other == owner).count() == 1;
+    let mut findings: Vec<Finding> =
+        told.iter().map(|(maker, shares)| finding(view, *maker, alone(maker.0), shares, overlap)).collect();
     if let (Some(last), 1..) = (findings.last_mut(), more) {
         last.evidence.push(Evidence::seen(
             SourceId::Rules,
@@ -47,7 +49,16 @@ pub(super) fn masquerade(view: &View<'_>, report: &Report) -> Vec<Finding> {
     findings
 }
 
-fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], overlap: &OverlapReport) -> Finding {
+/// `alone`: no other finding is of the same owner.
+fn finding(
+    view: &View<'_>,
+    (owner, chain): Maker<'_>,
+    alone: bool,
+    shares: &[&ShareReport],
+    overlap: &OverlapReport,
+) -> Finding {
+    let subject = if chain.is_empty() { owner.name().to_owned() } else { format!("{} ({chain})", owner.name()) };
+    let who = if alone { owner.name() } else { &subject };
     let largest = |of: fn(&ShareReport) -> Option<f64>| shares.iter().filter_map(|row| of(row)).fold(0.0, f64::max);
     let (share, allocated) = (largest(|row| row.share), largest(|row| row.share_allocated));
     // The largest of several rules is not what all of them do.
@@ -62,19 +73,19 @@ fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], 
         (true, true) => format!(
             "{up_to}{} of the connections that {} translates get an allocated NodePort as source port (one in {:.0}), {} one of {node_ports}",
             percent(allocated),
-            owner.name(),
+            who,
             1.0 / allocated,
             percent(share)
         ),
         (true, false) => format!(
             "{up_to}{} of the connections that {} translates get a source port of the NodePorts {node_ports}, none of which is allocated that they could get",
             percent(share),
-            owner.name()
+            who
         ),
         (false, _) => format!(
             "{up_to}{} of the connections that {} translates get a source port of the NodePorts {node_ports}; which are allocated is not known",
             percent(share),
-            owner.name()
+            who
         ),
     };
     let mut evidence: Vec<Evidence> =
@@ -98,7 +109,7 @@ fn finding(view: &View<'_>, (owner, chain): Maker<'_>, shares: &[&ShareReport], 
         id: FindingId::MasqueradeOverlapsNodeport,
         severity: if bites { Severity::Warning } else { Severity::Info },
         title,
-        subject: if chain.is_empty() { owner.name().to_owned() } else { format!("{} ({chain})", owner.name()) },
+        subject,
         evidence,
         remedy,
     }
