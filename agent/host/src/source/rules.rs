@@ -5,11 +5,14 @@
 //! `/proc/kallsyms` (asking makes the kernel load it), `x_tables` only for tables that exist. Both take CAP_NET_ADMIN.
 //! Reading takes at most [`ROUND_LIMIT`]; of the time at most one part in [`IDLE_PER_ROUND`].
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use headroom_core::known::Known;
 use headroom_core::observe::{
-    Fact, NodePort, Outcome, RuleBackend, RuleFamily, ServiceProxy, Snapshot, SourceId, SourceNatRule,
+    Fact, NodePort, Outcome, PortChoice, RuleBackend, RuleFamily, ServiceProxy, Snapshot, SourceId, SourceNatRule,
 };
+use headroom_core::protocols::Protocols;
 use headroom_core::time::NodeTime;
 
 use crate::clock;
@@ -104,12 +107,30 @@ impl Reading {
     fn bound(&mut self) {
         if self.source_nat.len() > TRANSLATING_LIMIT {
             self.missing.push(format!("there are more than {TRANSLATING_LIMIT} rules that translate source addresses"));
-            self.source_nat.truncate(TRANSLATING_LIMIT);
+            self.keep_what_matters();
         }
         if self.node_ports.len() > NODE_PORTS_LIMIT {
             self.missing.push(format!("there are more than {NODE_PORTS_LIMIT} NodePorts"));
             self.node_ports.truncate(NODE_PORTS_LIMIT);
         }
+    }
+
+    /// Drops rules that no packet comes to before others, and those that keep ports before those that give out others.
+    fn keep_what_matters(&mut self) {
+        let gives = |rule: &SourceNatRule| rule.target.choice != PortChoice::Keep || rule.target.ports != Known::Absent;
+        let mut order: Vec<(usize, &SourceNatRule)> = self.source_nat.iter().enumerate().collect();
+        order.sort_by_key(|(_, rule)| (rule.unreached.is_some(), !gives(rule)));
+        let kept: BTreeSet<usize> = order.into_iter().take(TRANSLATING_LIMIT).map(|(index, _)| index).collect();
+        let (mut index, mut lacking) = (0.., false);
+        self.source_nat.retain_mut(|rule| {
+            let kept = index.next().is_some_and(|index| kept.contains(&index));
+            // What a dropped one takes is not known to the next one.
+            if kept && std::mem::take(&mut lacking) {
+                rule.between.doubt(Protocols::ALL);
+            }
+            lacking |= !kept && rule.unreached.is_none();
+            kept
+        });
     }
 
     fn legacy(&mut self, family: RuleFamily, table: iptables::blob::Table) {
@@ -207,5 +228,30 @@ mod tests {
         assert_eq!((rules, ports), (TRANSLATING_LIMIT, NODE_PORTS_LIMIT));
         let [rules, ports] = missing.as_slice() else { panic!("{missing:?}") };
         assert!(rules.contains("more than 4096 rules") && ports.contains("more than 65536 NodePorts"), "{missing:?}");
+    }
+
+    /// Exercises which rules are dropped. If this fails, dead rules of a pod's chains push out the one that gives NodePorts away;
+    /// or a rule is told to get a part that one takes which was dropped.
+    #[test]
+    fn dead_rules_are_dropped_first_and_then_those_that_keep_ports() {
+        let dead = SourceNatRule { unreached: Some("never reached".to_owned()), ..masquerade() };
+        let drawing = {
+            let mut rule = masquerade();
+            rule.target.choice = PortChoice::RandomFully;
+            rule
+        };
+        let kept = |front: &[&SourceNatRule]| {
+            let last = vec![drawing.clone(); TRANSLATING_LIMIT];
+            let source_nat = front.iter().map(|rule| (*rule).clone()).chain(last).collect();
+            let mut reading = Reading { source_nat, ..Reading::default() };
+            reading.bound();
+            reading.source_nat
+        };
+        let of_two = kept(&[&dead, &masquerade()]);
+        assert_eq!((of_two.len(), of_two.iter().all(|rule| *rule == drawing)), (TRANSLATING_LIMIT, false));
+        let unsure = of_two.iter().map(|rule| rule.between.is_unsure_of(Protocol::TCP));
+        assert_eq!(unsure.take(2).collect::<Vec<_>>(), [true, false]);
+        assert!(kept(&[&dead]).iter().all(|rule| *rule == drawing), "a dead rule takes nothing");
+        assert!(!kept(&[&drawing])[0].between.is_unsure_of(Protocol::TCP));
     }
 }
