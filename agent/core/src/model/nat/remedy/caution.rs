@@ -1,7 +1,7 @@
 //! What a change does to connections besides.
 
-use super::Target;
 use super::lines::own_outbound_rule;
+use super::{Target, mapping};
 use crate::model::nat::{Mode, NatSettings, Profile};
 
 /// What to mind of a change, where nodes have so many ports until then (cloud.google.com/nat/docs/tune-nat-configuration and
@@ -23,7 +23,10 @@ pub fn caution(nat: &NatSettings, target: Target, ports: u32) -> Vec<String> {
         }
         _ => None,
     };
-    of_ports.into_iter().chain(replaced(nat, target)).collect()
+    // Dynamic allocation and the mapping exclude each other.
+    let mapping_goes = target.mode == Some(Mode::Dynamic) && nat.endpoint_independent == Some(true);
+    let lost = (nat.profile == Profile::Gcp && mapping_goes).then(|| mapping::LOST.to_owned());
+    of_ports.into_iter().chain(lost).chain(replaced(nat, target)).collect()
 }
 
 /// Lines that take the whole list of NAT IPs, where there are some.

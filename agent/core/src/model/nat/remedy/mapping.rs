@@ -1,12 +1,17 @@
 //! What to do where endpoint-independent mapping takes a port for each source, and few are needed without it.
 
 use super::lines::gcloud_update;
+use super::more::with_air;
 use super::{Change, Remedy};
 use crate::model::nat::{NatSettings, NodePorts, Profile};
 
-/// Turning the mapping off, where the busiest destination needs so few ports that they are enough; nothing where they are not.
+/// What turning the mapping off takes away.
+pub(super) const LOST: &str = "connections may end when the mapping changes; what needs one address and port towards all peers (STUN, \
+                               peer-to-peer UDP) works no longer";
+
+/// Turning the mapping off, where the busiest destination then has ports to spare; nothing where it would be the next to lack some.
 pub fn mapping_off(nat: &NatSettings, ports: &NodePorts, busiest: u32) -> Remedy {
-    if nat.profile != Profile::Gcp || busiest >= ports.ports {
+    if nat.profile != Profile::Gcp || with_air(busiest) > ports.ports {
         return Remedy::default();
     }
     let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
@@ -16,14 +21,37 @@ pub fn mapping_off(nat: &NatSettings, ports: &NodePorts, busiest: u32) -> Remedy
              would do",
             ports.ports
         ),
-        mind: vec![
-            "connections may end when the mapping changes; what needs one address and port towards all peers (STUN, \
-             peer-to-peer UDP) works no longer"
-                .to_owned(),
-        ],
+        mind: vec![LOST.to_owned()],
         changes: vec![
             change("terraform", "enable_endpoint_independent_mapping = false".to_owned()),
             change("gcloud", format!("{} --no-enable-endpoint-independent-mapping", gcloud_update(nat))),
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::nat::remedy::{Target, caution};
+    use crate::model::nat::{Basis, Mode};
+
+    #[test]
+    fn the_mapping_is_turned_off_where_the_busiest_destination_has_ports_to_spare_then() {
+        let nat = NatSettings::of(Profile::Gcp, Basis::Configured);
+        let ports =
+            NodePorts { ports: 64, reserved: 64, capacity_nodes: None, basis: Basis::Configured, why: String::new() };
+        assert!(mapping_off(&nat, &ports, 51).says.contains("51 of 64 would do"));
+        // 80 per cent and more is what the next finding is about.
+        assert_eq!(mapping_off(&nat, &ports, 52).says, "");
+    }
+
+    #[test]
+    fn dynamic_allocation_says_that_it_takes_the_mapping_away() {
+        let target = Target { mode: Some(Mode::Dynamic), ..Target::default() };
+        let lost = |endpoint_independent| {
+            let nat = NatSettings { endpoint_independent, ..NatSettings::of(Profile::Gcp, Basis::Configured) };
+            caution(&nat, target, 1024).iter().any(|mind| mind == LOST)
+        };
+        assert_eq!([Some(true), Some(false), None].map(lost), [true, false, false]);
     }
 }

@@ -7,7 +7,7 @@ use crate::model::nat::{DYNAMIC_MAX_DEFAULT, Mode, NatSettings, NodePorts, Profi
 use crate::words::counted;
 
 /// A quarter on top of the demand, so that there is some air.
-fn with_air(demand: u32) -> u32 {
+pub(super) fn with_air(demand: u32) -> u32 {
     demand.saturating_add(demand / 4)
 }
 
