@@ -3,11 +3,12 @@
 
 use headroom_core::observe::{RuleBackend, RuleFamily};
 use headroom_fuzz::sow;
+use headroom_host::netlink::ipset;
 use headroom_host::netlink::message::Messages;
-use headroom_host::netlink::nftables::rule::{SetInWords, glance, rule};
+use headroom_host::netlink::nftables::glance::glance;
+use headroom_host::netlink::nftables::rule::{SetInWords, rule};
 use headroom_host::netlink::nftables::set::{Key, SetHead, set};
 use headroom_host::netlink::nftables::{chain, elements, is_interrupted, raw_rule, table};
-use headroom_host::netlink::ipset;
 use headroom_host::rules::Chain;
 use headroom_host::rules::source_nat::{Table, source_nat};
 use libfuzzer_sys::fuzz_target;
@@ -53,7 +54,10 @@ fn rules() -> Vec<u8> {
     let jump = attribute(2, &[number(1, 0xffff_fffd), attribute(2, b"here\0")].concat());
     let lookup = [
         expression("payload", &[number(1, 1), number(2, 1), number(3, 16), number(4, 4)]),
-        expression("bitwise", &[number(1, 1), number(2, 1), number(3, 4), value(4, &[255, 255, 0, 0]), value(5, &[0; 4])]),
+        expression(
+            "bitwise",
+            &[number(1, 1), number(2, 1), number(3, 4), value(4, &[255, 255, 0, 0]), value(5, &[0; 4])],
+        ),
         expression("lookup", &[attribute(1, b"set\0"), number(2, 1), number(5, 1)]),
         expression("immediate", &[number(1, 0), attribute(2, &jump)]),
     ];
@@ -80,7 +84,8 @@ fn others() -> Vec<u8> {
     let table = message(10 << 8, &[attribute(1, b"nat\0"), number(2, 1)]);
     let hook = attribute(4, &[number(1, 4), number(2, 100)].concat());
     let head = message(10 << 8 | 3, &[attribute(1, b"nat\0"), attribute(3, b"out\0"), hook, attribute(7, b"nat\0")]);
-    let verdict = attribute(2, &attribute(2, &[number(1, 0xffff_fffc), attribute(2, b"external-A-b/c/tcp/d\0")].concat()));
+    let verdict =
+        attribute(2, &attribute(2, &[number(1, 0xffff_fffc), attribute(2, b"external-A-b/c/tcp/d\0")].concat()));
     // inet_proto . inet_service, a map; ipv4_addr, intervals.
     let map = message(10 << 8 | 9, &[attribute(2, b"service-nodeports\0"), number(3, 8), number(4, 12 << 6 | 13)]);
     let addresses = message(10 << 8 | 9, &[attribute(2, b"set\0"), number(3, 4), number(4, 7)]);
@@ -95,7 +100,10 @@ fn others() -> Vec<u8> {
 fn begin() {
     let (rules, others) = (rules(), others());
     assert_eq!(feed(&rules), Seen { rules: 3, ..Seen::default() });
-    assert_eq!(feed(&others), Seen { dormant: 1, chains: 1, sets: 2, in_words: 1, elements: 1, ports: 1, ..Seen::default() });
+    assert_eq!(
+        feed(&others),
+        Seen { dormant: 1, chains: 1, sets: 2, in_words: 1, elements: 1, ports: 1, ..Seen::default() }
+    );
     sow([&*rules, &others, &[&*rules, &others].concat()]);
 }
 

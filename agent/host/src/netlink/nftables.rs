@@ -1,7 +1,7 @@
 //! `nf_tables` over netlink: requests, and what is in the answers.
 //!
 //! Attributes are those of `uapi/linux/netfilter/nf_tables.h` (stable, numbers in network order). [`rule`] decodes a rule's
-//! expressions, [`set`] tells what is in a set. Only what a dump of tables, chains, rules, sets and elements holds is read; the
+//! expressions, [`glance`] says which are worth it, [`set`] tells what is in a set. Only what a dump of tables, chains, rules, sets and elements holds is read; the
 //! requests are all GETs.
 
 use headroom_core::observe::RuleFamily;
@@ -10,6 +10,7 @@ use super::message::{Attributes, Malformed, Message};
 
 mod comparison;
 mod expression;
+pub mod glance;
 pub mod rule;
 pub mod set;
 mod value;

@@ -5,6 +5,12 @@ use std::collections::BTreeMap;
 use super::super::message::{Attributes, Malformed};
 use super::{nfta, text, verdict};
 
+/// Verdicts (`enum nft_verdicts`); those of netfilter, DROP and ACCEPT, are not below zero.
+pub(super) const JUMP: i32 = -3;
+pub(super) const GOTO: i32 = -4;
+pub(super) const RETURN: i32 = -5;
+pub(super) const CONTINUE: i32 = -1;
+
 /// One expression.
 pub(super) struct Expression<'a> {
     pub(super) name: &'a [u8],

@@ -13,17 +13,13 @@ use headroom_core::protocols::Protocols;
 
 use super::super::message::{Attributes, Malformed};
 use super::comparison::{compares, part};
-use super::expression::{Expression, Fields, Lookup, expressions, extension, immediate_verdict, lookup};
+use super::expression::{
+    CONTINUE, Expression, Fields, GOTO, JUMP, Lookup, RETURN, expressions, extension, immediate_verdict, lookup,
+};
 use super::value::{NETWORK, NETWORK_V6, Value};
 use super::{RawRule, text};
 use crate::iptables::xt::{self, nat_flags};
 use crate::rules::{Action, Condition, Parts, Rule};
-
-/// Verdicts (`enum nft_verdicts`); those of netfilter, DROP and ACCEPT, are not below zero.
-const JUMP: i32 = -3;
-const GOTO: i32 = -4;
-const RETURN: i32 = -5;
-const CONTINUE: i32 = -1;
 
 /// `NFT_REG32_00`; before it are four registers of 16 bytes.
 const FIRST_SMALL_REGISTER: u32 = 8;
@@ -34,19 +30,6 @@ const WITH_PORTS: [Protocol; 5] = [Protocol::TCP, Protocol::UDP, Protocol(33), P
 /// What may stand in front of an IPv6 packet's protocol: options, routing, a fragment, ESP, AH, nothing at all, destination
 /// options, mobility, HIP, shim6.
 const V6_EXTENSIONS: [u8; 10] = [0, 43, 44, 50, 51, 59, 60, 135, 139, 140];
-
-/// What a rule is worth reading for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Glance<'a> {
-    /// It translates source addresses.
-    pub translates: bool,
-    /// It leads to another chain, of this name.
-    pub chain: Option<&'a [u8]>,
-    /// It leads to chains that a map names.
-    pub map: bool,
-    /// Packets end there, accepted or dropped.
-    pub ends: bool,
-}
 
 /// A set that a rule looks into.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,45 +42,6 @@ pub struct SetInWords {
     pub fixed: bool,
     /// How many registers of four bytes each field of its keys takes; empty where that is not known.
     pub registers: Vec<u32>,
-}
-
-/// Looks a rule over, without decoding what it asks.
-///
-/// # Errors
-/// Its expressions are not laid out as they should be.
-pub fn glance<'a>(rule: &RawRule<'a>) -> Result<Glance<'a>, Malformed> {
-    let mut glance = Glance::default();
-    for expression in expressions(rule.expressions.clone()) {
-        let Expression { name, data } = expression?;
-        match name {
-            b"masq" => glance.translates = true,
-            b"nat" => {
-                // NFTA_NAT_TYPE: 0 is SNAT.
-                for attribute in data {
-                    let attribute = attribute?;
-                    if attribute.kind == 1 {
-                        let source = attribute.be32("NFTA_NAT_TYPE")? == 0;
-                        glance.translates |= source;
-                        glance.ends |= !source;
-                    }
-                }
-            }
-            b"target" => {
-                let (name, ..) = extension(data)?;
-                glance.translates |= matches!(name, b"MASQUERADE" | b"SNAT" | b"NETMAP");
-                glance.ends |= name == b"REJECT";
-            }
-            b"immediate" => match immediate_verdict(data)? {
-                Some((JUMP | GOTO, chain)) => glance.chain = chain,
-                Some((code, _)) => glance.ends |= !matches!(code, RETURN | CONTINUE),
-                None => {}
-            },
-            b"lookup" => glance.map |= lookup(data)?.leads,
-            b"redir" | b"reject" | b"tproxy" | b"queue" => glance.ends = true,
-            _ => {}
-        }
-    }
-    Ok(glance)
 }
 
 /// A rule in words. `set` tells what is in a set, where that is known.

@@ -8,7 +8,7 @@ use headroom_core::observe::{NodePort, RuleFamily};
 
 use super::super::NODE_PORTS_LIMIT;
 use super::{Bound, FULL_CHAINS_LIMIT, RULES_LIMIT, kube_proxy};
-use crate::netlink::nftables::rule::glance;
+use crate::netlink::nftables::glance::glance;
 use crate::netlink::nftables::{self as nft, Place, Request};
 use crate::netlink::query::{Query, QueryError};
 
