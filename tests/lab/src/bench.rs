@@ -68,6 +68,8 @@ impl Dump {
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     rounds: usize,
+    /// Further rounds of nobody and the agent alone: the ratio that has a budget is nearer to 1 than a machine is steady.
+    pairs: usize,
     /// Connections before one measurement of speed: a tool that watches a node has been watching it for long.
     warm_up: u64,
     /// Connections of one measurement of speed.
@@ -94,6 +96,7 @@ struct Sizes {
 impl Sizes {
     const FULL: Self = Self {
         rounds: 5,
+        pairs: 8,
         warm_up: 100_000,
         connections: 200_000,
         bpf_connections: 20_000,
@@ -107,6 +110,7 @@ impl Sizes {
     };
     const QUICK: Self = Self {
         rounds: 1,
+        pairs: 1,
         warm_up: 2_000,
         connections: 6_000,
         bpf_connections: 3_000,
@@ -171,12 +175,19 @@ impl Overhead {
             Tool::ALL.into_iter().map(|tool| Row { tool, costs: tool.missing().map_or(Ok(Vec::new()), Err) }).collect();
         // The first connections of a namespace pay for its routes, neighbours and slabs.
         network.burst(sizes.bpf_connections, 0.0)?;
-        for round in 0..sizes.rounds {
+        let all = sizes.rounds + sizes.pairs;
+        for round in 0..all {
             // The order turns, so that none is always the first.
-            rows.rotate_left(usize::from(round > 0));
+            match round < sizes.rounds {
+                true => rows.rotate_left(usize::from(round > 0)),
+                false => rows.reverse(),
+            }
             for row in &mut rows {
                 let Ok(costs) = &mut row.costs else { continue };
-                say(&format!("round {} of {}: {}", round + 1, sizes.rounds, row.tool.name()));
+                if round >= sizes.rounds && row.tool.is_peer() {
+                    continue;
+                }
+                say(&format!("round {} of {all}: {}", round + 1, row.tool.name()));
                 match self.cost(network, sizes, row.tool) {
                     Ok(cost) => costs.push(cost),
                     // Without the bare machine and headroom there is nothing to compare.
