@@ -70,6 +70,8 @@ struct Sizes {
     rounds: usize,
     /// Further rounds of nobody and the agent alone: the ratio that has a budget is nearer to 1 than a machine is steady.
     pairs: usize,
+    /// Connections of each of those: half a minute, so that what the agent does once a minute has its share.
+    pair_connections: u64,
     /// Connections before one measurement of speed: a tool that watches a node has been watching it for long.
     warm_up: u64,
     /// Connections of one measurement of speed.
@@ -96,7 +98,8 @@ struct Sizes {
 impl Sizes {
     const FULL: Self = Self {
         rounds: 5,
-        pairs: 8,
+        pairs: 6,
+        pair_connections: 800_000,
         warm_up: 100_000,
         connections: 200_000,
         bpf_connections: 20_000,
@@ -111,6 +114,7 @@ impl Sizes {
     const QUICK: Self = Self {
         rounds: 1,
         pairs: 1,
+        pair_connections: 6_000,
         warm_up: 2_000,
         connections: 6_000,
         bpf_connections: 3_000,
@@ -188,7 +192,8 @@ impl Overhead {
                     continue;
                 }
                 say(&format!("round {} of {all}: {}", round + 1, row.tool.name()));
-                match self.cost(network, sizes, row.tool) {
+                let connections = if round < sizes.rounds { sizes.connections } else { sizes.pair_connections };
+                match self.cost(network, sizes, row.tool, connections) {
                     Ok(cost) => costs.push(cost),
                     // Without the bare machine and headroom there is nothing to compare.
                     Err(error) if row.tool.is_peer() => row.costs = Err(format!("{error:#}")),
@@ -201,7 +206,7 @@ impl Overhead {
     }
 
     /// One tool in one round: speed first, without the kernel's own counting, then BPF time.
-    fn cost(&self, network: &mut Network, sizes: &Sizes, tool: Tool) -> Result<Cost> {
+    fn cost(&self, network: &mut Network, sizes: &Sizes, tool: Tool, connections: u64) -> Result<Cost> {
         network.renew()?;
         let running = tool.start(network, &self.headroom)?;
         // What a tool does to begin with is not what it costs.
@@ -210,7 +215,7 @@ impl Overhead {
         let cpu =
             |running: &Option<tools::Running>| running.as_ref().map_or(Ok(Duration::ZERO), |it| meter::cpu(it.pid()));
         let (machine, own) = (meter::machine_cpu()?, cpu(&running)?);
-        let burst = network.burst(sizes.connections, 0.0)?;
+        let burst = network.burst(connections, 0.0)?;
         let (machine, own) = (meter::machine_cpu()?.saturating_sub(machine), cpu(&running)?.saturating_sub(own));
         let connections = meter::float(burst.opened);
 

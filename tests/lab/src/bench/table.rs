@@ -24,14 +24,15 @@ fn machine(results: &Results) -> String {
         cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, name)| name);
     let sizes = &results.sizes;
     format!(
-        "{}, Linux {}, {cores} cores ({cpu}), {memory}. {} round(s) of {} connections for each tool, after {} to warm up, and {} more of \
+        "{}, Linux {}, {cores} cores ({cpu}), {memory}. {} round(s) of {} connections for each tool, after {} to warm up, and {} of {} with \
          nobody and the agent alone; medians, and least to greatest in brackets. Ratios are within a round.\n",
         today(),
         kernel.trim().split('-').next().unwrap_or_default(),
         sizes.rounds,
         sizes.connections,
         sizes.warm_up,
-        sizes.pairs
+        sizes.pairs,
+        sizes.pair_connections
     )
 }
 
