@@ -11,10 +11,6 @@ use crate::report::{
 };
 use crate::time::{NodeTime, Now};
 
-/// From this share on, in percent, the kernel's garbage collection evicts entries that are closing or not assured (`gc_worker`,
-/// `net/netfilter/nf_conntrack_core.c`, since 4.12).
-pub(super) const EVICTS_PERCENT: u32 = 95;
-
 /// The conntrack part of the report.
 pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> ConntrackReport {
     let Some(used) = ledger.conntrack_use() else {
@@ -23,9 +19,7 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
     let stats = used.stats.present();
     let (entries, max) = (used.entries.present().copied(), used.max.present().copied());
     let limit = max.filter(|max| *max > 0).map(|max| u32::try_from(max).unwrap_or(u32::MAX));
-    let reaches = |limit| ledger.conntrack_filling().exhaustion(now.node, limit);
-    let full = limit.and_then(reaches);
-    let evicts = limit.and_then(|max| reaches(max / 100 * EVICTS_PERCENT));
+    let full = limit.and_then(|limit| ledger.conntrack_filling().exhaustion(now.node, limit));
     let no_ports = || ledger.no_ports().iter(NodeTime::default(), std::time::Duration::ZERO);
     let no_port_total = no_port_seen(ledger).then(|| no_ports().map(|(.., total)| total).fold(0, u64::saturating_add));
     let drift = ledger.conntrack().drift().map(|drift| DriftReport {
@@ -54,7 +48,6 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
         cpus: used.cpus.clone(),
         timeouts: timeouts.copied(),
         full_in_secs: full.as_ref().map(|full| full.within.as_secs()),
-        evicts_in_secs: evicts.map(|evicts| evicts.within.as_secs()),
         full_basis: full.map(|full| full.basis("entries")),
         census: ledger.conntrack().census().map(|census| summed_up(census, timeouts, holders, now)),
         hairpins,

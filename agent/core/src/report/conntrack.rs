@@ -64,11 +64,7 @@ pub struct ConntrackReport {
     /// Seconds until the table is full, at the present trend; absent without an upward trend.
     #[serde(default)]
     pub full_in_secs: Option<u64>,
-    /// Seconds until the kernel begins to evict entries (early drops, at 95 % of the maximum), at the same trend; absent without an
-    /// upward trend, or if that has begun.
-    #[serde(default)]
-    pub evicts_in_secs: Option<u64>,
-    /// What those predictions rest on.
+    /// What that prediction rests on.
     #[serde(default)]
     pub full_basis: Option<String>,
     /// What the last dump showed, summed up; absent if there was none.

@@ -37,10 +37,7 @@ pub(super) fn conntrack(out: &mut String, report: &Report, width: Width) {
     };
     width.wrap(out, "  ", "  ", &text);
     if let Some((secs, basis)) = table.full_in_secs.zip(table.full_basis.as_ref()) {
-        let evicts = table.evicts_in_secs.map_or_else(String::new, |secs| {
-            format!(", first evictions in about {}", whole(Duration::from_secs(secs)))
-        });
-        let text = format!("in about {}{evicts} ({basis})", whole(Duration::from_secs(secs)));
+        let text = format!("in about {} ({basis})", whole(Duration::from_secs(secs)));
         width.wrap(out, "  full: ", "    ", &text);
     }
     if let Some(census) = table.census.as_ref().filter(|census| census.entries > 0) {

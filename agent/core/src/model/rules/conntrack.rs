@@ -5,10 +5,12 @@ use std::time::Duration;
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
 use crate::model::leak::whole;
-use crate::model::pressure::EVICTS_PERCENT;
 use crate::observe::{ConntrackStats, SourceId};
 use crate::report::{CensusReport, CensusSource, ConntrackReport, Report};
 
+/// From this share on, in percent, the kernel's garbage collection evicts entries that are closing or not assured (`gc_worker`,
+/// `net/netfilter/nf_conntrack_core.c`, since 4.12).
+const EVICTS_PERCENT: u64 = 95;
 /// A table that will be full within this time is worth a warning whatever it holds now.
 const SOON_SECS: u64 = 1800;
 /// Below this share a rise is only a beginning.
@@ -45,7 +47,7 @@ fn low(view: &View<'_>, table: &ConntrackReport, lately: Option<ConntrackStats>)
     } else {
         format!("conntrack holds {entries} of {max} entries ({share} %){most}{when}")
     };
-    let critical = share >= u64::from(EVICTS_PERCENT) || refused > 0;
+    let critical = share >= EVICTS_PERCENT || refused > 0;
     Some(Finding {
         id: FindingId::ConntrackLow,
         severity: if critical { Severity::Critical } else { Severity::Warning },
@@ -74,16 +76,13 @@ fn evidence(table: &ConntrackReport, lately: Option<ConntrackStats>, entries: u6
         evidence.push(dumped(format!(
             "from {} on ({EVICTS_PERCENT} %) the kernel evicts what is closing or not assured, {} entries now; beyond that \
              packets of new connections are dropped; {} entries end within a minute by themselves",
-            max / 100 * u64::from(EVICTS_PERCENT),
+            max / 100 * EVICTS_PERCENT,
             census.unassured.saturating_add(census.closing),
             census.ending_within_minute,
         )));
     }
     if let Some((secs, basis)) = table.full_in_secs.zip(table.full_basis.as_ref()) {
-        let evicts = table.evicts_in_secs.map_or_else(String::new, |secs| {
-            format!("first evictions (at {EVICTS_PERCENT} %) in about {}, ", span(secs))
-        });
-        evidence.push(used(format!("{evicts}full in about {}: {basis}", span(secs))));
+        evidence.push(used(format!("full in about {}: {basis}", span(secs))));
     }
     if let Some(lately) = lately.filter(|lately| lately.drop > 0 || lately.early_drop > 0) {
         evidence.push(used(format!(
