@@ -202,6 +202,11 @@ fn the_surge_of_a_cluster_grows_with_its_nodes() {
         Some(512),
         "as said"
     );
+    // So many fit that they and their share do: 909 and 91 of 1000, 62 and 62 of 125 by hand.
+    assert_eq!(number(&plan(&format!("--from {share}")).0, "capacity_nodes"), Some(909));
+    let by_hand = format!("--from {} --min-ports 1024 --nat-ips 2", cluster("100%"));
+    assert_eq!(number(&plan(&format!("{by_hand} --nodes 62")).0, "capacity_nodes"), Some(62));
+    assert_eq!(number(&plan(&format!("{by_hand} --nodes 63")).0, "nodes_without_ports"), Some(1));
     let lots = run(&format!("--from {}", cluster("lots")));
     let said = String::from_utf8_lossy(&lots.stderr);
     let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");

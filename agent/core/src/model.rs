@@ -6,6 +6,7 @@ use crate::known::Known;
 use crate::ledger::Ledger;
 use crate::model::demand::{Account, Demand};
 use crate::model::holders::Holders;
+use crate::model::nat::remedy::Need;
 use crate::model::nat::{NatSettings, NodePorts};
 use crate::model::policy::Policy;
 use crate::observe::{CoverageDetail, Program, SourceId};
@@ -39,6 +40,8 @@ struct View<'a> {
     demand: &'a Demand,
     accounts: &'a [Account],
     holders: &'a Holders<'a>,
+    /// What this node needs, whatever is told to be changed.
+    need: Need,
     lost_lately: bool,
     now: WallTime,
 }
@@ -75,6 +78,7 @@ pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now)
         demand: &demand,
         accounts: &demand.accounts,
         holders: &holders,
+        need: needs::need((&nat, node_ports.as_ref()), &demand.accounts, &report.nat.demand, policy),
         lost_lately: memory.lost_lately(now.node),
         now: now.wall,
     };

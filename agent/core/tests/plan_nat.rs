@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use headroom_core::model::nat::{Described, Mode, NatSettings, Profile, granted};
+use headroom_core::model::nat::{Described, Mode, NatSettings, NodePool, Profile, Surge, granted};
 use headroom_core::ports::PortRange;
 use headroom_core::sizing::nat::{Demand, NatPlan, NodesDemand, Question, plan};
 use proptest::prelude::*;
@@ -33,6 +33,11 @@ fn count(most: u32) -> impl Strategy<Value = Option<u32>> {
     prop_oneof![4 => (1..=most).prop_map(Some), 1 => any::<u32>().prop_map(Some), 1 => Just(None)]
 }
 
+fn pool() -> impl Strategy<Value = NodePool> {
+    let surge = prop_oneof![(0_u32..9).prop_map(Surge::Nodes), (0_u32..101).prop_map(Surge::Percent)];
+    (0_u32..200, surge).prop_map(|(nodes, surge)| NodePool { nodes, surge })
+}
+
 prop_compose! {
     fn described()(
         mode in prop::option::of(prop_oneof![Just(Mode::Static), Just(Mode::Dynamic)]),
@@ -41,6 +46,7 @@ prop_compose! {
         nat_ips in count(16),
         nodes in count(2000),
         surge in prop::option::of(0_u32..5),
+        pools in prop::collection::vec(pool(), 0..4),
         alias_ranges in any::<Option<bool>>(),
         auto_ips in any::<Option<bool>>(),
         no_ips in prop::bool::weighted(0.1),
@@ -49,7 +55,7 @@ prop_compose! {
     ) -> Described {
         let port_range = port_range.and_then(|(first, more)| PortRange::new(first, first.saturating_add(more)));
         Described {
-            mode, min_ports, max_ports, nat_ips, nodes, surge, alias_ranges, auto_ips, no_ips, endpoint_independent, port_range,
+            mode, min_ports, max_ports, nat_ips, nodes, surge, pools, alias_ranges, auto_ips, no_ips, endpoint_independent, port_range,
             ..Described::default()
         }
     }
@@ -107,6 +113,21 @@ proptest! {
         };
         let automatic = nat.profile == Profile::AzureLb && nat.min_ports.unwrap_or(0) == 0;
         prop_assert!(automatic || u64::from(capacity) * u64::from(taken) <= pool, "{plan:?}");
+    }
+
+    /// So many nodes fit, upgrades included, and one more does not.
+    #[test]
+    fn one_node_more_than_fit_does_not(nat in settings(), demand in demand()) {
+        let capacity = answer(&nat, &demand).capacity_nodes;
+        let Some(capacity) = capacity.filter(|nodes| (demand.other_nodes().max(1)..u32::MAX).contains(nodes)) else {
+            return Ok(())
+        };
+        let room = |nodes| {
+            let plan = answer(&NatSettings { nodes: Some(nodes), ..nat.clone() }, &demand);
+            let ips = plan.nat_ips.or(nat.max_ips());
+            plan.nodes_without_ports == Some(0) && plan.required_nat_ips.is_none_or(|most| ips.is_none_or(|ips| most <= ips))
+        };
+        prop_assert!(room(capacity) && !room(capacity + 1), "{capacity} {nat:?}");
     }
 
     /// What nodes have changes nothing in what they need, and none of it is forgotten.

@@ -67,6 +67,18 @@ fn what_the_nat_has_dropped_is_told_with_pod_keepalive_and_the_exact_change() {
     assert!(finding.remedy.contains("\ngcloud: gcloud compute routers nats update NAT"), "{}", finding.remedy);
 }
 
+/// Exercises a node that is low on ports at the same time. If this fails, one finding is settled at the cost of the other.
+#[test]
+fn a_nat_is_not_to_wait_longer_where_ports_run_low() {
+    let remedy = |busy: u16| {
+        let mut node = Node::new();
+        node.dump(2000, (1..=busy).map(|port| silent(port, 10)).chain([silent(2000, 1300)]));
+        finding(&node.report(2000)).unwrap().remedy.clone()
+    };
+    assert!(remedy(40).contains("tcp_established_idle_timeout_sec = 2400"), "{}", remedy(40));
+    assert!(remedy(60).contains("and these run low") && !remedy(60).contains("terraform"), "{}", remedy(60));
+}
+
 /// The same where the TCP counters do the accounting: they know that the connections are open, conntrack that they are silent.
 #[test]
 fn the_counters_and_the_table_agree_on_what_is_forgotten() {

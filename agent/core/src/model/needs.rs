@@ -18,6 +18,9 @@ use crate::time::{NodeTime, Now};
 use crate::words::counted;
 
 mod notes;
+mod whole;
+
+pub(super) use whole::need;
 
 /// What the demand of one protocol is judged by.
 struct Judge<'a> {

@@ -211,11 +211,10 @@ impl Sums {
         let others = demand.sum_of_others(taken);
         let each = taken(&demand.of_the_rest());
         let other_nodes = demand.other_nodes();
-        let surge = nat.surge.unwrap_or(0);
         // Where nobody says how many nodes there are, a demand is that of one node.
         let nodes = nat.nodes.or((demand.largest() > 0).then_some(other_nodes.max(1)));
         let all = |others: u64, each: u32| {
-            let rest = nodes?.saturating_add(surge).saturating_sub(other_nodes);
+            let rest = nat.with_surge(nodes?).saturating_sub(other_nodes);
             Some(others.saturating_add(u64::from(rest).saturating_mul(u64::from(each))))
         };
         // With static allocation what a node has is all that it gets.
@@ -223,8 +222,7 @@ impl Sums {
         let total = all(others, each);
         let (others_fit, left) = demand.others_that_fit(pool, taken);
         let rest_fit = if others_fit < other_nodes { Some(0) } else { left.checked_div(u64::from(each)) };
-        let mut capacity_nodes =
-            rest_fit.map(|fit| u32::try_from(fit).unwrap_or(u32::MAX).saturating_add(others_fit).saturating_sub(surge));
+        let mut capacity_nodes = rest_fit.map(|fit| nat.without_surge(fit.saturating_add(others_fit.into())));
         let mut required = total.map(|total| total.div_ceil(per_ip.max(1)).max(1));
         if let Some(missing) = nat.missing_ips.filter(|_| !nat.auto_ips) {
             required = required.max(Some(u64::from(ips).saturating_add(u64::from(missing))));
@@ -241,7 +239,7 @@ impl Sums {
             each: if reserved { each } else { ports.ports },
             ports,
             nodes: nat.nodes,
-            surge,
+            surge: nat.surge_of(nodes.unwrap_or(0)),
             total,
             needed: all(demand.sum_of_others(|node| node.ports.max(node.has)), demand.each),
             capacity_nodes,
@@ -310,10 +308,9 @@ fn automatic_azure_lb(nat: &NatSettings) -> bool {
 
 /// Azure's table: the largest pool that gives everyone the demand, and the IPs with which this pool does.
 fn azure_lb_tiers(nat: &NatSettings, ips: u32, demand: u32) -> (Option<u32>, Option<u64>) {
-    let surge = nat.surge.unwrap_or(0);
     let enough = AZURE_LB_TIERS.iter().rev().find(|(_, ports)| ports.saturating_mul(ips) >= demand);
-    let capacity = enough.map_or(0, |(most, _)| most.saturating_sub(surge));
-    let pool = nat.nodes.unwrap_or(1).saturating_add(surge);
+    let capacity = enough.map_or(0, |(most, _)| nat.without_surge((*most).into()));
+    let pool = nat.with_surge(nat.nodes.unwrap_or(1));
     let required = azure_lb_tier(pool).map(|ports| u64::from(demand.div_ceil(ports).max(1)));
     (Some(capacity), required)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headroom_core::model::nat::{Described, Mode, Profile};
+use headroom_core::model::nat::{Mode, Profile};
 use proptest::prelude::*;
 
 use super::{BadDocument, Said, read};
@@ -305,9 +305,9 @@ fn an_aks_cluster_tells_its_way_out_and_its_nodes() {
     ));
     let got = &lb.described;
     assert_eq!((got.profile, got.min_ports, got.nat_ips), (Some(Profile::AzureLb), Some(4000), Some(2)));
-    let settings = |nodes| Described { nodes, ..got.clone() }.settings(Profile::AzureLb).unwrap();
-    assert_eq!((settings(None).nodes, settings(None).surge), (Some(13), Some(2)));
-    assert_eq!(settings(Some(26)).surge, Some(3), "a share grows with the nodes");
+    let settings = got.clone().settings(Profile::AzureLb).unwrap();
+    assert_eq!((settings.nodes, settings.surge_of(13)), (Some(13), 2));
+    assert_eq!(settings.surge_of(26), 3, "a share grows with the nodes");
     assert_eq!(got.times.tcp_established_idle, Some(Duration::from_secs(1800)));
     let own = said(&cluster(
         r#"{"outboundType":"loadBalancer","loadBalancerProfile":{"outboundIPs":{"publicIPs":[{"id":"a"},{"id":"b"}]}}}"#,

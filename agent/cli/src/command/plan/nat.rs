@@ -48,7 +48,7 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
         .context("which NAT? Add `--profile gcp` (or aws, azure-natgw, azure-lb, linux), or `--from FILE`")?;
     let mut nat = described.settings(profile).map_err(|bad| documents.places.blame(bad, &flags))?;
     nat.notes.extend(nat.told_allocation_failed(clock::now().wall));
-    let nodes = nat.nodes.map(|nodes| nodes.saturating_add(nat.surge.unwrap_or(0)));
+    let nodes = nat.nodes.map(|nodes| nat.with_surge(nodes));
     if let (Some(nodes), Some(demand)) = (nodes, &args.demand)
         && demand.other_nodes() > nodes
     {

@@ -164,8 +164,6 @@ impl Described {
         }
         let given = self.with_meaning(profile);
         let nodes = given.nodes.or(Some(pools::nodes(&given.pools)).filter(|nodes| *nodes != 0));
-        let of_pools = || pools::surge(&given.pools, nodes.unwrap_or(0));
-        let surge = given.surge.or_else(|| (!given.pools.is_empty()).then(of_pools));
         let of_machines = given.of_machines_alone(profile);
         let notes = given.notes.into_iter().chain(of_machines).collect();
         let mode_assumed = profile == Profile::Gcp && given.observed.is_some() && given.mode.is_none();
@@ -183,7 +181,8 @@ impl Described {
             auto_ips: given.auto_ips.unwrap_or(own.auto_ips) && given.nat_ips.is_none(),
             regional: given.regional && profile == Profile::Aws,
             nodes,
-            surge,
+            surge: given.surge,
+            pools: given.pools,
             alias_assumed: given.alias_ranges.is_none(),
             alias_ranges: given.alias_ranges.unwrap_or(alias_ranges),
             endpoint_independent: given.endpoint_independent,

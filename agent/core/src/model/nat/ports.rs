@@ -89,7 +89,7 @@ impl NatSettings {
 
     /// Nodes of the backend pool at most.
     fn azure_lb_pool(&self) -> Option<u32> {
-        self.nodes.map(|nodes| nodes.saturating_add(self.surge.unwrap_or(0)))
+        self.nodes.map(|nodes| self.with_surge(nodes))
     }
 
     /// The ports of a node; `None` without a NAT, and where nobody knows.
@@ -143,8 +143,7 @@ impl NatSettings {
 
     /// Nodes that fit with so many ports reserved for each.
     pub(crate) fn fit(&self, reserved: u32) -> Option<u32> {
-        let nodes = self.pool()?.checked_div(u64::from(reserved))?;
-        Some(u32::try_from(nodes).unwrap_or(u32::MAX).saturating_sub(self.surge.unwrap_or(0)))
+        Some(self.without_surge(self.pool()?.checked_div(u64::from(reserved))?))
     }
 
     fn gcp_static(&self) -> NodePorts {
@@ -196,7 +195,7 @@ impl NatSettings {
             None => (Basis::Assumed, "at most 50 nodes assumed".to_owned()),
         };
         let why = format!("automatic, {per_ip} ports for each frontend IP with {nodes}, {ips}");
-        let capacity_nodes = Some(last.saturating_sub(self.surge.unwrap_or(0)));
+        let capacity_nodes = Some(self.without_surge(last.into()));
         NodePorts { ports, reserved: ports, capacity_nodes, basis, why }
     }
 

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Mode;
+use super::{Mode, NatSettings};
 use crate::words::counted;
 
 mod bigger;
@@ -13,6 +13,7 @@ mod ips;
 mod lines;
 mod mapping;
 mod more;
+mod need;
 
 pub use bigger::{after_failed_allocation, bigger_gateway, missing_ips};
 pub use caution::caution;
@@ -20,7 +21,8 @@ pub use idle::longer_idle;
 pub use ips::more_ips;
 pub use lines::changes;
 pub use mapping::mapping_off;
-pub use more::{larger_minimum, more_ports};
+pub use more::{larger_minimum, more_ports, more_ports_for_all};
+pub use need::Need;
 
 /// A change in the words of one tool, ready to be pasted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +72,26 @@ pub struct Target {
     pub max_ports: Option<u32>,
     /// NAT IPs.
     pub nat_ips: Option<u32>,
+    /// Endpoint-independent mapping.
+    pub endpoint_independent: Option<bool>,
+}
+
+impl Target {
+    /// The NAT once it is set so.
+    pub fn applied_to(self, nat: &NatSettings) -> NatSettings {
+        let mode = self.mode.unwrap_or(nat.mode);
+        let ports_change = self.mode.is_some() || self.min_ports.is_some() || self.max_ports.is_some();
+        NatSettings {
+            mode,
+            min_ports: self.min_ports.or(nat.min_ports),
+            max_ports: self.max_ports.or(nat.max_ports).filter(|_| mode == Mode::Dynamic),
+            nat_ips: self.nat_ips.or(nat.nat_ips),
+            endpoint_independent: self.endpoint_independent.or(nat.endpoint_independent),
+            // What was observed was so with the settings of before.
+            observed: nat.observed.clone().filter(|_| !ports_change),
+            ..nat.clone()
+        }
+    }
 }
 
 /// What to do, and how.
@@ -81,6 +103,8 @@ pub struct Remedy {
     pub mind: Vec<String>,
     /// In the words of tools.
     pub changes: Vec<Change>,
+    /// The same as data: each is enough by itself. What needs something else to be done first is none of them.
+    pub settings: Vec<Target>,
 }
 
 impl Remedy {
@@ -95,6 +119,7 @@ impl Remedy {
         for way in ways.into_iter().filter(|way| !way.says.is_empty()) {
             let or = if all.says.is_empty() { "" } else { ", or " };
             all.says = format!("{}{or}{}", all.says, way.says);
+            all.settings.extend(way.settings);
             let more: Vec<String> = way.mind.into_iter().filter(|mind| !all.mind.contains(mind)).collect();
             all.mind.extend(more);
             let instead = if all.changes.is_empty() { "" } else { "# instead:\n" };

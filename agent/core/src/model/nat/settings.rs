@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hold::MAX_HOLD;
 use super::remedy::Names;
-use super::{HoldTimes, ObservedPorts, Profile};
+use super::{HoldTimes, NodePool, ObservedPorts, Profile, pools};
 use crate::ports::PortRange;
 use crate::time::WallTime;
 
@@ -67,8 +67,10 @@ pub struct NatSettings {
     pub regional: bool,
     /// Nodes behind the gateway.
     pub nodes: Option<u32>,
-    /// Nodes that an upgrade adds for a while.
+    /// Nodes that an upgrade adds for a while, as somebody has said.
     pub surge: Option<u32>,
+    /// Where nobody has, the pools whose upgrades add them.
+    pub pools: Vec<NodePool>,
     /// Nodes have alias IP ranges of more than one address (every VPC-native GKE node).
     pub alias_ranges: bool,
     /// Nobody has said whether they have.
@@ -107,6 +109,7 @@ impl NatSettings {
             regional: false,
             nodes: None,
             surge: None,
+            pools: Vec::new(),
             alias_ranges: true,
             alias_assumed: true,
             endpoint_independent: None,
@@ -133,6 +136,33 @@ impl NatSettings {
     /// NAT IPs that a gateway takes, where there is a limit; none is published for a zone of a regional gateway.
     pub fn max_ips(&self) -> Option<u32> {
         self.profile.capacity()?.max_ips.filter(|_| !self.regional)
+    }
+
+    /// Whether the gateway has said that it lacks NAT IPs, or that some machine got no ports.
+    pub fn lacks_ips(&self) -> bool {
+        self.missing_ips.is_some_and(|missing| missing > 0) || self.allocation_failed.is_some()
+    }
+
+    /// Nodes that an upgrade adds for a while where there are so many.
+    pub fn surge_of(&self, nodes: u32) -> u32 {
+        self.surge.unwrap_or_else(|| pools::surge(&self.pools, nodes))
+    }
+
+    /// So many nodes, and those that an upgrade adds.
+    pub fn with_surge(&self, nodes: u32) -> u32 {
+        nodes.saturating_add(self.surge_of(nodes))
+    }
+
+    /// How many nodes there may be so that these and those that an upgrade adds are no more than `all`.
+    pub fn without_surge(&self, all: u64) -> u32 {
+        let fit = |nodes: u32| u64::from(nodes).saturating_add(self.surge_of(nodes).into()) <= all;
+        // More nodes never come with fewer added ones: so many fit at least, and so many at most.
+        let (mut least, mut most) = (0, u32::try_from(all).unwrap_or(u32::MAX));
+        while least < most {
+            let middle = most - (most - least) / 2;
+            if fit(middle) { least = middle } else { most = middle - 1 }
+        }
+        least
     }
 
     /// Refuses what the NAT would refuse.

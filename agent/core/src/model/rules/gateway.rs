@@ -21,14 +21,14 @@ pub(super) fn nat_gateway(view: &View<'_>, _report: &Report) -> Vec<Finding> {
     no_ports_here(view)
         .or(by_number)
         .or_else(|| gateway_says(view, ports))
-        .or_else(|| allocation_failed(view))
+        .or_else(|| allocation_failed(view, ports))
         .into_iter()
         .collect()
 }
 
 /// What nodes have is not known, so that their demand is not judged; that alone is to be told.
 fn beyond_the_table(view: &View<'_>) -> Finding {
-    let nodes = view.nat.nodes.unwrap_or_default().saturating_add(view.nat.surge.unwrap_or(0));
+    let nodes = view.nat.with_surge(view.nat.nodes.unwrap_or_default());
     Finding {
         id: FindingId::NatGatewayTooSmall,
         severity: Severity::Warning,
@@ -59,7 +59,7 @@ fn no_ports_here(view: &View<'_>) -> Option<Finding> {
         title: title.to_owned(),
         subject: "gateway".to_owned(),
         evidence: vec![Evidence::given(format!("allocation: 0 ports, {why}"))],
-        remedy: remedy::missing_ips(view.nat, view.nat.missing_ips.unwrap_or(1)).text(),
+        remedy: remedy::missing_ips(view.nat, ports, view.nat.missing_ips.unwrap_or(1), view.need).text(),
     })
 }
 
@@ -75,12 +75,12 @@ fn gateway_says(view: &View<'_>, ports: &NodePorts) -> Option<Finding> {
         ),
         subject: "gateway".to_owned(),
         evidence: vec![Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why))],
-        remedy: remedy::missing_ips(view.nat, missing).text(),
+        remedy: remedy::missing_ips(view.nat, ports, missing, view.need).text(),
     })
 }
 
 /// Cloud Monitoring tells that some machine got no ports, not how many NAT IPs are missing.
-fn allocation_failed(view: &View<'_>) -> Option<Finding> {
+fn allocation_failed(view: &View<'_>, ports: &NodePorts) -> Option<Finding> {
     let says = view.nat.told_allocation_failed(view.now)?;
     Some(Finding {
         id: FindingId::NatGatewayTooSmall,
@@ -90,7 +90,7 @@ fn allocation_failed(view: &View<'_>) -> Option<Finding> {
         evidence: vec![Evidence::given(
             "of how many machines, and how many NAT IPs are missing, this metric does not tell",
         )],
-        remedy: remedy::after_failed_allocation(view.nat).text(),
+        remedy: remedy::after_failed_allocation(view.nat, ports, view.need).text(),
     })
 }
 
@@ -108,7 +108,10 @@ fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Findi
     Some(Finding {
         id: FindingId::NatGatewayTooSmall,
         severity: if assumed { Severity::Warning } else { Severity::Critical },
-        title: format!("{capacity} nodes fit behind the NAT gateway, there are {nodes}: {short} get no ports"),
+        title: format!(
+            "{capacity} nodes fit behind the NAT gateway, there are {nodes}: {short} {} no ports",
+            if short == 1 { "gets" } else { "get" }
+        ),
         subject: "gateway".to_owned(),
         evidence: std::iter::once(Evidence::given(format!(
             "{} x {} ports, {} reserved per node ({})",
@@ -119,7 +122,7 @@ fn no_ports_left(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Findi
         )))
         .chain(doubt)
         .collect(),
-        remedy: remedy::bigger_gateway(view.nat, ports).text(),
+        remedy: remedy::bigger_gateway(view.nat, ports, view.need).text(),
     })
 }
 
@@ -141,6 +144,6 @@ fn all_alike(view: &View<'_>, ports: &NodePorts, nodes: u32) -> Option<Finding> 
             Evidence::seen(worst.largest.source, format!("{} held, {} wanting here", worst.held(), worst.wanting())),
             Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
         ],
-        remedy: remedy::more_ports(view.nat, ports, together).text(),
+        remedy: remedy::more_ports_for_all(view.nat, ports, view.need).text(),
     })
 }

@@ -139,8 +139,14 @@ fn sysctls(view: &View<'_>, report: &Report, sources: &BTreeSet<IpAddr>, idle: D
 }
 
 fn remedy(view: &View<'_>, idle: Duration) -> String {
-    let changes = remedy::longer_idle(view.nat);
+    // What the NAT waits longer for holds a port for longer.
+    let spare = !view.need.short;
+    let changes = if spare { remedy::longer_idle(view.nat) } else { Vec::new() };
     let raise = match (view.nat.profile, changes.is_empty()) {
+        (_, true) if !spare => format!(
+            "; {} is not to wait longer, since silent connections would hold ports, and these run low",
+            view.nat.profile.title()
+        ),
         (_, false) => format!("; or let {} wait longer", view.nat.profile.title()),
         (Profile::Aws, true) => " (350 s are fixed on an AWS NAT gateway)".to_owned(),
         (_, true) => String::new(),

@@ -67,9 +67,10 @@ fn all_sources(protocol: Protocol, ports: &NodePorts, view: &View<'_>, report: &
             format!("{} ({}): {} held to {to}", holder_name(pod), pod.address, pod.held),
         )
     }));
-    let busiest = demand::worst(view.accounts, protocol, view.nat.profile).map_or(0, |group| group.demand());
-    let remedy =
-        Remedy::either([remedy::mapping_off(view.nat, ports, busiest), remedy::more_ports(view.nat, ports, needs)]);
+    let remedy = Remedy::either([
+        remedy::mapping_off(view.nat, ports, view.need.busiest),
+        remedy::more_ports(view.nat, ports, view.need),
+    ]);
     Some(Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
         severity: severity(view, ports, exhausted, missed),
@@ -196,7 +197,7 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
         title,
         subject,
         evidence,
-        remedy: remedy::more_ports(view.nat, ports, group.demand()).text(),
+        remedy: remedy::more_ports(view.nat, ports, view.need).text(),
     }
 }
 
@@ -233,9 +234,10 @@ pub(super) fn unanswered(view: &View<'_>, report: &Report) -> Vec<Finding> {
                 .into_iter()
                 .chain(grown.map(|grown| Evidence::given(grown.said(view))))
                 .collect(),
-                remedy: match grown.and_then(|grown| remedy::larger_minimum(view.nat, grown.to)) {
+                remedy: match grown.and_then(|_| remedy::larger_minimum(view.nat, view.node_ports?, view.need)) {
                     Some(raise) => {
-                        format!("if it goes on, check the destination; if it comes with every rise of demand, {raise}")
+                        let look = "if it goes on, check the destination; if it comes with every rise of demand";
+                        Remedy { says: format!("{look}, {}", raise.says), ..raise }.text()
                     }
                     None => {
                         "check the destination; then compare held ports with what the gateway allocated to this node"

@@ -82,8 +82,8 @@ fn gcp(notes: &mut Vec<String>, question: &Question, sums: &Sums) {
     machines(notes, question, sums);
     // Of nodes that are alike.
     let per_ip = u64::from(sums.capacity.ports_per_ip) / u64::from(sums.each.max(1));
-    let one_ip_each = (u64::from(sums.ips) * per_ip).saturating_sub(sums.surge.into());
-    if let Some(capacity) = sums.capacity_nodes.filter(|capacity| u64::from(*capacity) > one_ip_each)
+    let one_ip_each = nat.without_surge(u64::from(sums.ips) * per_ip);
+    if let Some(capacity) = sums.capacity_nodes.filter(|capacity| *capacity > one_ip_each)
         && sums.ips > 1
         && question.demand.others.is_empty()
     {

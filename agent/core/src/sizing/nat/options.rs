@@ -40,14 +40,7 @@ pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
 /// The question with other settings.
 fn with(question: &Question, target: Target) -> Question {
     let nat = &question.nat;
-    let mode = target.mode.unwrap_or(nat.mode);
-    let mut after = NatSettings {
-        mode,
-        min_ports: target.min_ports.or(nat.min_ports),
-        max_ports: target.max_ports.or(nat.max_ports).filter(|_| mode == Mode::Dynamic),
-        endpoint_independent: nat.endpoint_independent.map(|independent| independent && mode == Mode::Static),
-        ..nat.clone()
-    };
+    let mut after = target.applied_to(nat);
     // More NAT IPs leave everything as it is.
     if target == Target::default() {
         return Question { nat: after, ..question.clone() };
@@ -118,7 +111,8 @@ fn dynamic(demand: &Demand, had: u32) -> Option<Target> {
         mode: Some(Mode::Dynamic),
         min_ports: Some(STATIC_DEFAULT),
         max_ports: Some(max.filter(|max| *max <= DYNAMIC_MAX_DEFAULT)?),
-        nat_ips: None,
+        endpoint_independent: Some(false),
+        ..Target::default()
     })
 }
 

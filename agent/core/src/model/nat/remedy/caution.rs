@@ -11,10 +11,9 @@ pub fn caution(nat: &NatSettings, target: Target, ports: u32) -> Vec<String> {
     let of_ports = match (nat.profile, target.mode) {
         // What nodes do not have cannot be cut.
         (Profile::Gcp, _) if ports == 0 => None,
-        (Profile::Gcp, Some(Mode::Dynamic)) => Some(format!(
-            "a maximum below the {ports} ports that nodes have now would cut connections; going back to static allocation \
-             closes all of them"
-        )),
+        (Profile::Gcp, Some(Mode::Dynamic)) => {
+            Some("going back to static allocation later closes all connections".to_owned())
+        }
         (Profile::Gcp, _) if ports_change => {
             Some("nodes may fall back to the minimum for a while, which cuts connections".to_owned())
         }

@@ -14,16 +14,18 @@ pub fn more_ips(nat: &NatSettings, ports: u64) -> Option<u32> {
 /// Ports that all nodes take together with `each` of them, as far as that is known: by their number, or by the NAT IPs that the
 /// gateway says it lacks for `reserved` of them.
 pub(super) fn together(nat: &NatSettings, reserved: u32, each: u32) -> Option<u64> {
-    let by_number = nat.nodes.map(|nodes| {
-        let nodes = nodes.saturating_add(nat.surge.unwrap_or(0));
-        u64::from(nodes) * u64::from(each)
-    });
+    let by_number = nat.nodes.map(|nodes| u64::from(nat.with_surge(nodes)) * u64::from(each));
     let by_lack = nat.missing_ips.filter(|missing| *missing > 0).and_then(|missing| {
         let ips = u64::from(nat.ips_counted().saturating_add(missing));
         let of_an_ip = nat.ports_of_an_ip(nat.profile.capacity()?.ports_per_ip);
         (ips * u64::from(of_an_ip)).saturating_mul(u64::from(each)).checked_div(u64::from(reserved))
     });
     by_number.max(by_lack)
+}
+
+/// The same where this node takes so many of its `own`.
+pub(super) fn with_own(nat: &NatSettings, (reserved, each): (u32, u32), own: u32) -> Option<u64> {
+    Some(together(nat, reserved, each)?.saturating_add(own.saturating_sub(each).into()))
 }
 
 /// NAT IPs that ports take.
@@ -55,7 +57,7 @@ impl Ips {
                 let target = Target { nat_ips: Some(ips), ..Target::default() };
                 let plural = if ips == 1 { "" } else { "s" };
                 let says = format!("use {ips} {what}{plural}");
-                Remedy { says, mind: caution(nat, target, 0), changes: changes(nat, target) }
+                Remedy { says, mind: caution(nat, target, 0), changes: changes(nat, target), settings: vec![target] }
             }
             Self::Gateways(gateways) => {
                 Remedy::words(format!("split the nodes over several gateways ({gateways} at least)"))

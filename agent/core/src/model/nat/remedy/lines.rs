@@ -46,10 +46,8 @@ fn gcp_terraform(target: Target) -> String {
     let mut lines = Vec::new();
     if let Some(mode) = target.mode {
         lines.push(format!("enable_dynamic_port_allocation = {}", mode == Mode::Dynamic));
-        if mode == Mode::Dynamic {
-            lines.push("enable_endpoint_independent_mapping = false".to_owned());
-        }
     }
+    lines.extend(target.endpoint_independent.map(|on| format!("enable_endpoint_independent_mapping = {on}")));
     lines.extend(target.min_ports.map(|ports| format!("min_ports_per_vm = {ports}")));
     lines.extend(target.max_ports.map(|ports| format!("max_ports_per_vm = {ports}")));
     lines.extend(
@@ -71,10 +69,13 @@ pub(super) fn gcloud_update(nat: &NatSettings) -> String {
 fn gcloud(nat: &NatSettings, target: Target) -> String {
     let mut command = gcloud_update(nat);
     match target.mode {
-        Some(Mode::Dynamic) => {
-            command.push_str(" --enable-dynamic-port-allocation --no-enable-endpoint-independent-mapping");
-        }
+        Some(Mode::Dynamic) => command.push_str(" --enable-dynamic-port-allocation"),
         Some(Mode::Static) => command.push_str(" --no-enable-dynamic-port-allocation"),
+        None => {}
+    }
+    match target.endpoint_independent {
+        Some(true) => command.push_str(" --enable-endpoint-independent-mapping"),
+        Some(false) => command.push_str(" --no-enable-endpoint-independent-mapping"),
         None => {}
     }
     command.extend(target.min_ports.map(|ports| format!(" --min-ports-per-vm={ports}")));

@@ -1,8 +1,7 @@
 //! What to do where endpoint-independent mapping takes a port for each source, and few are needed without it.
 
-use super::lines::gcloud_update;
-use super::more::with_air;
-use super::{Change, Remedy};
+use super::need::with_air;
+use super::{Remedy, Target, changes};
 use crate::model::nat::{NatSettings, NodePorts, Profile};
 
 /// What turning the mapping off takes away.
@@ -14,7 +13,7 @@ pub fn mapping_off(nat: &NatSettings, ports: &NodePorts, busiest: u32) -> Remedy
     if nat.profile != Profile::Gcp || with_air(busiest) > ports.ports {
         return Remedy::default();
     }
-    let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
+    let target = Target { endpoint_independent: Some(false), ..Target::default() };
     Remedy {
         says: format!(
             "turn endpoint-independent mapping off: a port then serves every destination once, and {busiest} of {} \
@@ -22,10 +21,8 @@ pub fn mapping_off(nat: &NatSettings, ports: &NodePorts, busiest: u32) -> Remedy
             ports.ports
         ),
         mind: vec![LOST.to_owned()],
-        changes: vec![
-            change("terraform", "enable_endpoint_independent_mapping = false".to_owned()),
-            change("gcloud", format!("{} --no-enable-endpoint-independent-mapping", gcloud_update(nat))),
-        ],
+        changes: changes(nat, target),
+        settings: vec![target],
     }
 }
 

@@ -1,35 +1,26 @@
 //! More ports for a node that has used up those it was given, and what that costs the others.
 
 use super::bigger::dynamic;
-use super::ips::{Ips, more_ips, together};
-use super::{Remedy, Target, caution, changes, nat_ips};
-use crate::model::nat::{DYNAMIC_MAX_DEFAULT, Mode, NatSettings, NodePorts, Profile, static_ports};
+use super::ips::{Ips, more_ips, together, with_own};
+use super::need::with_air;
+use super::{Need, Remedy, Target, caution, changes, nat_ips};
+use crate::model::nat::{DYNAMIC_MAX_DEFAULT, Mode, NatSettings, NodePorts, Profile, granted, static_ports};
 use crate::words::counted;
 
-/// A quarter on top of the demand, so that there is some air.
-pub(super) fn with_air(demand: u32) -> u32 {
-    demand.saturating_add(demand / 4)
-}
-
 /// The largest power of two that Cloud NAT takes as a minimum: static allocation ends at 57,344.
-const LARGEST_MINIMUM: u32 = 32_768;
+pub(super) const LARGEST_MINIMUM: u32 = 32_768;
 
 const REUSE: &str = "reuse connections in the pods named above";
 const SPREAD: &str = "spread them over more destination addresses or nodes";
 
-/// What to set so that a node that needs so many ports to one destination gets them, with some air.
-pub fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> Remedy {
-    let wanted = with_air(demand).max(ports.ports.saturating_add(1));
+/// What to set so that a node gets the ports that it needs, with some air.
+pub fn more_ports(nat: &NatSettings, ports: &NodePorts, need: Need) -> Remedy {
+    let wanted = need.wanted(ports);
     let reuse = Remedy::words(REUSE);
     if let Some(says) = not_in_force(nat, wanted).or_else(|| narrow_range(nat, wanted)) {
         return Remedy::either([reuse, Remedy::words(says)]);
     }
-    let ways = match nat.profile {
-        Profile::Gcp => Remedy::either(gcp(nat, ports, wanted)),
-        Profile::AzureLb => azure_lb(nat, ports, wanted),
-        Profile::Aws | Profile::AzureNatgw | Profile::Linux => set(nat, ips_for(nat, wanted).unwrap_or_default(), 0),
-        Profile::None => Remedy::default(),
-    };
+    let ways = ways(nat, ports, need);
     if ways.says.is_empty() {
         let spread = format!("{SPREAD}: {} gives no node more ports", nat.profile.title());
         return Remedy::either([reuse, Remedy::words(spread)]);
@@ -37,26 +28,69 @@ pub fn more_ports(nat: &NatSettings, ports: &NodePorts, demand: u32) -> Remedy {
     Remedy::either([reuse, ways])
 }
 
+/// The same where no ports are reserved, for as many nodes as there are, all in need of as much.
+pub fn more_ports_for_all(nat: &NatSettings, ports: &NodePorts, need: Need) -> Remedy {
+    let wanted = with_air(need.of_all(nat)).max(ports.ports.saturating_add(1));
+    let reuse = Remedy::words(REUSE);
+    if let Some(says) = narrow_range(nat, wanted) {
+        return Remedy::either([reuse, Remedy::words(says)]);
+    }
+    let way = match ips_for(nat, wanted) {
+        Some(_) => ways(nat, ports, need),
+        None => match nat.max_ips() {
+            Some(most) => {
+                let gateways = ips_of(nat, wanted).div_ceil(most);
+                Remedy::words(format!("split the nodes over several gateways ({gateways} at least)"))
+            }
+            None => Remedy::words(SPREAD),
+        },
+    };
+    Remedy::either([reuse, way])
+}
+
+/// What is to be set so that this node gets what it needs, and all of them have some.
+pub(super) fn ways(nat: &NatSettings, ports: &NodePorts, need: Need) -> Remedy {
+    match nat.profile {
+        Profile::Gcp => Remedy::either(gcp(nat, ports, need)),
+        Profile::AzureLb => azure_lb(nat, ports, need.wanted(ports)),
+        Profile::Aws | Profile::AzureNatgw | Profile::Linux => shared(nat, ports, need),
+        Profile::None => Remedy::default(),
+    }
+}
+
+impl Need {
+    /// What all nodes need together, where each needs as much as this one to its busiest destination.
+    pub(super) fn of_all(self, nat: &NatSettings) -> u32 {
+        self.busiest.saturating_mul(nat.nodes.unwrap_or(1))
+    }
+}
+
 /// What is to be set, where nodes have so many ports until then; nothing where nothing is to be.
-fn set(nat: &NatSettings, target: Target, had: u32) -> Remedy {
+pub(super) fn set(nat: &NatSettings, target: Target, had: u32) -> Remedy {
     if target == Target::default() {
         return Remedy::default();
     }
     let says = format!("set {} on {}", in_words(nat, target), nat.profile.title());
-    Remedy { says, mind: caution(nat, target, had), changes: changes(nat, target) }
+    Remedy { says, mind: caution(nat, target, had), changes: changes(nat, target), settings: vec![target] }
 }
 
-/// A setting that would do, and a gateway that is seen to give less: the setting is not to be lowered to what is missing.
-fn not_in_force(nat: &NatSettings, wanted: u32) -> Option<String> {
+/// The ports that a setting would give which is not in force yet, where they would do: a gateway is seen to give less.
+pub(super) fn in_force_would_do(nat: &NatSettings, wanted: u32) -> Option<u32> {
     let given = nat.observed.as_ref()?.ports;
     let asked = nat.min_ports.filter(|min| *min != 0 && nat.profile == Profile::Gcp && nat.mode == Mode::Static)?;
     let set = static_ports(Some(asked), false);
-    (given < set && wanted <= set).then(|| {
-        format!(
-            "see whether min_ports_per_vm = {asked} is in force on {}: this node was given {given}",
-            nat.profile.title()
-        )
-    })
+    (given < set && wanted <= set).then_some(set)
+}
+
+/// Such a setting is not to be lowered to what is missing.
+fn not_in_force(nat: &NatSettings, wanted: u32) -> Option<String> {
+    in_force_would_do(nat, wanted)?;
+    Some(format!(
+        "see whether min_ports_per_vm = {} is in force on {}: this node was given {}",
+        nat.min_ports?,
+        nat.profile.title(),
+        nat.observed.as_ref()?.ports
+    ))
 }
 
 /// Masquerading that was given a narrow range of ports: there are more on the addresses that it has.
@@ -68,27 +102,29 @@ fn narrow_range(nat: &NatSettings, wanted: u32) -> Option<String> {
 
 /// The next power of two, with the NAT IPs that it takes as far as that is known; dynamic allocation where static takes more of them,
 /// or cannot give so many.
-fn gcp(nat: &NatSettings, ports: &NodePorts, wanted: u32) -> Vec<Remedy> {
-    let Some(wanted) = wanted.checked_next_power_of_two().filter(|ports| *ports <= DYNAMIC_MAX_DEFAULT) else {
+fn gcp(nat: &NatSettings, ports: &NodePorts, need: Need) -> Vec<Remedy> {
+    let Some(wanted) = need.wanted(ports).checked_next_power_of_two().filter(|ports| *ports <= DYNAMIC_MAX_DEFAULT)
+    else {
         return Vec::new();
     };
-    let lacks = nat.missing_ips.is_some_and(|missing| missing > 0) || nat.allocation_failed.is_some();
+    let lacks = nat.lacks_ips();
     if nat.mode == Mode::Dynamic {
         let target = Target { max_ports: Some(wanted), ..Target::default() };
         let min = nat.dynamic_min();
         // The others have the minimum at least.
-        let taken = together(nat, min, min).map(|ports| ports.saturating_add(u64::from(wanted.saturating_sub(min))));
-        return vec![for_all(nat, target, taken, (ports.ports, wanted), lacks)];
+        let own = granted(min, wanted, wanted);
+        return vec![for_all(nat, target, with_own(nat, (min, min), own), (ports.ports, wanted))];
     }
+    let each = static_ports(Some(wanted), nat.alias_ranges);
     let own = (wanted <= LARGEST_MINIMUM).then(|| {
         let target = Target { min_ports: Some(wanted), ..Target::default() };
-        for_all(nat, target, together(nat, ports.reserved, wanted), (ports.reserved, wanted), lacks)
+        for_all(nat, target, together(nat, ports.reserved, each), (ports.reserved, each))
     });
-    let takes_more = together(nat, ports.reserved, wanted).is_some_and(|ports| more_ips(nat, ports).is_some());
+    let takes_more = together(nat, ports.reserved, each).is_some_and(|ports| more_ips(nat, ports).is_some());
     // Which of both is set is not known where nobody has said the mode; the mapping may be wanted.
     let free_to_choose = !nat.mode_assumed && nat.endpoint_independent != Some(true);
     let instead =
-        (lacks || own.is_none() || (takes_more && free_to_choose)).then(|| dynamic(nat, ports.reserved, wanted));
+        (lacks || own.is_none() || (takes_more && free_to_choose)).then(|| dynamic(nat, ports.reserved, wanted, need));
     let ways = if lacks { [instead, own] } else { [own, instead] };
     ways.into_iter().flatten().collect()
 }
@@ -99,13 +135,23 @@ fn azure_lb(nat: &NatSettings, ports: &NodePorts, wanted: u32) -> Remedy {
         return Remedy::default();
     };
     let target = Target { min_ports: Some(wanted), ..Target::default() };
-    for_all(nat, target, together(nat, ports.reserved, wanted), (ports.reserved, wanted), false)
+    for_all(nat, target, together(nat, ports.reserved, wanted), (ports.reserved, wanted))
+}
+
+/// NAT IPs that serve all nodes if they are alike; where a gateway cannot have so many, those that serve this one.
+fn shared(nat: &NatSettings, ports: &NodePorts, need: Need) -> Remedy {
+    let of_all = Some(need.of_all(nat)).filter(|all| *all > ports.ports).and_then(|all| ips_for(nat, with_air(all)));
+    let target = of_all.max(ips_for(nat, need.wanted(ports)));
+    let more = target.filter(|ips| *ips > nat.ips_counted());
+    set(nat, Target { nat_ips: more, ..Target::default() }, 0)
 }
 
 /// That, and the NAT IPs that nodes take together; where that is not known, how many nodes an IP serves with so many ports each, and
-/// with so many as it is. `lacks`: it has too few as it is.
-fn for_all(nat: &NatSettings, target: Target, taken: Option<u64>, (had, each): (u32, u32), lacks: bool) -> Remedy {
-    match taken.map(|ports| Ips::holding(nat, ports)) {
+/// with so many as it is.
+fn for_all(nat: &NatSettings, target: Target, taken: Option<u64>, (had, each): (u32, u32)) -> Remedy {
+    // A gateway that adds NAT IPs by itself, and cannot.
+    let stuck = nat.lacks_ips() && nat.auto_ips;
+    match taken.filter(|_| !stuck).map(|ports| Ips::holding(nat, ports)) {
         Some(Ips::There) => set(nat, target, had),
         Some(Ips::More(ips)) => set(nat, Target { nat_ips: Some(ips), ..target }, had),
         Some(Ips::Gateways(gateways)) => {
@@ -114,31 +160,46 @@ fn for_all(nat: &NatSettings, target: Target, taken: Option<u64>, (had, each): (
         None => {
             let way = set(nat, target, had);
             let whose = if nat.mode == Mode::Dynamic { " at their maximum" } else { "" };
-            let says = format!("{}: {}", way.says, served(nat, (had, each), whose, lacks));
+            let says = format!("{}: {}", way.says, served(nat, (had, each), whose));
             // What makes it worse is not to be pasted.
-            let changes = if lacks && nat.mode == Mode::Static { Vec::new() } else { way.changes };
-            Remedy { says, changes, ..way }
+            if nat.lacks_ips() {
+                return Remedy { mind: way.mind, ..Remedy::words(says) };
+            }
+            Remedy { says, ..way }
         }
     }
 }
 
-/// A larger minimum under dynamic allocation, so that less has to be enlarged under load; `None` where Cloud NAT takes none.
-pub fn larger_minimum(nat: &NatSettings, ports: u32) -> Option<String> {
+/// A larger minimum under dynamic allocation, so that less has to be enlarged under load; `None` where Cloud NAT takes none, or has
+/// too little for it.
+pub fn larger_minimum(nat: &NatSettings, ports: &NodePorts, need: Need) -> Option<Remedy> {
     let (min, max) = (nat.dynamic_min(), nat.dynamic_max());
-    let ports = ports.min(LARGEST_MINIMUM);
-    // It has to be below the maximum.
-    let above =
-        if ports >= max { format!(" and max_ports_per_vm to {}", ports.saturating_mul(2)) } else { String::new() };
-    (ports > min).then(|| {
-        format!(
-            "raise min_ports_per_vm to {ports}{above}, so that the NAT need not enlarge the range in the middle of it ({})",
-            served(nat, (min, ports), "", false)
-        )
-    })
+    let to = granted(min, max, need.busiest).min(LARGEST_MINIMUM);
+    // It has to be below the maximum, which has to be what this node needs.
+    let needed =
+        need.wanted(ports).checked_next_power_of_two().filter(|most| need.short && *most <= DYNAMIC_MAX_DEFAULT);
+    let most = needed.unwrap_or(0).max(max).max(to.saturating_mul(2)).min(DYNAMIC_MAX_DEFAULT);
+    let max_ports = (most > max).then_some(most);
+    let own = granted(to, most, with_air(need.ports));
+    let (nat_ips, cost) = match with_own(nat, (min, to), own).map(|all| Ips::holding(nat, all)) {
+        _ if to <= min => return None,
+        _ if nat.lacks_ips() && (nat.auto_ips || with_own(nat, (min, to), own).is_none()) => return None,
+        Some(Ips::Gateways(_)) => return None,
+        Some(Ips::There) if nat.auto_ips => (None, served(nat, (min, to), "")),
+        Some(Ips::There) => (None, "there are NAT IPs for it".to_owned()),
+        Some(Ips::More(ips)) => (Some(ips), format!("it takes {}", super::nat_ips(ips))),
+        None => (None, served(nat, (min, to), "")),
+    };
+    let target = Target { min_ports: Some(to), max_ports, nat_ips, ..Target::default() };
+    let above = max_ports.map_or_else(String::new, |ports| format!(" and max_ports_per_vm to {ports}"));
+    let says = format!(
+        "raise min_ports_per_vm to {to}{above}, so that the NAT need not enlarge the range in the middle of it ({cost})"
+    );
+    Some(Remedy { says, mind: caution(nat, target, min), changes: changes(nat, target), settings: vec![target] })
 }
 
 /// What such ports for each node cost.
-fn served(nat: &NatSettings, (had, each): (u32, u32), whose: &str, lacks: bool) -> String {
+fn served(nat: &NatSettings, (had, each): (u32, u32), whose: &str) -> String {
     let of_an_ip = nat.profile.capacity().map_or(0, |capacity| nat.ports_of_an_ip(capacity.ports_per_ip));
     let nodes = |each: u32| of_an_ip.checked_div(each).unwrap_or(0);
     // Azure's own table shares what there is.
@@ -148,21 +209,28 @@ fn served(nat: &NatSettings, (had, each): (u32, u32), whose: &str, lacks: bool) 
         0 => "a node may then take more than one NAT IP has".to_owned(),
         served => format!("each NAT IP then serves {}{whose}{now}", counted(served, "node")),
     };
-    match () {
-        () if nat.auto_ips => format!("{then}, and the gateway adds NAT IPs as far as the quota goes"),
-        () if lacks => format!("{then}, and there are too few as it is: add some"),
-        () => format!("{then}; add NAT IPs if there are more nodes"),
+    match nat.lacks_ips() {
+        true if nat.auto_ips => {
+            format!("{then}, and the gateway lacks some as it is: raise the quota of addresses first")
+        }
+        false if nat.auto_ips => format!("{then}, and the gateway adds NAT IPs as far as the quota goes"),
+        true => format!("{then}, and there are too few as it is: add some first"),
+        false => format!("{then}; add NAT IPs if there are more nodes"),
     }
 }
 
-/// So many IPs that one destination takes them all.
-fn ips_for(nat: &NatSettings, wanted: u32) -> Option<Target> {
-    let capacity = nat.profile.capacity()?;
-    let ips = wanted.div_ceil(nat.ports_of_an_ip(capacity.per_destination).max(1));
-    nat.max_ips().is_none_or(|most| ips <= most).then_some(Target { nat_ips: Some(ips), ..Target::default() })
+/// So many IPs that one destination takes them all, where a gateway can have so many.
+fn ips_for(nat: &NatSettings, wanted: u32) -> Option<u32> {
+    nat.profile.capacity()?;
+    Some(ips_of(nat, wanted)).filter(|ips| nat.max_ips().is_none_or(|most| *ips <= most))
 }
 
-fn in_words(nat: &NatSettings, target: Target) -> String {
+fn ips_of(nat: &NatSettings, wanted: u32) -> u32 {
+    let of_an_ip = nat.profile.capacity().map_or(1, |capacity| nat.ports_of_an_ip(capacity.per_destination));
+    wanted.div_ceil(of_an_ip.max(1))
+}
+
+pub(super) fn in_words(nat: &NatSettings, target: Target) -> String {
     let mut parts = Vec::new();
     match target.mode {
         Some(Mode::Dynamic) => parts.push("dynamic allocation".to_owned()),
