@@ -192,7 +192,13 @@ fn a_nearly_full_table_names_who_fills_it_with_what_and_the_exact_settings() {
     assert_eq!(found.severity, Severity::Warning);
     assert_eq!(found.title, "conntrack holds 900 of 1000 entries (90 %), 77 % of them by shop/checkout");
     let said = said(found);
-    for part in ["shop/checkout 700", "203.0.113.7:443/tcp 850", "700 tcp_established (time-out 5 d)", "700 had no"] {
+    for part in [
+        "shop/checkout 700",
+        "203.0.113.7:443/tcp 850",
+        "700 tcp_established (time-out 5 d)",
+        "700 had no",
+        "not assured (150 now)",
+    ] {
         assert!(said.contains(part), "`{part}` is not in:\n{said}");
     }
     for part in

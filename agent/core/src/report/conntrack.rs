@@ -25,7 +25,7 @@ pub struct DriftReport {
 }
 
 /// The conntrack table.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConntrackReport {
     /// Entries now.
     pub entries: Option<u64>,
@@ -67,6 +67,10 @@ pub struct ConntrackReport {
     /// What that prediction rests on.
     #[serde(default)]
     pub full_basis: Option<String>,
+    /// The share of new connections that would be dropped if the table were full as it is now, since the kernel finds nothing to
+    /// evict (`early_drop`); absent unless the last dump was complete and the number of hash buckets is known.
+    #[serde(default)]
+    pub refused_when_full_ratio: Option<f64>,
     /// What the last dump showed, summed up; absent if there was none.
     #[serde(default)]
     pub census: Option<CensusReport>,
@@ -124,7 +128,7 @@ pub struct CensusReport {
     pub silent_unknown: u64,
     /// Entries the kernel evicts first when the table is full: those that are not assured.
     pub unassured: u64,
-    /// Assured entries that are closing, which it evicts as well from 95 % on.
+    /// Assured entries that are closing, which it evicts as well once it has dropped a packet, until the table is at 95 %.
     pub closing: u64,
     /// Entries whose time-out ends within a minute, unless a packet comes.
     pub ending_within_minute: u64,

@@ -74,7 +74,7 @@ impl Network {
 
     /// Fills the node's table: half of the destinations by a TCP connection each, all other entries by datagrams.
     pub(super) fn fill(&self, entries: u32, destinations: u32) -> Result<()> {
-        // From 95 % on the kernel evicts what the table is filled with; its limit is the whole machine's.
+        // A table that is nearly full would be one more finding; its limit is the whole machine's.
         self.node
             .lab()
             .raise_machine_setting("net.netfilter.nf_conntrack_max", u64::from(entries) * 100 / 95 + 1_000)?;

@@ -165,7 +165,7 @@ pub struct Census {
     pub silent_unknown: u64,
     /// Entries that are not assured: what the kernel evicts first.
     pub unassured: u64,
-    /// Assured TCP entries that are closing: evicted as well, from 95 % on.
+    /// Assured TCP entries that are closing: evicted as well, once a packet was dropped.
     pub closing: u64,
     /// Entries whose timer runs out within a minute, unless a packet comes.
     pub ending: u64,

@@ -8,9 +8,9 @@ use crate::model::leak::whole;
 use crate::observe::{ConntrackStats, SourceId};
 use crate::report::{CensusReport, CensusSource, ConntrackReport, Report};
 
-/// From this share on, in percent, the kernel's garbage collection evicts entries that are closing or not assured (`gc_worker`,
-/// `net/netfilter/nf_conntrack_core.c`, since 4.12).
-const EVICTS_PERCENT: u64 = 95;
+/// From this share on, in percent, a table is as good as full. Once a packet was dropped, the kernel's garbage collection evicts
+/// down to it (`gc_worker`, `net/netfilter/nf_conntrack_core.c`, since 4.12).
+const NEARLY_FULL_PERCENT: u64 = 95;
 /// A table that will be full within this time is worth a warning whatever it holds now.
 const SOON_SECS: u64 = 1800;
 /// Below this share a rise is only a beginning.
@@ -47,7 +47,7 @@ fn low(view: &View<'_>, table: &ConntrackReport, lately: Option<ConntrackStats>)
     } else {
         format!("conntrack holds {entries} of {max} entries ({share} %){most}{when}")
     };
-    let critical = share >= EVICTS_PERCENT || refused > 0;
+    let critical = share >= NEARLY_FULL_PERCENT || refused > 0;
     Some(Finding {
         id: FindingId::ConntrackLow,
         severity: if critical { Severity::Critical } else { Severity::Warning },
@@ -73,12 +73,13 @@ fn evidence(table: &ConntrackReport, lately: Option<ConntrackStats>, entries: u6
         });
         evidence.push(dumped(listed("towards", destinations.collect())));
         evidence.push(dumped(doing(census)));
+        let refused = table.refused_when_full_ratio.map_or_else(String::new, |ratio| {
+            format!(": about {} of new connections if it were full now", share_of(ratio))
+        });
         evidence.push(dumped(format!(
-            "from {} on ({EVICTS_PERCENT} %) the kernel evicts what is closing or not assured, {} entries now; beyond that \
-             packets of new connections are dropped; {} entries end within a minute by themselves",
-            max / 100 * EVICTS_PERCENT,
-            census.unassured.saturating_add(census.closing),
-            census.ending_within_minute,
+            "when full, a new connection takes the place of an entry that is not assured ({} now), if there is one in eight hash \
+             buckets (early_drop), or is dropped{refused}; {} entries end within a minute by themselves",
+            census.unassured, census.ending_within_minute,
         )));
     }
     if let Some((secs, basis)) = table.full_in_secs.zip(table.full_basis.as_ref()) {
@@ -92,6 +93,15 @@ fn evidence(table: &ConntrackReport, lately: Option<ConntrackStats>, entries: u6
         )));
     }
     evidence
+}
+
+/// A share in whole percent.
+fn share_of(ratio: f64) -> String {
+    match ratio * 100.0 {
+        all if all >= 99.5 => "all".to_owned(),
+        percent if percent < 1.0 => "less than 1 %".to_owned(),
+        percent => format!("{percent:.0} %"),
+    }
 }
 
 /// States and silence of the entries, the largest first.
