@@ -20,6 +20,8 @@ use headroom_core::time::{NodeTime, Now, WallTime};
 
 #[path = "overlap/divided.rs"]
 mod divided;
+#[path = "overlap/families.rs"]
+mod families;
 #[path = "overlap/many.rs"]
 mod many;
 #[path = "overlap/remedies.rs"]
@@ -58,7 +60,13 @@ fn rule(
 }
 
 fn node_port(proxy: ServiceProxy, port: u16) -> NodePort {
-    NodePort { proxy, protocol: Protocol::TCP, port, service: Some(format!("shop/web-{port}:http")) }
+    NodePort {
+        proxy,
+        family: RuleFamily::Ip,
+        protocol: Protocol::TCP,
+        port,
+        service: Some(format!("shop/web-{port}:http")),
+    }
 }
 
 fn namespace(host: bool, ephemeral: &str, reserved: &str) -> Fact {
@@ -284,13 +292,14 @@ fn what_rests_on_a_given_list_says_so_and_a_list_that_lacks_a_node_port_is_contr
 
 /// Exercises the question other parts of the model ask. If this fails, live collisions are not recognised.
 #[test]
-fn a_port_is_allocated_for_its_protocol_and_has_a_name_and_a_proxy() {
+fn a_port_is_allocated_for_its_family_and_protocol_and_has_a_name_and_a_proxy() {
     let node = Node::with(vec![], vec![node_port(ServiceProxy::Ipvs, 30_080)]);
     let ledger = node.ledger();
     let allocated = AllocatedNodePorts::of(&ledger, &node.policy);
-    let found = allocated.get(Protocol::TCP, 30_080).unwrap();
+    let found = allocated.get(RuleFamily::Ip, Protocol::TCP, 30_080).unwrap();
     assert_eq!((found.service, found.proxies.as_slice()), (Some("shop/web-30080:http"), &[ServiceProxy::Ipvs][..]));
-    assert_eq!(allocated.get(Protocol::UDP, 30_080), None);
+    assert_eq!(allocated.get(RuleFamily::Ip, Protocol::UDP, 30_080), None);
+    assert_eq!(allocated.get(RuleFamily::Ip6, Protocol::TCP, 30_080), None);
     assert_eq!((allocated.count(), allocated.is_known(), allocated.harmful()), (1, true, Some(ServiceProxy::Ipvs)));
 }
 

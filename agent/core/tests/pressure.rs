@@ -21,6 +21,8 @@ use headroom_core::time::{NodeTime, Now, WallTime};
 mod hairpins;
 #[path = "pressure/node_ports.rs"]
 mod node_ports;
+#[path = "pressure/seen_node_ports.rs"]
+mod seen_node_ports;
 
 const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 64, 0, 5));
 const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 64, 0, 6));

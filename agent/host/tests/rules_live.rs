@@ -292,6 +292,7 @@ fn node_ports_of_kube_proxy_are_read_from_its_rules_and_its_maps() {
         let ports: Vec<_> =
             reading.node_ports.iter().map(|port| (port.protocol, port.port, port.service.as_deref())).collect();
         assert_eq!(ports, expected, "{name}");
+        assert!(reading.node_ports.iter().all(|port| port.family == RuleFamily::Ip), "{name}");
         assert_eq!(reading.proxies, [ServiceProxy::Iptables]);
         let marked = "ip POSTROUTING>KUBE-POSTROUTING 3: mark 0x4000/0x4000 Masquerade RandomFully";
         assert_eq!(all_told(&reading), [marked], "{name}");
@@ -306,6 +307,7 @@ fn node_ports_of_kube_proxy_are_read_from_its_rules_and_its_maps() {
     assert_eq!(ports[..3], expected);
     // Without an endpoint it is allocated all the same.
     assert_eq!(ports[3..], [(Protocol::UDP, 31_999, None)]);
+    assert!(reading.node_ports.iter().all(|port| port.family == RuleFamily::Ip));
     assert_eq!(reading.proxies, [ServiceProxy::Nftables]);
     let [rule] = reading.source_nat.as_slice() else { panic!("{:?}", reading.source_nat) };
     assert_eq!((rule.target.kind, rule.target.choice), (SourceNatKind::Masquerade, PortChoice::RandomFully));

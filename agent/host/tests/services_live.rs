@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use headroom_core::flow::Protocol;
-use headroom_core::observe::ServiceProxy;
+use headroom_core::observe::{RuleFamily, ServiceProxy};
 use headroom_core::ports::PortRange;
 use headroom_host::ebpf::maps::Pinned;
 use headroom_host::root::HostRoot;
@@ -31,15 +31,17 @@ fn node_ports_of_ipvs_are_those_in_the_sets_of_kube_proxy() {
         sh("ipset create KUBE-NODE-PORT-TCP bitmap:port range 0-65535; ipset add KUBE-NODE-PORT-TCP 30000-32000
             ipset create KUBE-NODE-PORT-UDP bitmap:port range 0-65535; ipset add KUBE-NODE-PORT-UDP 30053
             ipset create KUBE-NODE-PORT-SCTP-HASH hash:ip,port; ipset add KUBE-NODE-PORT-SCTP-HASH 192.0.2.1,sctp:31000
+            ipset create KUBE-6-NODE-PORT-UDP bitmap:port range 0-65535; ipset add KUBE-6-NODE-PORT-UDP 30054
             ipset create KUBE-CLUSTER-IP hash:ip,port; ipset add KUBE-CLUSTER-IP 10.96.0.1,tcp:443");
         (none, sets())
     });
     let (none, sets) = thread.join().unwrap();
     assert_eq!(none, Ok(None));
     let ports = sets.unwrap().unwrap();
-    assert_eq!(ports.iter().filter(|(protocol, _)| *protocol == Protocol::TCP).count(), 2001);
-    let others: Vec<_> = ports.iter().filter(|(protocol, _)| *protocol != Protocol::TCP).copied().collect();
-    assert_eq!(others, [(Protocol::UDP, 30_053), (Protocol::SCTP, 31_000)]);
+    assert_eq!(ports.iter().filter(|(_, protocol, _)| *protocol == Protocol::TCP).count(), 2001);
+    let others: Vec<_> = ports.iter().filter(|(_, protocol, _)| *protocol != Protocol::TCP).copied().collect();
+    let (v4, v6) = (RuleFamily::Ip, RuleFamily::Ip6);
+    assert_eq!(others, [(v4, Protocol::UDP, 30_053), (v4, Protocol::SCTP, 31_000), (v6, Protocol::UDP, 30_054)]);
 }
 
 /// A bpffs, unmounted when dropped.

@@ -15,6 +15,19 @@ struct Shown {
     range: Option<PortRange>,
 }
 
+impl Shown {
+    /// A port may be shown twice (once for each family), and only once with its name.
+    fn add(&mut self, node_port: NodePort) {
+        let key = (node_port.protocol, node_port.port, node_port.proxy);
+        let held = self.node_ports.entry(key).or_insert_with(|| node_port.clone());
+        held.family = held.family.or(node_port.family);
+        let named = node_port.service.is_some();
+        if named && held.service.as_ref().is_none_or(|service| Some(service) > node_port.service.as_ref()) {
+            held.service = node_port.service;
+        }
+    }
+}
+
 /// Rules and Services as one kind of snapshot shows them.
 #[derive(Debug, Default)]
 pub struct Services {
@@ -36,13 +49,7 @@ impl Services {
     }
 
     pub(super) fn shown_node_port(&mut self, node_port: NodePort) {
-        let key = (node_port.protocol, node_port.port, node_port.proxy);
-        // A port may be shown twice (once for each family), and only once with its name.
-        let named = node_port.service.is_some();
-        let held = self.incoming.node_ports.entry(key).or_insert_with(|| node_port.clone());
-        if named && held.service.as_ref().is_none_or(|service| Some(service) > node_port.service.as_ref()) {
-            *held = node_port;
-        }
+        self.incoming.add(node_port);
     }
 
     pub(super) fn shown_range(&mut self, range: PortRange) {
@@ -57,7 +64,7 @@ impl Services {
             Outcome::Partial(_) => {
                 self.held.source_nat.extend(shown.source_nat);
                 self.held.proxies.extend(shown.proxies);
-                self.held.node_ports.extend(shown.node_ports);
+                shown.node_ports.into_values().for_each(|node_port| self.held.add(node_port));
                 self.held.range = shown.range.or(self.held.range);
             }
             Outcome::Failed(_) => {}

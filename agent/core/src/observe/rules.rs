@@ -1,5 +1,7 @@
 //! Facts of packet rules and Services: which rules translate source addresses, and which NodePorts are allocated.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
@@ -50,6 +52,36 @@ impl RuleFamily {
             Self::Ip6 => "ip6",
             Self::Inet => "inet",
         }
+    }
+
+    /// That of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ip } else { Self::Ip6 }
+    }
+
+    /// Whether a packet can be of both.
+    pub fn meets(self, other: Self) -> bool {
+        self == other || self == Self::Inet || other == Self::Inet
+    }
+
+    /// The packets of either.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        if self == other { self } else { Self::Inet }
+    }
+
+    /// Each of IPv4 and IPv6 that it has.
+    pub fn each(self) -> &'static [Self] {
+        match self {
+            Self::Ip => &[Self::Ip],
+            Self::Ip6 => &[Self::Ip6],
+            Self::Inet => &[Self::Ip, Self::Ip6],
+        }
+    }
+
+    /// What older captures do not tell.
+    pub(crate) fn both() -> Self {
+        Self::Inet
     }
 }
 
@@ -262,6 +294,9 @@ impl ServiceProxy {
 pub struct NodePort {
     /// Who serves it.
     pub proxy: ServiceProxy,
+    /// Whose packets it is for: a Service has it for IPv4, for IPv6 or for both.
+    #[serde(default = "RuleFamily::both")]
+    pub family: RuleFamily,
     /// Its protocol.
     pub protocol: Protocol,
     /// The port.

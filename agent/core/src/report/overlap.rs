@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
-use crate::observe::{PortChoice, RulePlace, ServiceProxy, SourceNatKind};
+use crate::observe::{PortChoice, RuleFamily, RulePlace, ServiceProxy, SourceNatKind};
 use crate::ports::PortRange;
 use crate::protocols::Protocols;
 
@@ -224,6 +224,9 @@ pub struct ProxyReport {
 /// An allocated NodePort.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodePortReport {
+    /// Whose packets it is for: `ip`, `ip6`, or `inet` for both, also where only the user named it.
+    #[serde(default = "RuleFamily::both")]
+    pub family: RuleFamily,
     /// Its protocol.
     pub protocol: Protocol,
     /// The port.

@@ -172,6 +172,7 @@ fn decoded(family: RuleFamily, found: &[Found<'_>], begins: &BTreeMap<usize, usi
         let parts = rule(family, entry, 1, None).parts;
         Some(NodePort {
             proxy: ServiceProxy::Iptables,
+            family,
             protocol: parts.protocols.single()?,
             port: parts.destination_port?,
             service: parts.comment,

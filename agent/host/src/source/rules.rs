@@ -212,8 +212,13 @@ mod tests {
     /// Exercises the bounds of what is kept. If this fails, a node with many rules fills the memory, or loses some silently.
     #[test]
     fn what_is_more_than_anybody_keeps_is_dropped_and_that_is_said() {
-        let node_port =
-            NodePort { proxy: ServiceProxy::Iptables, protocol: Protocol::TCP, port: 30_080, service: None };
+        let node_port = NodePort {
+            proxy: ServiceProxy::Iptables,
+            family: RuleFamily::Ip,
+            protocol: Protocol::TCP,
+            port: 30_080,
+            service: None,
+        };
         let kept = |rules: usize, ports: usize| {
             let mut reading = Reading {
                 source_nat: vec![masquerade(); rules],

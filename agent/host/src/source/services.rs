@@ -113,12 +113,19 @@ impl Source for ServicesSource {
 mod tests {
     use super::*;
     use headroom_core::flow::Protocol;
+    use headroom_core::observe::RuleFamily;
 
     /// Exercises the bound of what is kept. If this fails, a map of another's making fills the memory, or ports are lost
     /// silently.
     #[test]
     fn node_ports_are_kept_up_to_the_bound() {
-        let node_port = NodePort { proxy: ServiceProxy::Cilium, protocol: Protocol::TCP, port: 30_080, service: None };
+        let node_port = NodePort {
+            proxy: ServiceProxy::Cilium,
+            family: RuleFamily::Ip,
+            protocol: Protocol::TCP,
+            port: 30_080,
+            service: None,
+        };
         let kept = |ports: usize| {
             let mut reading = Reading { node_ports: vec![node_port.clone(); ports], ..Reading::default() };
             reading.bound();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use headroom_core::flow::Protocol;
-use headroom_core::observe::RuleBackend;
+use headroom_core::observe::{RuleBackend, RuleFamily};
 use headroom_core::report::{AllocatedBasis, MasqueradeReport, NodePortBasis, OverlapReport, Report, ShareReport};
 use headroom_core::words::counted;
 
@@ -176,13 +176,21 @@ fn node_ports(out: &mut String, overlap: &OverlapReport, width: Width) {
         NodePortBasis::Observed => " (assumed: Kubernetes' default, widened to those seen)",
     };
     let range = format!("in {}{basis}", overlap.node_port_range);
+    // The family is told where it makes a difference.
+    let alike =
+        overlap.nodeports.windows(2).all(|two| two.first().map(|row| row.family) == two.last().map(|row| row.family));
     let named: Vec<String> = overlap
         .nodeports
         .iter()
         .take(MAX_NODE_PORTS)
         .map(|row| {
             let service = row.service.as_ref().map(|service| format!(" {service}")).unwrap_or_default();
-            format!("{}/{}{service}", row.port, row.protocol)
+            let family = match row.family {
+                RuleFamily::Ip if !alike => " (IPv4)",
+                RuleFamily::Ip6 if !alike => " (IPv6)",
+                _ => "",
+            };
+            format!("{}/{}{family}{service}", row.port, row.protocol)
         })
         .collect();
     let text = match overlap.nodeports_total {

@@ -9,7 +9,7 @@ use super::node_ports::AllocatedNodePorts;
 use crate::flow::{Destination, Endpoint, Protocol};
 use crate::ledger::{Ledger, NodePortFlow, Spans};
 use crate::model::holders::Holders;
-use crate::observe::SourceId;
+use crate::observe::{RuleFamily, SourceId};
 use crate::report::{CollidingPortReport, LiveFlowsReport, LiveOverlap};
 use crate::time::Now;
 
@@ -100,9 +100,10 @@ fn collision(
     allocated: &AllocatedNodePorts<'_>,
     holders: &Holders<'_>,
 ) -> Option<CollidingPortReport> {
-    let allocation = allocated.get(protocol, flow.translated.port)?;
+    let Endpoint { address, port } = flow.translated;
+    let allocation = allocated.get(RuleFamily::of(address), protocol, port)?;
     // A NodePort is one of the node's addresses; another (of an egress gateway, say) has none.
-    if holders.knows_host() && !holders.is_host(flow.translated.address) {
+    if holders.knows_host() && !holders.is_host(address) {
         return None;
     }
     // As of the dump that showed it last: what came since is not known.
@@ -110,7 +111,7 @@ fn collision(
     let silent = Duration::from_secs(flow.silent_secs.unwrap_or(0).into()).max(last.since(first));
     let unanswered = flow.answered == Some(false) && silent >= PATIENCE;
     Some(CollidingPortReport {
-        port: flow.translated.port,
+        port,
         service: allocation.service.map(str::to_owned),
         answered: flow.answered,
         unanswered_secs: unanswered.then_some(silent.as_secs()),

@@ -9,7 +9,7 @@ use super::owner::owner;
 use crate::flow::Protocol;
 use crate::known::Known;
 use crate::ledger::Ledger;
-use crate::observe::{PortChoice, SourceNat, SourceNatKind, SourceNatRule};
+use crate::observe::{PortChoice, RuleFamily, SourceNat, SourceNatKind, SourceNatRule};
 use crate::ports::{PortRange, PortSettings};
 use crate::report::{MasqueradeReport, OverlapReport, ShareReport};
 
@@ -27,7 +27,7 @@ struct Judge<'a> {
     /// Some namespaces' ranges are not known.
     own_missing: bool,
     /// The shares of rules that choose alike: there may be thousands of both rules and NodePorts.
-    judged: BTreeMap<(Known<PortRange>, PortChoice, Protocol), Shares>,
+    judged: BTreeMap<(Known<PortRange>, PortChoice, RuleFamily, Protocol), Shares>,
 }
 
 /// A share of the NodePort range, one of the allocated NodePorts, and why.
@@ -164,7 +164,7 @@ impl Judge<'_> {
         let nothing = |why: String| Shares { range: Some(0.0), allocated: Some(0.0), why };
         let shares = match (&unreached, protocol) {
             (Some(why), _) => nothing(why.clone()),
-            (None, Some(protocol)) => self.shares(&rule.target, protocol),
+            (None, Some(protocol)) => self.shares(rule, protocol),
             (None, None) => nothing("it translates no protocol that has NodePorts".to_owned()),
         };
         MasqueradeReport {
@@ -191,21 +191,29 @@ impl Judge<'_> {
     }
 
     /// Of the connections that a target translates, the shares that land on NodePorts.
-    fn shares(&mut self, target: &SourceNat, protocol: Protocol) -> Shares {
-        let key = (target.ports.clone(), target.choice, protocol);
+    fn shares(&mut self, rule: &SourceNatRule, protocol: Protocol) -> Shares {
+        let (target, family) = (&rule.target, rule.place.family);
+        let key = (target.ports.clone(), target.choice, family, protocol);
         if let Some(judged) = self.judged.get(&key) {
             return judged.clone();
         }
-        let judged = self.judge(target, protocol);
+        let judged = self.judge(target, family, protocol);
         self.judged.insert(key, judged.clone());
         judged
     }
 
-    fn judge(&self, target: &SourceNat, protocol: Protocol) -> Shares {
+    fn judge(&self, target: &SourceNat, family: RuleFamily, protocol: Protocol) -> Shares {
         if let Known::Unknown(why) = &target.ports {
             return Shares { range: None, allocated: None, why: why.to_string() };
         }
-        let allocated: Vec<PortRange> = self.allocated.of_protocol(protocol).collect();
+        // Of a rule for both, nobody knows how many connections are of which.
+        let allocated = |share: &dyn Fn(&[PortRange]) -> f64| {
+            let each = family.each().iter().map(|family| {
+                let ports: Vec<PortRange> = self.allocated.of_protocol(*family, protocol).collect();
+                share(&ports)
+            });
+            each.fold(0.0, f64::max)
+        };
         let worst = |ports: &[PortRange]| {
             let shares = self.own.iter().map(|own| landing(target, own, ports));
             shares.fold(0.0, f64::max)
@@ -228,7 +236,7 @@ impl Judge<'_> {
                     format!("source ports inside {limit} are kept, others drawn from it (pods draw from {ranges})")
                 }
             };
-            return self.known(worst(&[self.range]), worst(&allocated), why);
+            return self.known(worst(&[self.range]), allocated(&worst), why);
         }
         // What is drawn anew does not depend on the connection's own port.
         let any = PortSettings { ephemeral: unlimited(), reserved: Vec::new() };
@@ -237,7 +245,8 @@ impl Judge<'_> {
             if favoured > 0 { format!(" (the kernel draws its first {favoured} more often)") } else { String::new() };
         let why =
             format!("{node_ports} of the {} ports {range} that are drawn from are NodePorts{unevenly}", range.count());
-        self.known(landing(target, &any, &[self.range]), landing(target, &any, &allocated), why)
+        let drawn = |ports: &[PortRange]| landing(target, &any, ports);
+        self.known(drawn(&[self.range]), allocated(&drawn), why)
     }
 
     fn known(&self, range: f64, allocated: f64, why: String) -> Shares {
@@ -266,7 +275,7 @@ impl Judge<'_> {
                 let part = left * rule.probability;
                 left *= 1.0 - rule.probability;
                 if part > 0.0 {
-                    row.parts.push((rule, part, self.shares(&rule.target, protocol)));
+                    row.parts.push((rule, part, self.shares(rule, protocol)));
                 }
             }
             rows.extend(row.told(protocol));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::flow::Protocol;
 use crate::ledger::Ledger;
 use crate::model::policy::Policy;
-use crate::observe::{NodePort, ServiceProxy, SourceId};
+use crate::observe::{NodePort, RuleFamily, ServiceProxy, SourceId};
 use crate::ports::PortRange;
 use crate::report::{AllocatedBasis, NodePortBasis, NodePortReport, ProxyReport};
 
@@ -13,8 +13,10 @@ use crate::report::{AllocatedBasis, NodePortBasis, NodePortReport, ProxyReport};
 const MAX_LISTED: usize = 1024;
 
 /// An allocated NodePort.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allocation<'a> {
+    /// Whose packets it is for; the user names ports of both.
+    pub family: RuleFamily,
     /// Its Service, where that is written down.
     pub service: Option<&'a str>,
     /// Who serves it; empty if it is known from the user only.
@@ -63,15 +65,21 @@ impl<'a> AllocatedNodePorts<'a> {
     pub fn of(ledger: &'a Ledger, policy: &Policy) -> Self {
         let mut ports: BTreeMap<(Protocol, u16), Allocation<'a>> = BTreeMap::new();
         let observed = ledger.rules().node_ports().chain(ledger.services().node_ports());
-        for NodePort { proxy, protocol, port, service } in observed {
-            let allocation = ports.entry((*protocol, *port)).or_default();
+        for NodePort { proxy, family, protocol, port, service } in observed {
+            let new = || Allocation { family: *family, service: None, proxies: Vec::new(), given: false };
+            let allocation = ports.entry((*protocol, *port)).or_insert_with(new);
+            allocation.family = allocation.family.or(*family);
             allocation.service = allocation.service.or(service.as_deref());
             if !allocation.proxies.contains(proxy) {
                 allocation.proxies.push(*proxy);
             }
         }
         for (protocol, port) in &policy.allocated_node_ports {
-            ports.entry((*protocol, *port)).or_default().given = true;
+            let given = Allocation { family: RuleFamily::Inet, service: None, proxies: Vec::new(), given: true };
+            ports
+                .entry((*protocol, *port))
+                .and_modify(|allocation| (allocation.family, allocation.given) = (RuleFamily::Inet, true))
+                .or_insert(given);
         }
         let seen = ledger.rules().proxies().chain(ledger.services().proxies()).chain(policy.service_proxy);
         let mut proxies: Vec<ServiceProxy> = seen.collect();
@@ -90,14 +98,15 @@ impl<'a> AllocatedNodePorts<'a> {
         Self { ports, proxies, range: ledger.services().node_port_range(), basis }
     }
 
-    /// The NodePort, if it is allocated.
-    pub fn get(&self, protocol: Protocol, port: u16) -> Option<&Allocation<'a>> {
-        self.ports.get(&(protocol, port))
+    /// The NodePort, if it is allocated for packets of that family.
+    pub fn get(&self, family: RuleFamily, protocol: Protocol, port: u16) -> Option<&Allocation<'a>> {
+        self.ports.get(&(protocol, port)).filter(|allocation| allocation.family.meets(family))
     }
 
-    /// All of a protocol, each as a range of one.
-    pub fn of_protocol(&self, protocol: Protocol) -> impl Iterator<Item = PortRange> + '_ {
+    /// All of a protocol and family, each as a range of one.
+    pub fn of_protocol(&self, family: RuleFamily, protocol: Protocol) -> impl Iterator<Item = PortRange> + '_ {
         let ports = self.ports.range((protocol, 0)..=(protocol, u16::MAX));
+        let ports = ports.filter(move |(_, allocation)| allocation.family.meets(family));
         ports.filter_map(|((_, port), _)| PortRange::new(*port, *port))
     }
 
@@ -165,6 +174,7 @@ impl<'a> AllocatedNodePorts<'a> {
         let (lacking, others): (Vec<_>, Vec<_>) = self.ports.iter().partition(|(_, allocation)| self.lacks(allocation));
         let ports =
             lacking.into_iter().chain(others).take(MAX_LISTED).map(|((protocol, port), allocation)| NodePortReport {
+                family: allocation.family,
                 protocol: *protocol,
                 port: *port,
                 service: allocation.service.map(str::to_owned),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use headroom_core::flow::Protocol;
-use headroom_core::observe::{NodePort, ServiceProxy};
+use headroom_core::observe::{NodePort, RuleFamily, ServiceProxy};
 use headroom_core::ports::PortRange;
 
 use super::Reading;
@@ -56,7 +56,8 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, deadline: Instant) {
             Err(error) => reading.missing.push(format!("Cilium's map `{}`: {error}", path.display())),
         }
         for (protocol, port) in found {
-            reading.node_ports.push(NodePort { proxy: ServiceProxy::Cilium, protocol, port, service: None });
+            let family = if v6 { RuleFamily::Ip6 } else { RuleFamily::Ip };
+            reading.node_ports.push(NodePort { proxy: ServiceProxy::Cilium, family, protocol, port, service: None });
         }
     }
     if entries > 0 {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use headroom_core::flow::Protocol;
-use headroom_core::observe::{NodePort, ServiceProxy};
+use headroom_core::observe::{NodePort, RuleFamily, ServiceProxy};
 use headroom_core::ports::PortRange;
 
 use super::Reading;
@@ -18,13 +18,13 @@ use crate::source::rules::symbols;
 /// Ten thousand Services with a hundred Endpoints each have 70 MB.
 const TABLE_LIMIT_BYTES: usize = 64 << 20;
 /// kube-proxy's sets of NodePorts (`pkg/proxy/ipvs/ipset.go`), for IPv4 and IPv6.
-const SETS: [(&str, Protocol); 6] = [
-    ("KUBE-NODE-PORT-TCP", Protocol::TCP),
-    ("KUBE-NODE-PORT-UDP", Protocol::UDP),
-    ("KUBE-NODE-PORT-SCTP-HASH", Protocol::SCTP),
-    ("KUBE-6-NODE-PORT-TCP", Protocol::TCP),
-    ("KUBE-6-NODE-PORT-UDP", Protocol::UDP),
-    ("KUBE-6-NODE-PORT-SCTP-HASH", Protocol::SCTP),
+const SETS: [(&str, RuleFamily, Protocol); 6] = [
+    ("KUBE-NODE-PORT-TCP", RuleFamily::Ip, Protocol::TCP),
+    ("KUBE-NODE-PORT-UDP", RuleFamily::Ip, Protocol::UDP),
+    ("KUBE-NODE-PORT-SCTP-HASH", RuleFamily::Ip, Protocol::SCTP),
+    ("KUBE-6-NODE-PORT-TCP", RuleFamily::Ip6, Protocol::TCP),
+    ("KUBE-6-NODE-PORT-UDP", RuleFamily::Ip6, Protocol::UDP),
+    ("KUBE-6-NODE-PORT-SCTP-HASH", RuleFamily::Ip6, Protocol::SCTP),
 ];
 
 /// Reads Services of IPVS, if there are any.
@@ -39,8 +39,8 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, range: PortRange, dea
         return;
     }
     reading.proxies.push(ServiceProxy::Ipvs);
-    let mut push = |(protocol, port)| {
-        reading.node_ports.push(NodePort { proxy: ServiceProxy::Ipvs, protocol, port, service: None });
+    let mut push = |(family, protocol, port)| {
+        reading.node_ports.push(NodePort { proxy: ServiceProxy::Ipvs, family, protocol, port, service: None });
     };
     match sets(root, deadline) {
         Ok(Some(ports)) => {
@@ -49,7 +49,7 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, range: PortRange, dea
         }
         // Somebody else's IPVS, or sets that cannot be read.
         outcome => {
-            services.iter().copied().filter(|(_, port)| range.contains(*port)).for_each(&mut push);
+            services.iter().copied().filter(|(.., port)| range.contains(*port)).for_each(&mut push);
             reading.seen.push(format!("{} Services of IPVS, NodePorts by their range", services.len()));
             if let Err(why) = outcome {
                 reading.missing.push(format!("which Services of IPVS are NodePorts: {why}"));
@@ -58,8 +58,11 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, range: PortRange, dea
     }
 }
 
-/// Protocol and port of every Service; `None` where there is no IPVS.
-fn services(root: &HostRoot, limit_bytes: usize, deadline: Instant) -> Result<Option<Vec<(Protocol, u16)>>, String> {
+/// A port of a Service: whose packets it is for, protocol and number.
+pub type ServicePort = (RuleFamily, Protocol, u16);
+
+/// The port of every Service; `None` where there is no IPVS.
+fn services(root: &HostRoot, limit_bytes: usize, deadline: Instant) -> Result<Option<Vec<ServicePort>>, String> {
     let mut lines = match Lines::open(root, &own_table(root, "ip_vs"), limit_bytes) {
         Ok(lines) => lines,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -83,7 +86,7 @@ fn services(root: &HostRoot, limit_bytes: usize, deadline: Instant) -> Result<Op
 }
 
 /// `TCP  C0000201:7580 rr` and `TCP  [2001:0db8:…:0001]:7580 rr`; other lines are headings, Endpoints (`  -> …`) and marks.
-pub fn service(line: &[u8]) -> Option<(Protocol, u16)> {
+pub fn service(line: &[u8]) -> Option<ServicePort> {
     let line = std::str::from_utf8(line).ok()?;
     let mut words = line.split_ascii_whitespace();
     let protocol = match words.next()? {
@@ -92,21 +95,22 @@ pub fn service(line: &[u8]) -> Option<(Protocol, u16)> {
         "SCTP" => Protocol::SCTP,
         _ => return None,
     };
-    let (_address, port) = words.next()?.rsplit_once(':')?;
-    Some((protocol, u16::from_str_radix(port, 16).ok()?))
+    let (address, port) = words.next()?.rsplit_once(':')?;
+    let family = if address.starts_with('[') { RuleFamily::Ip6 } else { RuleFamily::Ip };
+    Some((family, protocol, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// The ports in kube-proxy's sets; `None` where it has none.
 ///
 /// # Errors
 /// Why they cannot be read.
-pub fn sets(root: &HostRoot, deadline: Instant) -> Result<Option<Vec<(Protocol, u16)>>, String> {
+pub fn sets(root: &HostRoot, deadline: Instant) -> Result<Option<Vec<ServicePort>>, String> {
     if !root.is_live() || !symbols::has(root, &symbols::IP_SET)? {
         return Ok(None);
     }
     let (mut ports, mut there) = (Vec::new(), false);
-    for (set, protocol) in SETS {
-        match list(set, deadline, |port| ports.push((protocol, port))) {
+    for (set, family, protocol) in SETS {
+        match list(set, deadline, |port| ports.push((family, protocol, port))) {
             Ok(()) => there = true,
             Err(error) if error.is_missing() => {}
             Err(error) => return Err(error.to_string()),
@@ -144,8 +148,9 @@ mod tests {
         std::fs::create_dir_all(place.path().join("proc/net")).unwrap();
         std::fs::write(place.path().join("proc/net/ip_vs"), TABLE).unwrap();
         let reading = read(&HostRoot::at(place.path()), PortRange::NODE_PORTS);
-        let ports: Vec<_> = reading.node_ports.iter().map(|port| (port.protocol, port.port)).collect();
-        assert_eq!(ports, [(Protocol::TCP, 30_080), (Protocol::UDP, 30_040)]);
+        let ports: Vec<_> = reading.node_ports.iter().map(|port| (port.family, port.protocol, port.port)).collect();
+        let expected = [(RuleFamily::Ip, Protocol::TCP, 30_080), (RuleFamily::Ip6, Protocol::UDP, 30_040)];
+        assert_eq!(ports, expected);
         assert_eq!(reading.proxies, [ServiceProxy::Ipvs]);
         assert_eq!(reading.missing, [""; 0]);
         // No IPVS, and one without Services: nobody is a proxy.

@@ -23,7 +23,7 @@ const ELEMENTS_LIMIT: usize = super::super::NODE_PORTS_LIMIT;
 pub(super) fn of_rule(raw: &RawRule<'_>, family: RuleFamily) -> Result<Option<NodePort>, Malformed> {
     let parts = rule(raw, family, 1, &mut |_set| SetInWords::default())?.parts;
     let (Some(protocol), Some(port)) = (parts.protocols.single(), parts.destination_port) else { return Ok(None) };
-    Ok(Some(NodePort { proxy: ServiceProxy::Iptables, protocol, port, service: parts.comment }))
+    Ok(Some(NodePort { proxy: ServiceProxy::Iptables, family, protocol, port, service: parts.comment }))
 }
 
 /// NodePorts as keys of maps: protocol and port, each in four bytes; the chain it leads to holds the Service's name. What is missing
@@ -36,6 +36,7 @@ pub(super) fn maps(reading: &mut Reading, family: RuleFamily, deadline: Instant)
             let [protocol, _, _, _, high, low, ..] = *element.key else { return };
             found.push(NodePort {
                 proxy: ServiceProxy::Nftables,
+                family,
                 protocol: Protocol(protocol),
                 port: u16::from_be_bytes([high, low]),
                 service: element.chain.as_deref().and_then(service),
