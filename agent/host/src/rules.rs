@@ -57,6 +57,8 @@ pub struct Parts {
     pub comment: Option<String>,
     /// It may let packets pass by for a reason that is not told above: an option that a packet lacks.
     pub selective: bool,
+    /// Of these protocols it changes what other rules ask for, a mark or a set; of packets that have some of the above.
+    pub changes: Protocols,
 }
 
 impl Default for Parts {
@@ -68,6 +70,7 @@ impl Default for Parts {
             probability: 1.0,
             comment: None,
             selective: false,
+            changes: Protocols::NONE,
         }
     }
 }
@@ -91,7 +94,7 @@ impl Rule {
 impl Parts {
     /// Whether every packet has what this asks. Spelled out, so that nobody adds a part and forgets it here.
     fn ask_nothing(&self) -> bool {
-        let Self { protocols, destination_port: _, conditions, probability, comment: _, selective } = self;
+        let Self { protocols, destination_port: _, conditions, probability, comment: _, selective, changes: _ } = self;
         let chosen = !protocols.is_all() || *selective || *probability < 1.0;
         !chosen && conditions.is_empty()
     }

@@ -30,7 +30,8 @@ pub struct BadTable {
 /// What of a table matters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
-    /// The chains that translate source addresses, those that lead there, and those in which packets end before.
+    /// The chains that translate source addresses, those that lead there, and those in which packets end before, or in which
+    /// what rules ask for is changed.
     pub chains: Vec<Chain>,
     /// NodePorts of kube-proxy.
     pub node_ports: Vec<NodePort>,
@@ -115,12 +116,11 @@ pub fn table(family: RuleFamily, bytes: &[u8], valid: u32, hooks: [u32; 5]) -> R
 /// Decodes the chains that matter.
 fn decoded(family: RuleFamily, found: &[Found<'_>], begins: &BTreeMap<usize, usize>, rules: usize) -> Table {
     let jump = |entry: &Entry<'_>| begins.get(&usize::try_from(verdict(entry)?).ok()?).copied();
-    let translates = |entry: &Entry<'_>| {
-        extension(entry.target).is_some_and(|(name, _)| matches!(name.as_str(), "MASQUERADE" | "SNAT" | "NETMAP"))
-    };
+    let translates = |entry: &Entry<'_>| extension(entry.target).is_some_and(|(name, _)| xt::translates(&name));
+    // Packets end there, or what later rules ask of them is changed.
     let ends = |entry: &Entry<'_>| match verdict(entry) {
         Some(verdict) => verdict < 0 && verdict != RETURN,
-        None => extension(entry.target).is_some_and(|(name, _)| name == "REJECT"),
+        None => extension(entry.target).is_some_and(|(name, _)| xt::ends(&name) || xt::changes(&name)),
     };
     // Where chains lead, and the other way round.
     let mut called: Vec<Vec<usize>> = vec![Vec::new(); found.len()];

@@ -222,14 +222,37 @@ fn iprange(data: &[u8], family: RuleFamily) -> Option<Vec<String>> {
     Some(words)
 }
 
+/// Whether no packet goes on behind a target. What a program that listens at a queue accepts goes on behind the hook, and so does
+/// everything with `--queue-bypass` where nobody listens (`nf_reinject` and `nf_queue` in net/netfilter/nf_queue.c; tried on
+/// 6.18).
+pub fn ends(name: &str) -> bool {
+    matches!(name, "REJECT" | "NFQUEUE")
+}
+
+/// Whether a target may change what rules ask for.
+pub fn changes(name: &str) -> bool {
+    const HARMLESS: [&str; 9] = ["", "AUDIT", "IDLETIMER", "LED", "LOG", "NFLOG", "TEE", "TRACE", "ULOG"];
+    !translates(name) && !ends(name) && !HARMLESS.contains(&name)
+}
+
+/// Whether a target translates source addresses.
+pub fn translates(name: &str) -> bool {
+    matches!(name, "MASQUERADE" | "SNAT" | "NETMAP")
+}
+
 /// What a target other than the standard one does.
 pub fn read_target(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: &mut Parts) -> Action {
     let kind = match name {
         "MASQUERADE" => SourceNatKind::Masquerade,
         "SNAT" => SourceNatKind::Snat,
         "NETMAP" => SourceNatKind::Netmap,
-        "REJECT" => return Action::End,
-        _ => return Action::Continue,
+        name if ends(name) => return Action::End,
+        name => {
+            if changes(name) {
+                parts.changes = parts.changes.or(parts.protocols);
+            }
+            return Action::Continue;
+        }
     };
     let v4_only = family == RuleFamily::Ip && revision == 0;
     let decoded = if v4_only { multi_range(data) } else { range(data, family) };

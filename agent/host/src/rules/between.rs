@@ -11,36 +11,66 @@ use headroom_core::protocols::Protocols;
 
 use super::{Action, Chain, Lasts, Rule};
 
-/// The chains in which packets may end, or in chains that they lead to.
-pub(super) fn ending(chains: &[Chain]) -> BTreeSet<&str> {
-    let ends = |rule: &Rule| matches!(rule.action, Action::End | Action::Translate(_) | Action::Map);
+/// Chains by what may happen to packets in them, or in chains that they lead to.
+pub(super) struct Chains<'a> {
+    /// They end there.
+    ending: BTreeSet<&'a str>,
+    /// What rules ask for is changed: a mark, a set.
+    changing: BTreeSet<&'a str>,
+}
+
+impl<'a> Chains<'a> {
+    pub(super) fn of(chains: &'a [Chain]) -> Self {
+        let ends = |rule: &Rule| matches!(rule.action, Action::End | Action::Translate(_) | Action::Map);
+        Self {
+            ending: with(chains, ends),
+            changing: with(chains, |rule| !rule.parts.changes.is_empty() || rule.action == Action::Map),
+        }
+    }
+}
+
+/// The chains with such a rule, or that lead to one; of a chain that was not read nobody knows.
+fn with(chains: &[Chain], such: impl Fn(&Rule) -> bool) -> BTreeSet<&str> {
     let mut callers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for chain in chains {
         for to in chain.rules.iter().filter_map(Rule::leads_to) {
             callers.entry(to).or_default().push(&chain.name);
         }
     }
-    let own = chains.iter().filter(|chain| !chain.whole || chain.rules.iter().any(ends));
+    let own = chains.iter().filter(|chain| !chain.whole || chain.rules.iter().any(&such));
     let mut open: Vec<&str> = own.map(|chain| chain.name.as_str()).collect();
-    let mut ending = BTreeSet::new();
+    let mut found = BTreeSet::new();
     while let Some(name) = open.pop() {
-        if ending.insert(name) {
+        if found.insert(name) {
             open.extend(callers.remove(name).unwrap_or_default());
         }
     }
-    ending
+    found
 }
 
-/// What the rules in front of one leave of its packets, none of them in force as one that translates.
-pub(super) fn between(rule: &Rule, others: &[Rule], whole: bool, ending: &BTreeSet<&str>) -> Between {
+/// What the rules in front of one leave of its packets: the one that translated before, and those between, none of them in force
+/// as one that translates.
+pub(super) fn between(
+    rule: &Rule,
+    before: Option<&Rule>,
+    others: &[Rule],
+    whole: bool,
+    chains: &Chains<'_>,
+) -> Between {
     let mut between = Between::default();
     if !whole {
         between.doubt(Protocols::ALL);
     }
+    if rule.parts.conditions.iter().any(|condition| condition.lasts == Lasts::ForNow) {
+        for other in before.into_iter().chain(others) {
+            let leads = other.leads_to().is_some_and(|to| chains.changing.contains(to));
+            between.doubt(if leads { other.parts.protocols } else { other.parts.changes });
+        }
+    }
     for other in others {
         let parts = &other.parts;
         match &other.action {
-            Action::Jump(to) if !ending.contains(to.as_str()) => {}
+            Action::Jump(to) if !chains.ending.contains(to.as_str()) => {}
             Action::Continue | Action::Translate(_) => {}
             Action::Return | Action::End | Action::Goto(_) if takes_by_chance(other, rule) => {
                 between.leave(parts.protocols, 1.0 - parts.probability);

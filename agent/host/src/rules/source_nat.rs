@@ -259,15 +259,15 @@ impl<'a> Walk<'a> {
 
     /// What is left between the rules in force, now that it is known which are.
     fn between(&mut self, chains: &[Chain]) {
-        let ending = between::ending(chains);
+        let by_what_happens = between::Chains::of(chains);
         for chain in chains {
-            let mut since = 0;
+            let (mut since, mut before) = (0, None);
             for (index, rule) in chain.rules.iter().enumerate() {
                 let found = self.found.get_mut(&place(self.table, chain, rule));
                 let Some(found) = found.filter(|found| found.unreached.is_none()) else { continue };
                 let others = chain.rules.get(since..index).unwrap_or_default();
-                found.between = between::between(rule, others, chain.whole, &ending);
-                since = index + 1;
+                found.between = between::between(rule, before, others, chain.whole, &by_what_happens);
+                (since, before) = (index + 1, Some(rule));
             }
         }
     }

@@ -257,3 +257,71 @@ fn rules_that_divide_what_is_not_understood_are_told_together() {
         }
     }
 }
+
+/// Exercises queues, from which nothing comes back to the table. If this fails, a rule behind one is blamed for connections that
+/// never come to it.
+#[test]
+fn what_is_queued_does_not_come_to_the_rules_behind() {
+    let random = "-A POSTROUTING -p tcp -j MASQUERADE --random-fully\n";
+    let taken = "never reached: rules in front of it take every packet that it asks for";
+    for queue in ["-j NFQUEUE --queue-num 3", "-j NFQUEUE --queue-num 3 --queue-bypass"] {
+        for rules in [
+            format!("-A POSTROUTING -p tcp {queue}\n{random}"),
+            format!(":Q - [0:0]\n-A Q -p tcp {queue}\n-A POSTROUTING -j Q\n{random}"),
+        ] {
+            for (backend, _) in BACKENDS {
+                let found = in_a_namespace(|| {
+                    restore(RuleFamily::Ip, backend, &format!("*nat\n{rules}COMMIT\n"));
+                    judged()
+                });
+                assert_eq!(found, (None, vec![taken.to_owned()]), "{backend}: {rules}");
+            }
+        }
+    }
+}
+
+/// Exercises a mark that a chain of its own changes between two rules. If this fails, the second one is told to get what the
+/// first one left over.
+#[test]
+fn a_mark_that_is_changed_between_two_rules_leaves_open_who_comes_to_the_second() {
+    let shares = || {
+        let rows = judged::report().overlap.shares.into_iter().filter(|row| row.protocol == Protocol::TCP);
+        rows.map(|row| row.share).collect::<Vec<_>>()
+    };
+    let half_of_all = [Some(0.5 * 2768.0 / 65_536.0)];
+    let by_themselves = [Some(2768.0 / 65_536.0), Some(0.0)];
+    let asked = "-A POSTROUTING -p tcp -m mark --mark 0x4000/0x4000";
+    for (target, expected) in
+        [("MARK --set-mark 0", &by_themselves[..]), ("CONNMARK --save-mark", &by_themselves), ("LOG", &half_of_all)]
+    {
+        let rules = format!(
+            ":S - [0:0]\n{asked} -m statistic --mode random --probability 0.5 -j MASQUERADE --random-fully\n\
+             -A POSTROUTING -j S\n{asked} -j MASQUERADE --to-ports 32768-65535 --random-fully\n-A S -j {target}\n"
+        );
+        for (backend, _) in BACKENDS {
+            let found = in_a_namespace(|| {
+                restore(RuleFamily::Ip, backend, &format!("*nat\n{rules}COMMIT\n"));
+                shares()
+            });
+            assert_eq!(found, expected, "{backend}: {target}");
+        }
+    }
+    let asked = "meta l4proto tcp meta mark 1";
+    for (sets, expected) in [
+        ("meta mark set 0", &by_themselves[..]),
+        ("ct mark set 1", &by_themselves),
+        ("meta mark 2 counter", &half_of_all),
+        ("update @seen { ip saddr }", &by_themselves),
+    ] {
+        let before =
+            format!("set seen {{ type ipv4_addr; size 16; flags dynamic; timeout 1m; }}\nchain s {{ {sets}\n }}\n");
+        let rules = format!(
+            "{asked} numgen random mod 2 < 1 masquerade fully-random\njump s\n{asked} masquerade to :32768-65535 fully-random\n"
+        );
+        let found = in_a_namespace(|| {
+            run("nft", &["-f", "-"], &native(&before, &rules));
+            shares()
+        });
+        assert_eq!(found, expected, "{sets}");
+    }
+}

@@ -1,8 +1,9 @@
 //! What a look at a rule of `nf_tables` tells before it is read: whether it is worth that.
 
 use super::super::message::Malformed;
-use super::RawRule;
 use super::expression::{CONTINUE, Expression, GOTO, JUMP, RETURN, expressions, extension, immediate_verdict, lookup};
+use super::{RawRule, text};
+use crate::iptables::xt;
 
 /// What a rule is worth reading for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Glance<'a> {
     pub map: bool,
     /// Packets end there, accepted or dropped.
     pub ends: bool,
+    /// It changes what other rules may ask for.
+    pub changes: bool,
 }
 
 /// Looks a rule over, without decoding what it asks.
@@ -40,8 +43,10 @@ pub fn glance<'a>(rule: &RawRule<'a>) -> Result<Glance<'a>, Malformed> {
             }
             b"target" => {
                 let (name, ..) = extension(data)?;
-                glance.translates |= matches!(name, b"MASQUERADE" | b"SNAT" | b"NETMAP");
-                glance.ends |= name == b"REJECT";
+                let name = text(name);
+                glance.translates |= xt::translates(&name);
+                glance.ends |= xt::ends(&name);
+                glance.changes |= xt::changes(&name);
             }
             b"immediate" => match immediate_verdict(data)? {
                 Some((JUMP | GOTO, chain)) => glance.chain = chain,
@@ -49,6 +54,12 @@ pub fn glance<'a>(rule: &RawRule<'a>) -> Result<Glance<'a>, Malformed> {
                 None => {}
             },
             b"lookup" => glance.map |= lookup(data)?.leads,
+            b"dynset" => glance.changes = true,
+            b"meta" | b"ct" | b"payload" => {
+                // What has no register to put it into (NFTA_META_DREG and its like) sets it.
+                let mut kinds = data.map(|attribute| attribute.map(|attribute| attribute.kind));
+                glance.changes |= kinds.try_fold(true, |none, kind| Ok(none && kind? != 1))?;
+            }
             b"redir" | b"reject" | b"tproxy" | b"queue" => glance.ends = true,
             _ => {}
         }

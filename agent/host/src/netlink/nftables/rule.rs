@@ -156,6 +156,7 @@ impl Run<'_> {
             b"dynset" => {
                 let set = Fields::of(data)?.0.get(&1).map_or_else(String::new, |name| text(name));
                 self.parts.conditions.push(Condition::once(format!("room in @{set}")));
+                self.parts.changes = self.parts.changes.or(self.parts.protocols);
             }
             // NFT_OBJECT_COUNTER, and what is attached to connections; others are limits, or from a map.
             b"objref" if matches!(Fields::of(data.clone())?.number(1), Some(1 | 3 | 7..=9)) => {}
@@ -260,6 +261,7 @@ impl Run<'_> {
             self.registers.insert(slot(register), (value, None));
         } else {
             self.parts.selective |= name == b"payload";
+            self.parts.changes = self.parts.changes.or(self.parts.protocols);
         }
         Ok(())
     }

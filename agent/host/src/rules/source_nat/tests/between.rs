@@ -79,6 +79,39 @@ fn between_two_rules_chance_alone_leaves_a_known_part() {
     assert_eq!((told[1].between.left_of(Protocol::TCP), told[2].between.left_of(Protocol::TCP)), (1.0, 0.5));
 }
 
+/// Exercises a rule that changes what later ones ask for. If this fails, connections that come to one rule only are told to be
+/// divided among two.
+#[test]
+fn a_mark_that_is_set_between_two_rules_makes_the_second_one_another_question() {
+    let mark = || Parts { conditions: vec![Condition::for_now("mark 0x1", &[])], ..Parts::default() };
+    let sets = |protocols| Parts { changes: protocols, ..Parts::default() };
+    let unsure = |first: Protocols, between: (Parts, Action), last: Parts| {
+        let first = Parts { probability: CHANCE, changes: first, ..mark() };
+        let rules = vec![(first, masquerade()), between, (last, masquerade())];
+        let chains = [
+            chain("POSTROUTING", rules),
+            chain("sets", vec![(sets(Protocols::ALL), Action::Continue)]),
+            chain("leads", vec![(Parts::default(), jump("sets"))]),
+            chain("harmless", vec![(Parts::default(), Action::Return)]),
+        ];
+        let between = walked(&chains).last().unwrap().between.clone();
+        (between.is_unsure_of(Protocol::TCP), between.is_unsure_of(Protocol::UDP))
+    };
+    let (none, goes_on) = (Protocols::NONE, Action::Continue);
+    assert_eq!(unsure(none, (Parts::default(), goes_on.clone()), mark()), (false, false));
+    assert_eq!(unsure(none, (Parts::default(), jump("harmless")), mark()), (false, false));
+    assert_eq!(unsure(none, (sets(Protocols::ALL), goes_on.clone()), mark()), (true, true));
+    assert_eq!(unsure(none, (sets(Protocols::only(Protocol::UDP)), goes_on.clone()), mark()), (false, true));
+    assert_eq!(unsure(none, (Parts::default(), jump("sets")), mark()), (true, true));
+    assert_eq!(unsure(none, (only(Protocol::TCP), jump("leads")), mark()), (true, false));
+    assert_eq!(unsure(none, (Parts::default(), jump("unread")), mark()), (false, false));
+    // The first one itself may change what it lets pass.
+    assert_eq!(unsure(Protocols::ALL, (Parts::default(), goes_on.clone()), mark()), (true, true));
+    // What lasts nobody changes.
+    let lasting = Parts { probability: CHANCE, ..asking(&["-o eth0"]) };
+    assert_eq!(unsure(none, (sets(Protocols::ALL), goes_on), lasting), (false, false));
+}
+
 /// Exercises a chain that is entered by chance, once and twice. If this fails, its rules are told with a part that is that of
 /// the way, and the share of what they divide is wrong.
 #[test]

@@ -19,6 +19,8 @@ pub(super) struct Links {
     map: bool,
     /// Packets end there.
     ends: bool,
+    /// What rules ask for is changed there.
+    changes: bool,
     chains: Vec<String>,
 }
 
@@ -36,7 +38,7 @@ pub(super) fn links(
     let mut query = Query::open()?;
     let request = nft::request(&Request::Rules(Place { family, table, within: None }), query.next_sequence());
     let mut keep = |(chain, held): (Vec<u8>, Links)| {
-        if held.translates || held.map || held.ends || !held.chains.is_empty() {
+        if held.translates || held.map || held.ends || held.changes || !held.chains.is_empty() {
             links.insert(nft::text(&chain), held);
         }
     };
@@ -51,6 +53,7 @@ pub(super) fn links(
         current.1.translates |= seen.translates;
         current.1.map |= seen.map;
         current.1.ends |= seen.ends;
+        current.1.changes |= seen.changes;
         if let Some(chain) = seen.chain.map(nft::text).filter(|chain| current.1.chains.last() != Some(chain)) {
             current.1.chains.push(chain);
         }
@@ -67,7 +70,7 @@ pub(super) fn links(
 }
 
 /// The chains that translate, those from a hook that lead by a map, and all that lead to these; and those that are called
-/// from them and in which packets may end before they are translated.
+/// from them and in which packets may end before they are translated, or what rules ask for is changed.
 pub(super) fn matter<'a>(
     links: &'a BTreeMap<String, Links>,
     hooks: &'a BTreeSet<String>,
@@ -88,7 +91,7 @@ pub(super) fn matter<'a>(
     let reached = closure(hooks.iter().map(String::as_str), called);
     let translating = leading_to(&|chain, held| held.translates || held.map && reached.contains(chain));
     let behind = closure(translating.iter().copied().filter(|chain| reached.contains(chain)), called);
-    let ending = leading_to(&|chain, held| (held.ends || held.map) && behind.contains(chain));
+    let ending = leading_to(&|chain, held| (held.ends || held.map || held.changes) && behind.contains(chain));
     let ending = ending.into_iter().filter(|chain| behind.contains(chain) && !translating.contains(chain)).collect();
     (translating, ending)
 }
