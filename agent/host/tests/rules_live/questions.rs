@@ -114,10 +114,43 @@ fn what_is_in_a_set_that_rules_fill_does_not_say_what_will_be() {
     assert_eq!(
         found(&reading),
         [
-            "ip out 2: -p in {} Masquerade Keep",
+            "ip out 2: -p in @dyn Masquerade Keep",
             // Only its owner fills it.
             "ip out 3: -p tcp Masquerade Keep",
             "ip out 4: -p udp Masquerade Keep"
         ]
     );
+}
+
+/// Exercises sets that hold nothing. If this fails, a rule through which no packet passes is told to give NodePorts away.
+#[test]
+fn a_rule_that_looks_into_a_set_without_elements_takes_nothing_now() {
+    let sets = "set none { type ipv4_addr; }\nset dyn { type ipv4_addr; flags dynamic,timeout; timeout 1h; }";
+    let rules = "ip saddr @none masquerade\nip saddr @dyn masquerade\nip saddr != @none masquerade\n";
+    let reading = read_native(&native(sets, rules));
+    let never = "never reached: no packet that comes to its chain is what it asks";
+    assert_eq!(
+        found(&reading),
+        [never, "ip out 2: -s in @dyn Masquerade Keep", "ip out 3: ! -s in @none Masquerade Keep"]
+    );
+}
+
+/// Exercises maps whose keys are numbers. If this fails, a rule behind one that takes every packet is told to be in force, or
+/// one that takes a part is told to take what nobody knows.
+#[test]
+fn a_map_of_numbers_takes_the_part_of_those_that_it_holds() {
+    for (number, taken) in [
+        ("inc mod 2 map { 0 : 1.1.1.1, 1 : 1.1.1.2 }", None),
+        ("inc mod 4 map { 0 : 1.1.1.1, 1 : 1.1.1.2 }", Some("chance 0.5000 ")),
+        ("random mod 4 map { 0-2 : 1.1.1.1, 3 : 1.1.1.2 }", None),
+        ("random mod 4 offset 10 map { 10-12 : 1.1.1.1, 99 : 1.1.1.2 }", Some("chance 0.7500 ")),
+    ] {
+        let told = found(&read_native(&native("", &format!("snat to numgen {number}\nmasquerade\n"))));
+        let first = format!("ip out 1: {}Snat ? Keep", taken.unwrap_or_default());
+        let behind = match taken {
+            None => "never reached: behind rule 1, which takes every packet",
+            Some(_) => "ip out 2: Masquerade Keep",
+        };
+        assert_eq!(told, [first.as_str(), behind], "{number}");
+    }
 }

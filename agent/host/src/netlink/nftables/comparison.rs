@@ -44,3 +44,31 @@ pub(super) fn part(modulus: u32, offset: u32, operator: u32, bytes: &[u8]) -> Op
         _ => return None,
     })
 }
+
+/// Of the numbers that `numgen` makes, the part that is in a set of ranges (which do not overlap each other).
+pub(super) fn part_within(modulus: u32, offset: u32, ranges: &[(u32, u32)]) -> Option<f64> {
+    // What is above `u32::MAX` it does not make, and the kernel refuses 0.
+    let last = offset.checked_add(modulus.checked_sub(1)?)?;
+    let inside = ranges.iter().map(|(from, to)| {
+        let (from, to) = ((*from).max(offset), (*to).min(last));
+        if from <= to { f64::from(to - from) + 1.0 } else { 0.0 }
+    });
+    Some(inside.sum::<f64>() / f64::from(modulus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises a map with a key for each number. If this fails, a rule that takes every packet is told to let some pass.
+    #[test]
+    fn of_the_numbers_that_are_made_a_set_holds_a_part() {
+        assert_eq!(part_within(2, 0, &[(0, 0), (1, 1)]), Some(1.0));
+        assert_eq!(part_within(4, 0, &[(0, 0), (7, 9)]), Some(0.25));
+        assert_eq!(part_within(4, 10, &[(0, 11)]), Some(0.5));
+        assert_eq!(part_within(4, 0, &[]), Some(0.0));
+        assert_eq!(part_within(u32::MAX, 0, &[(0, u32::MAX)]), Some(1.0));
+        assert_eq!(part_within(u32::MAX, 2, &[]), None);
+        assert_eq!(part_within(0, 0, &[(0, 0)]), None);
+    }
+}

@@ -12,7 +12,7 @@ use headroom_core::ports::PortRange;
 use headroom_core::protocols::Protocols;
 
 use super::super::message::{Attributes, Malformed};
-use super::comparison::{compares, part};
+use super::comparison::{compares, part, part_within};
 use super::expression::{
     CONTINUE, Expression, Fields, GOTO, JUMP, Lookup, RETURN, expressions, extension, immediate_verdict, lookup,
 };
@@ -38,6 +38,10 @@ pub struct SetInWords {
     pub words: Option<String>,
     /// Its elements, if they are protocols and no rule adds one.
     pub protocols: Option<Protocols>,
+    /// Its elements, if they are numbers such as `numgen` makes and no rule adds one: from and to.
+    pub numbers: Option<Vec<(u32, u32)>>,
+    /// It holds nothing, and no rule adds anything.
+    pub empty: bool,
     /// It holds what it holds, as long as there are rules that look into it.
     pub fixed: bool,
     /// How many registers of four bytes each field of its keys takes; empty where that is not known.
@@ -380,6 +384,19 @@ impl Run<'_> {
             if self.restrict(value, asked, lookup.inverted) {
                 return self.look_into_map(&lookup);
             }
+        }
+        if let ([Some((Value::Number { modulus, offset }, None))], Some(numbers)) = (values.as_slice(), &set.numbers)
+            && let Some(part) = part_within(*modulus, *offset, numbers)
+        {
+            self.parts.probability *= if lookup.inverted { 1.0 - part } else { part };
+            if lookup.leads {
+                self.action = Action::Map;
+            }
+            return self.look_into_map(&lookup);
+        }
+        if set.empty && !lookup.inverted {
+            // As long as nobody puts anything into it, no packet passes.
+            self.parts.protocols = Protocols::NONE;
         }
         let name =
             |value: &Option<(Value, _)>| value.as_ref().map_or_else(|| "?".to_owned(), |(value, _)| value.name());

@@ -60,6 +60,8 @@ pub enum Field {
     Bits,
     /// `fib_addrtype`
     AddressType,
+    /// `integer`, of four bytes: what `numgen` makes.
+    Number,
 }
 
 /// A key of a set, as an element holds it.
@@ -118,6 +120,7 @@ impl Field {
     fn of(datatype: u32) -> Option<Self> {
         Some(match datatype {
             2 => Self::Family,
+            4 => Self::Number,
             7 => Self::V4,
             8 => Self::V6,
             12 => Self::Protocol,
@@ -134,7 +137,7 @@ impl Field {
         match self {
             Self::Protocol | Self::Family => 1,
             Self::Port => 2,
-            Self::V4 | Self::Index | Self::Bits | Self::AddressType => 4,
+            Self::V4 | Self::Index | Self::Bits | Self::AddressType | Self::Number => 4,
             Self::V6 | Self::Name => 16,
         }
     }
@@ -161,7 +164,7 @@ impl Field {
                 other => other.to_string(),
             },
             Self::Name => plain_name(bytes)?,
-            Self::Index => number()?.to_string(),
+            Self::Index | Self::Number => number()?.to_string(),
             Self::Bits => format!("{:#x}", number()?),
             Self::AddressType => super::value::address_type(number()?),
         })
@@ -224,6 +227,24 @@ impl SetHead {
             let number = vec![protocol.0];
             ranges.iter().any(|(first, last)| (first..=last).contains(&&number))
         }))
+    }
+
+    /// Its elements, if it is a set of numbers and nothing else, from and to; only its owner changes it.
+    pub fn numbers(&self, mut keys: Vec<Key>) -> Option<Vec<(u32, u32)>> {
+        if self.filled || self.fields != [Field::Number] || keys.iter().any(|key| key.first.len() != 4) {
+            return None;
+        }
+        keys.sort_by(|a, b| a.first.cmp(&b.first).then(b.is_end.cmp(&a.is_end)));
+        let ranges = if self.interval {
+            intervals(&keys, Field::Number)?
+        } else {
+            keys.iter().map(|key| (key.first.clone(), key.first.clone())).collect()
+        };
+        let number = |bytes: &[u8]| {
+            let bytes = *bytes.first_chunk()?;
+            Some(if self.interval { u32::from_be_bytes(bytes) } else { u32::from_ne_bytes(bytes) })
+        };
+        ranges.iter().map(|(first, last)| Some((number(first)?, number(last)?))).collect()
     }
 
     /// An element that is not an interval of one field.

@@ -51,7 +51,61 @@ mod meta {
     pub(super) const OIFNAME: u32 = 7;
     pub(super) const NFPROTO: u32 = 15;
     pub(super) const L4PROTO: u32 = 16;
+    /// As `nft` calls others.
+    pub(super) const OTHERS: [(u32, &str); 23] = [
+        (0, "length"),
+        (1, "protocol"),
+        (2, "priority"),
+        (8, "iiftype"),
+        (9, "oiftype"),
+        (10, "skuid"),
+        (11, "skgid"),
+        (12, "nftrace"),
+        (13, "rtclassid"),
+        (14, "secmark"),
+        (17, "ibrname"),
+        (18, "obrname"),
+        (19, "pkttype"),
+        (20, "cpu"),
+        (21, "iifgroup"),
+        (22, "oifgroup"),
+        (23, "cgroup"),
+        (24, "random"),
+        (25, "secpath"),
+        (26, "iifkind"),
+        (27, "oifkind"),
+        (33, "sdif"),
+        (34, "sdifname"),
+    ];
 }
+
+/// `enum nft_ct_keys`, as `nft` calls them.
+const CONNTRACK: [&str; 24] = [
+    "state",
+    "direction",
+    "status",
+    "mark",
+    "secmark",
+    "expiration",
+    "helper",
+    "l3proto",
+    "saddr",
+    "daddr",
+    "protocol",
+    "proto-src",
+    "proto-dst",
+    "label",
+    "packets",
+    "bytes",
+    "avgpkt",
+    "zone",
+    "event",
+    "ip saddr",
+    "ip daddr",
+    "ip6 saddr",
+    "ip6 daddr",
+    "id",
+];
 
 impl Value {
     /// How `iptables` or `nft` calls it.
@@ -66,12 +120,15 @@ impl Value {
                 meta::OIFNAME => "-o".to_owned(),
                 meta::NFPROTO => "nfproto".to_owned(),
                 meta::L4PROTO => "-p".to_owned(),
-                key => format!("meta {key}"),
+                key => meta::OTHERS
+                    .iter()
+                    .find(|(other, _)| *other == key)
+                    .map_or_else(|| format!("meta {key}"), |(_, name)| (*name).to_owned()),
             },
-            Self::Conntrack(3) => "ct mark".to_owned(),
-            Self::Conntrack(0) => "ct state".to_owned(),
-            Self::Conntrack(2) => "ct status".to_owned(),
-            Self::Conntrack(key) => format!("ct {key}"),
+            Self::Conntrack(key) => {
+                let name = usize::try_from(*key).ok().and_then(|key| CONNTRACK.get(key));
+                name.map_or_else(|| format!("ct {key}"), |name| format!("ct {name}"))
+            }
             Self::Payload(..) if self.is_source_address() => "-s".to_owned(),
             Self::Payload(..) if self.is_destination_address() => "-d".to_owned(),
             Self::Payload(NETWORK, 9, 1) => "-p".to_owned(),

@@ -43,9 +43,13 @@ impl<'a> Sets<'a> {
         let shown = match heads.get(name) {
             Some(head) => {
                 let keys = self.elements(head);
-                let words = keys.as_ref().and_then(|keys| head.in_words(keys.clone(), SET_ELEMENTS_SHOWN));
+                let nothing = keys.as_ref().is_some_and(Vec::is_empty);
+                let words = keys.as_ref().filter(|_| !nothing);
+                let words = words.and_then(|keys| head.in_words(keys.clone(), SET_ELEMENTS_SHOWN));
+                let empty = nothing && !head.filled;
+                let numbers = keys.as_ref().and_then(|keys| head.numbers(keys.clone()));
                 let protocols = keys.and_then(|keys| head.protocols(keys));
-                SetInWords { words, protocols, fixed: head.fixed, registers: head.registers() }
+                SetInWords { words, protocols, numbers, empty, fixed: head.fixed, registers: head.registers() }
             }
             None => SetInWords::default(),
         };
