@@ -128,6 +128,11 @@ impl Questions {
         }
     }
 
+    /// Whether nobody tells what it is about.
+    pub(super) fn is_untold(&self, answer: Answer) -> bool {
+        *self.of(answer) == Question::Untold
+    }
+
     /// Whether it says what a packet is, rather than what it is not.
     pub(super) fn is_positive(&self, answer: Answer) -> bool {
         let is = |question: &Question| matches!(question, Question::Condition { said, .. } if said == IPV4);

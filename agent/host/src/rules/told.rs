@@ -9,6 +9,8 @@ use super::questions::{Answer, Questions};
 pub(super) const EXCEPTIONS_LIMIT: usize = 16;
 /// Words about one exception at most.
 const MAX_WORDS: usize = 8;
+/// What has no words.
+const SOME: &str = "some packets";
 
 /// What packets are, in the words of the conditions that somebody has read, or of those that nobody has.
 pub(super) fn conditions(questions: &Questions, packets: &Packets, understood: bool) -> Vec<String> {
@@ -48,7 +50,7 @@ pub(super) fn exceptions(questions: &Questions, packets: &Packets, here: &Here) 
             continue;
         }
         let said = match one {
-            Taken::Answer(answer) => questions.said(answer),
+            Taken::Answer(answer) => Some(questions.said(answer).unwrap_or_else(|| SOME.to_owned())),
             Taken::Packets(gone) => Some(sentence(questions, packets, gone)),
         };
         told.extend(said.filter(|said| !told.contains(said)));
@@ -69,8 +71,13 @@ fn sentence(questions: &Questions, packets: &Packets, gone: &Gone) -> String {
         words.truncate(MAX_WORDS);
         words.push(format!("and {more} more conditions"));
     }
-    if words.is_empty() {
-        words.push(if open.is_empty() { "everything" } else { "some packets" }.to_owned());
+    // Those that a map leads elsewhere and that come back from there, or that lack an option.
+    let not_all = open.iter().any(|answer| questions.is_untold(*answer));
+    match (words.first_mut(), not_all) {
+        (Some(first), true) => first.insert_str(0, "some of "),
+        (None, true) => words.push(SOME.to_owned()),
+        (None, false) => words.push("everything".to_owned()),
+        (Some(_), false) => {}
     }
     let but: Vec<&Rc<Gone>> = gone.but.iter().filter(|but| !packets.are_apart_from(but)).collect();
     if let Some(first) = but.first() {

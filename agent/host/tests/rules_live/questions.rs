@@ -89,7 +89,7 @@ fn neither_a_port_nor_its_opposite_is_asked_of_a_packet_without_ports() {
         let rules = format!("{protocol} @th,16,16 53 accept\n{protocol} @th,16,16 != 53 accept\nmasquerade\n");
         found(&read_native(&native("", &rules))).remove(0)
     };
-    assert_eq!(rest(""), "ip out 3: but --dport 53; ! --dport 53 Masquerade Keep");
+    assert_eq!(rest(""), "ip out 3: but some of --dport 53; some of ! --dport 53 Masquerade Keep");
     assert!(rest("meta l4proto { tcp, icmp }").starts_with("ip out 3: but"));
     // Others than these do not come there.
     let among = |protocols: &str| {
