@@ -17,6 +17,8 @@ use headroom_core::observe::{
 use headroom_core::report::Report;
 use headroom_core::time::{NodeTime, Now, WallTime};
 
+#[path = "pressure/cilium.rs"]
+mod cilium;
 #[path = "pressure/hairpins.rs"]
 mod hairpins;
 #[path = "pressure/node_ports.rs"]
@@ -226,6 +228,27 @@ fn a_table_that_will_be_full_within_half_an_hour_is_a_warning_and_one_that_stand
     let mut node = Node::new(LedgerLimits::default());
     (0..30).for_each(|second| node.used(second, 458, ConntrackStats::default()));
     assert_eq!(finding(&node.report(29), FindingId::ConntrackLow), None);
+}
+
+/// Exercises reasons. If this fails, only the first of several is told, or one that a number makes untrue.
+#[test]
+fn every_part_of_the_table_that_is_not_known_has_its_reason() {
+    let why = |entries, max, stats| {
+        let mut node = Node::new(LedgerLimits::default());
+        let used = ConntrackUse { entries, max, buckets: Known::Absent, stats, cpus: Vec::new() };
+        node.put(1, SourceId::ConntrackUse, Fact::ConntrackUse(used));
+        let table = node.report(1).conntrack;
+        (table.entries, table.max, table.why)
+    };
+    let (some, none) = (Known::Present(100), || Known::Absent);
+    let told = |why: &str| Some(why.to_owned());
+    assert_eq!(
+        why(some.clone(), none(), Known::because("no statistics")),
+        (Some(100), None, told("nf_conntrack_max is not there; no statistics"))
+    );
+    assert_eq!(why(some.clone(), some.clone(), Known::Absent), (Some(100), Some(100), None));
+    assert_eq!(why(none(), none(), Known::Absent).2, told("this kernel has no conntrack table here"));
+    assert_eq!(why(Known::because("denied"), some, Known::because("denied")).2, told("denied"));
 }
 
 #[test]

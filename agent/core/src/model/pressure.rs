@@ -5,7 +5,7 @@ use crate::ledger::{Census, Ledger, SILENCE_SECS};
 use crate::model::hairpin;
 use crate::model::holders::Holders;
 use crate::model::needs::no_port_seen;
-use crate::observe::ConntrackTimeouts;
+use crate::observe::{ConntrackTimeouts, ConntrackUse};
 use crate::report::{
     CensusDestination, CensusReport, CensusSilence, CensusSource, CensusState, ConntrackReport, DriftReport,
 };
@@ -42,8 +42,6 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
         settled: drift.settled,
         open: drift.open,
     });
-    let unknown = [used.entries.unknown(), used.max.unknown(), used.stats.unknown()].into_iter().flatten().next();
-    let absent = || (used.entries == Known::Absent).then(|| "this kernel has no conntrack table here".to_owned());
     let timeouts = ledger.conntrack_timeouts();
     let census = ledger.conntrack().census();
     let whole = census.filter(|census| census.complete);
@@ -75,8 +73,25 @@ pub(super) fn report(ledger: &Ledger, holders: &Holders<'_>, now: Now) -> Conntr
         cilium: hairpin::cilium(ledger, holders),
         no_port_total,
         drift,
-        why: unknown.map(ToString::to_string).or_else(absent),
+        why: why(used),
     }
+}
+
+/// Why something of the table is not known, all of it.
+fn why(used: &ConntrackUse) -> Option<String> {
+    if used.entries == Known::Absent && used.max == Known::Absent && used.stats.unknown().is_none() {
+        return Some("this kernel has no conntrack table here".to_owned());
+    }
+    let of = |known: &Known<u64>, name: &str| match known {
+        Known::Present(_) => None,
+        Known::Absent => Some(format!("{name} is not there")),
+        Known::Unknown(why) => Some(why.to_string()),
+    };
+    let stats = used.stats.unknown().map(ToString::to_string);
+    let whys = [of(&used.entries, "nf_conntrack_count"), of(&used.max, "nf_conntrack_max"), stats];
+    let mut whys: Vec<String> = whys.into_iter().flatten().collect();
+    whys.dedup();
+    (!whys.is_empty()).then(|| whys.join("; "))
 }
 
 fn summed_up(census: &Census, timeouts: Option<&ConntrackTimeouts>, holders: &Holders<'_>, now: Now) -> CensusReport {

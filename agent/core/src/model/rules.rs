@@ -4,6 +4,7 @@ use crate::findings::Finding;
 use crate::model::View;
 use crate::report::{OwnerReport, PodDemand, PodShare, Report};
 
+mod cilium_conntrack;
 mod collision;
 mod conntrack;
 mod degraded;
@@ -19,7 +20,7 @@ mod overlap;
 
 type Rule = fn(&View<'_>, &Report) -> Vec<Finding>;
 
-const RULES: [Rule; 14] = [
+const RULES: [Rule; 15] = [
     nat::nat_ports,
     gateway::nat_gateway,
     nat::unanswered,
@@ -30,6 +31,7 @@ const RULES: [Rule; 14] = [
     masquerade::masquerade,
     collision::collision,
     conntrack::conntrack,
+    cilium_conntrack::cilium_conntrack,
     hairpin::hairpin,
     ipam::ipam,
     known_issues::known_issues,

@@ -28,17 +28,32 @@ pub struct CiliumMap {
     pub name: String,
     /// Entries that were read.
     pub entries: u64,
-    /// Entries at most (it is an LRU map: beyond that the oldest go).
+    /// Entries at most.
     pub max: u64,
+    /// A full one evicts what was not used for longest, as Cilium makes them; if not, it refuses what is new.
+    #[serde(default = "as_cilium_makes_them")]
+    pub lru: bool,
     /// All were read; if not, there may be more of everything.
     pub complete: bool,
 }
 
+/// What older captures do not tell.
+fn as_cilium_makes_them() -> bool {
+    true
+}
+
 impl fmt::Display for CiliumMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, entries, max, complete } = self;
+        let Self { name, entries, max, complete, .. } = self;
         let at_least = if *complete { "" } else { "at least " };
         write!(f, "{name} {at_least}{entries} of {max} entries")
+    }
+}
+
+impl CiliumMap {
+    /// Whether it is of TCP (`cilium_ct4_global`); the others are of all else (`cilium_ct_any4_global`).
+    pub fn is_of_tcp(&self) -> bool {
+        !self.name.contains("_any")
     }
 }
 

@@ -195,7 +195,13 @@ fn entries_that_one_side_has_closed_end_by_their_own_time_out() {
 fn cilium(alone: u64, broken: u64) -> Fact {
     let of_pod = CiliumHairpin { address: POD, port: 8080, open: 3, closing: 1, half_closed: 0, alone, broken };
     Fact::CiliumConntrack(CiliumConntrack {
-        maps: vec![CiliumMap { name: "cilium_ct4_global".to_owned(), entries: 5000, max: 131_072, complete: true }],
+        maps: vec![CiliumMap {
+            name: "cilium_ct4_global".to_owned(),
+            entries: 5000,
+            max: 131_072,
+            lru: true,
+            complete: true,
+        }],
         hairpins: vec![of_pod],
         hairpins_omitted: 0,
         left_behind_omitted: 0,

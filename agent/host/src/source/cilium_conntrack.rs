@@ -82,7 +82,12 @@ impl CiliumConntrackSource {
         let mut read = Read::default();
         match others(&self.root) {
             Ok(others) => read.missing.extend(others),
-            Err(Refusal::Missing) => return read,
+            Err(Refusal::Missing) => {
+                // Maps are no files that a tree can hold, and the node may have them.
+                let captured = (!self.root.is_live()).then(|| format!("`{FOLDER}` is not in this tree"));
+                read.missing.extend(captured);
+                return read;
+            }
             Err(refusal) => {
                 read.missing.push(format!("`{FOLDER}` {refusal}"));
                 return read;
@@ -135,7 +140,7 @@ impl Read {
     /// Reads a map, as far as there is room and time.
     fn map<const K: usize>(&mut self, name: &str, path: &Path, until: NodeTime) -> Result<CiliumMap, PinnedError> {
         let mut map = Pinned::<K, VALUE_BYTES>::open(path)?;
-        let max = u64::from(map.max_entries()?);
+        let (max, lru) = (u64::from(map.max_entries()?), map.is_lru()?);
         let (before, mut entries) = (self.entries, 0_u64);
         let mut halves = Halves::<K>::with_room(self.pairs.room());
         let complete = map.for_each(
@@ -165,7 +170,7 @@ impl Read {
             let why = "there are more, or they came too slowly";
             self.missing.push(format!("of `{name}` only {entries} entries were read: {why}"));
         }
-        Ok(CiliumMap { name: name.to_owned(), entries, max, complete })
+        Ok(CiliumMap { name: name.to_owned(), entries, max, lru, complete })
     }
 }
 
@@ -242,11 +247,17 @@ mod tests {
         );
     }
 
+    /// Exercises a captured tree. If this fails, it says that a node had no Cilium, whatever it had.
     #[test]
-    fn a_node_without_cilium_has_none_and_that_is_certain() {
+    fn a_node_without_maps_of_cilium_has_none_and_of_a_tree_without_a_bpffs_nobody_knows() {
         let place = tempfile::tempdir().unwrap();
-        let mut facts = Vec::new();
-        CiliumConntrackSource::new(&HostRoot::at(place.path())).observe(&mut |said| facts.push(said.fact));
-        assert_eq!(facts, [absent()]);
+        let said = || {
+            let mut facts = Vec::new();
+            CiliumConntrackSource::new(&HostRoot::at(place.path())).observe(&mut |said| facts.push(said.fact));
+            facts
+        };
+        assert_eq!(said(), [unreadable(format!("`{FOLDER}` is not in this tree"))]);
+        std::fs::create_dir_all(place.path().join("sys/fs/bpf/tc/globals")).unwrap();
+        assert_eq!(said(), [absent()]);
     }
 }

@@ -21,6 +21,10 @@ pub(super) fn conntrack(out: &mut String, report: &Report, width: Width) {
                 count("drop", table.drop),
                 count("early_drop", table.early_drop),
             ];
+            let counts = match &table.why {
+                Some(why) => format!("{} ({why})", counts.join(", ")),
+                None => counts.join(", "),
+            };
             let drift = table.drift.filter(|drift| drift.comparisons > 0).map_or_else(String::new, |drift| {
                 let open = match drift.open {
                     0 => String::new(),
@@ -31,9 +35,11 @@ pub(super) fn conntrack(out: &mut String, report: &Report, width: Width) {
                     drift.total, drift.comparisons
                 )
             });
-            format!("{entries} of {max} entries ({share} %); since boot {}{drift}", counts.join(", "))
+            format!("{entries} of {max} entries ({share} %); since boot {counts}{drift}")
         }
-        _ => format!("unknown: {}", table.why.as_deref().unwrap_or("not read")),
+        (Some(entries), None) => format!("{entries} entries, of how many is unknown: {}", why(table)),
+        (None, Some(max)) => format!("room for {max} entries; how many there are is unknown: {}", why(table)),
+        (None, None) => format!("unknown: {}", why(table)),
     };
     width.wrap(out, "  ", "  ", &text);
     if let Some((secs, basis)) = table.full_in_secs.zip(table.full_basis.as_ref()) {
@@ -45,6 +51,10 @@ pub(super) fn conntrack(out: &mut String, report: &Report, width: Width) {
     }
     hairpins(out, table, width);
     lost(out, table, width);
+}
+
+fn why(table: &ConntrackReport) -> &str {
+    table.why.as_deref().unwrap_or("not read")
 }
 
 /// Entries of pods that talk to themselves, where some were left behind.
@@ -108,5 +118,32 @@ fn lost(out: &mut String, table: &ConntrackReport, width: Width) {
         if let Some(count) = count.filter(|count| *count > 0) {
             width.wrap(out, "  since boot: ", "    ", &format!("{count} {what}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exercises a table of which a part could be read. If this fails, a number that is known is hidden behind one that is not.
+    #[test]
+    fn what_is_known_of_the_table_is_told_beside_what_is_not() {
+        let text =
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/reports/nat-exhausted.json"));
+        let mut report: Report = serde_json::from_str(text).unwrap();
+        let mut told = |entries, max, why: &str| {
+            report.conntrack =
+                ConntrackReport { entries, max, why: Some(why.to_owned()), ..ConntrackReport::default() };
+            let mut out = String::new();
+            conntrack(&mut out, &report, Width::plain(200));
+            out.lines().last().unwrap_or_default().trim().to_owned()
+        };
+        assert_eq!(
+            told(Some(100), Some(1000), "no statistics"),
+            "100 of 1000 entries (10 %); since boot insert_failed unknown, drop unknown, early_drop unknown (no statistics)"
+        );
+        assert_eq!(told(Some(100), None, "no maximum"), "100 entries, of how many is unknown: no maximum");
+        assert_eq!(told(None, Some(9), "no count"), "room for 9 entries; how many there are is unknown: no count");
+        assert_eq!(told(None, None, "nothing"), "unknown: nothing");
     }
 }

@@ -10,7 +10,7 @@ use crate::report::{CensusReport, CensusSource, ConntrackReport, Report};
 
 /// From this share on, in percent, a table is as good as full. Once a packet was dropped, the kernel's garbage collection evicts
 /// down to it (`gc_worker`, `net/netfilter/nf_conntrack_core.c`, since 4.12).
-const NEARLY_FULL_PERCENT: u64 = 95;
+pub(super) const NEARLY_FULL_PERCENT: u64 = 95;
 /// A table that will be full within this time is worth a warning whatever it holds now.
 const SOON_SECS: u64 = 1800;
 /// Below this share a rise is only a beginning.

@@ -91,6 +91,15 @@ impl<const K: usize, const V: usize> Pinned<K, V> {
         Ok(Self { map, keys: Vec::new(), values: Vec::new() })
     }
 
+    /// Whether the kernel makes room in a full one by evicting what was not used for longest.
+    ///
+    /// # Errors
+    /// The kernel does not describe it any more.
+    pub fn is_lru(&self) -> Result<bool, PinnedError> {
+        let info = self.map.info().map_err(PinnedError::Examine)?;
+        Ok(info.map_type().is_ok_and(|map_type| map_type as u32 == BPF_MAP_TYPE_LRU_HASH))
+    }
+
     /// How many entries it can hold.
     ///
     /// # Errors

@@ -70,9 +70,14 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, deadline: Instant) {
         let settings = bounded::read_in(root, Path::new(SETTINGS), SETTINGS_LIMIT_BYTES).ok();
         reading.range = settings.and_then(|settings| configured_range(&settings));
     }
-    if !there && root.path(INTERFACE).exists() {
+    if there {
+        return;
+    }
+    if root.path(INTERFACE).exists() {
         let why = format!("Cilium is on this node, but its maps are not in `{FOLDER}`; is the bpffs mounted here?");
         reading.missing.push(why);
+    } else if !root.is_live() && !root.path(FOLDER).exists() {
+        reading.missing.push(format!("`{FOLDER}` is not in this tree: Cilium may have Services"));
     }
 }
 

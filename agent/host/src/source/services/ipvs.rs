@@ -32,7 +32,11 @@ pub(super) fn read(reading: &mut Reading, root: &HostRoot, range: PortRange, dea
     let path = own_table(root, "ip_vs");
     let services = match services(root, TABLE_LIMIT_BYTES, deadline) {
         Ok(Some(services)) => services,
-        Ok(None) => return,
+        Ok(None) if root.is_live() => return,
+        // The file is there where IPVS is: whoever captured the tree may have left it out.
+        Ok(None) => {
+            return reading.missing.push(format!("`{}` is not in this tree: IPVS may have Services", path.display()));
+        }
         Err(why) => return reading.missing.push(format!("`{}`: {why}", path.display())),
     };
     if services.is_empty() {
@@ -152,12 +156,15 @@ mod tests {
         let expected = [(RuleFamily::Ip, Protocol::TCP, 30_080), (RuleFamily::Ip6, Protocol::UDP, 30_040)];
         assert_eq!(ports, expected);
         assert_eq!(reading.proxies, [ServiceProxy::Ipvs]);
-        assert_eq!(reading.missing, [""; 0]);
+        assert_eq!(reading.missing, ["`/sys/fs/bpf/tc/globals` is not in this tree: Cilium may have Services"]);
         // No IPVS, and one without Services: nobody is a proxy.
         std::fs::write(place.path().join("proc/net/ip_vs"), TABLE.lines().next().unwrap()).unwrap();
         assert!(read(&HostRoot::at(place.path()), PortRange::NODE_PORTS).proxies.is_empty());
+        // Left out of a captured tree: nobody knows.
         std::fs::remove_file(place.path().join("proc/net/ip_vs")).unwrap();
-        assert!(read(&HostRoot::at(place.path()), PortRange::NODE_PORTS).proxies.is_empty());
+        let nothing = read(&HostRoot::at(place.path()), PortRange::NODE_PORTS);
+        assert!(nothing.proxies.is_empty());
+        assert_eq!(nothing.missing.first().unwrap(), "`/proc/net/ip_vs` is not in this tree: IPVS may have Services");
     }
 
     /// Exercises the bounds of size and time. If this fails, half a table is taken for the whole one, or the agent is held up.
