@@ -39,7 +39,7 @@ fn masquerading_of_the_other_family_is_a_note() {
     let mut node = Node::with(vec![rule], vec![of(RuleFamily::Ip)]);
     let found = node.masquerade();
     assert_eq!(found.severity, Severity::Info, "{}", found.title);
-    assert!(found.title.contains("none of which is allocated that they could get"), "{}", found.title);
+    assert!(found.title.contains("none of which is allocated that they get"), "{}", found.title);
     node.node_ports = vec![of(RuleFamily::Ip6)];
     assert_eq!(node.masquerade().severity, Severity::Warning);
     // What the user names is of both.

@@ -171,3 +171,93 @@ fn a_finding_says_of_its_rules_what_they_are() {
     let both = Node::with(vec![narrow, own], vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade();
     assert!(both.title.starts_with("up to "), "{}", both.title);
 }
+
+/// Exercises a maker of which some rules give nothing away, or nobody knows. If this fails, what one of them does is told as what all
+/// do.
+#[test]
+fn rules_that_give_nothing_away_count_for_what_is_said_of_all() {
+    let title = |others: Vec<SourceNatRule>| {
+        let mut giving = rule(1, Some(Protocol::TCP), Some("30000-32767"), RANDOM, 1.0);
+        giving.conditions = vec!["-s 10.1.0.0/24".to_owned()];
+        let rules = [giving].into_iter().chain(others).collect();
+        Node::with(rules, vec![node_port(ServiceProxy::Cilium, 30_080)]).masquerade().title
+    };
+    let beside = |protocol| rule(2, Some(protocol), Some("32768-65535"), RANDOM, 1.0);
+    assert!(
+        title(vec![]).starts_with("0.0366 % of the connections that ip-masq-agent translates"),
+        "{}",
+        title(vec![])
+    );
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        let title = title(vec![beside(protocol)]);
+        assert!(title.starts_with("up to 0.0366 % of the connections that ip-masq-agent translates"), "{title}");
+    }
+    let mut unknown = beside(Protocol::TCP);
+    unknown.target.ports = Known::because("its ports are not in the rule but in a map");
+    assert!(title(vec![unknown]).starts_with("up to "));
+    // One of no protocol that has NodePorts.
+    let other = SourceNatRule { protocols: Protocols::only(Protocol::ICMP), ..beside(Protocol::TCP) };
+    assert!(!title(vec![other]).starts_with("up to "));
+    // In another chain of the same maker.
+    let elsewhere = |owner: &str| {
+        let mut elsewhere = beside(Protocol::TCP);
+        elsewhere.place.chain = owner.to_owned();
+        title(vec![elsewhere])
+    };
+    assert!(
+        elsewhere("IP-MASQ-AGENT").contains("that ip-masq-agent (IP-MASQ) translates"),
+        "{}",
+        elsewhere("IP-MASQ-AGENT")
+    );
+    assert!(
+        elsewhere("KUBE-POSTROUTING").contains("that ip-masq-agent translates"),
+        "{}",
+        elsewhere("KUBE-POSTROUTING")
+    );
+}
+
+/// Exercises rules of one chain for different protocols. If this fails, somebody is told to write rules for protocols that a rule never
+/// takes, or not for which one.
+#[test]
+fn a_fix_names_the_rules_that_it_is_for_and_only_their_protocols() {
+    let mut rules: Vec<SourceNatRule> = [Some(Protocol::TCP), Some(Protocol::UDP), None, Some(Protocol::TCP)]
+        .into_iter()
+        .zip(1..)
+        .map(|(protocol, position)| {
+            let mut own = rule(position, protocol, None, RANDOM, 1.0);
+            own.place.chain = "POSTROUTING".to_owned();
+            own.conditions = vec![format!("-s 10.{position}.0.0/16")];
+            own
+        })
+        .collect();
+    let remedy = |rules: &[SourceNatRule]| {
+        let mut node = Node::with(rules.to_vec(), vec![]);
+        (node.policy.node_ports, node.policy.node_ports_given) = (range("1024-39999"), true);
+        node.masquerade().remedy
+    };
+    let line = |protocol: &str| format!("`-p {protocol} -j MASQUERADE --to-ports 40000-65535 --random-fully`");
+    let (tcp, udp) = (line("tcp"), line("udp"));
+    assert_eq!(
+        remedy(&rules),
+        format!(
+            "limit the rule to other ports: for iptables-nft ip nat POSTROUTING rules 1 and 4: instead of each, with its \
+             conditions, {tcp}; for iptables-nft ip nat POSTROUTING rule 2: instead of it, with its conditions, {udp}; for \
+             iptables-nft ip nat POSTROUTING rule 3: in front of it, with its conditions, {tcp}, and the same for udp and sctp; \
+             the rule itself is left with what has no ports"
+        )
+    );
+    let of_tcp = |count: u32| {
+        let positions = (1..=count).map(|position| {
+            let mut own = rules[0].clone();
+            (own.place.position, own.conditions) = (position, vec![format!("-s 10.{position}.0.0/16")]);
+            own
+        });
+        let remedy = remedy(&positions.collect::<Vec<_>>());
+        remedy.split_once("POSTROUTING ").unwrap().1.split_once(':').unwrap().0.to_owned()
+    };
+    assert_eq!(of_tcp(8), "rules 1, 2, 3, 4, 5, 6, 7 and 8");
+    assert_eq!(of_tcp(9), "rule 1 and 7 more down to rule 9");
+    // Of more protocols than are told one by one.
+    rules[3].protocols = Protocols::only(Protocol::SCTP);
+    assert!(remedy(&rules).ends_with("; and so for 1 more rule"), "{}", remedy(&rules));
+}

@@ -1,21 +1,20 @@
 //! Rules on masquerading that gives connections the ports of NodePorts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+mod own_rules;
+
+use self::own_rules::{own_rules, takes_ports};
 use super::overlap::{allocated_basis, harm, range_basis};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
 use crate::model::View;
-use crate::model::overlap::WITH_NODE_PORTS;
-use crate::observe::{PortChoice, RuleBackend, RuleFamily, RulePlace, ServiceProxy, SourceId, SourceNatKind};
+use crate::observe::{PortChoice, RuleBackend, RulePlace, ServiceProxy, SourceId};
 use crate::ports::PortRange;
-use crate::protocols::Protocols;
 use crate::report::{MasqueradeReport, OverlapReport, Report, RuleOwner, ShareReport};
 
 /// Findings at most: chains differ per pod with some plugins.
 const MAX_FINDINGS: usize = 10;
-/// Fixes written out in one finding.
-const MAX_FIXES: usize = 3;
 
 /// Who made rules, and in which chain; chains that a plugin makes for each pod count as one.
 type Maker<'a> = (RuleOwner, &'a str);
@@ -23,21 +22,23 @@ type Maker<'a> = (RuleOwner, &'a str);
 /// Masquerading that puts connections on NodePorts: one finding for each maker of rules, largest share first.
 pub(super) fn masquerade(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let overlap = &report.overlap;
-    let mut makers: BTreeMap<Maker<'_>, Vec<&ShareReport>> = BTreeMap::new();
+    let mut all: BTreeMap<Maker<'_>, Vec<&ShareReport>> = BTreeMap::new();
     // By how many shares are larger than the maker's largest one: they come largest first.
     let mut larger: BTreeMap<Maker<'_>, usize> = BTreeMap::new();
-    for (index, share) in
-        overlap.shares.iter().enumerate().filter(|(_, row)| row.share.is_some_and(|share| share > 0.0))
-    {
+    for (index, share) in overlap.shares.iter().enumerate() {
         let chain = if share.owner == RuleOwner::Cni { "" } else { share.place.chain.as_str() };
-        larger.entry((share.owner, chain)).or_insert(index);
-        makers.entry((share.owner, chain)).or_default().push(share);
+        if gives(share) {
+            larger.entry((share.owner, chain)).or_insert(index);
+        }
+        all.entry((share.owner, chain)).or_default().push(share);
     }
-    let mut makers: Vec<(Maker<'_>, Vec<&ShareReport>)> = makers.into_iter().collect();
+    // Its other chains, too, translate what the maker does.
+    let chains: Vec<RuleOwner> = all.keys().map(|(owner, _)| *owner).collect();
+    let alone = |owner| chains.iter().filter(|other| **other == owner).count() == 1;
+    let mut makers: Vec<_> = all.into_iter().filter(|(maker, _)| larger.contains_key(maker)).collect();
     makers.sort_by_key(|(maker, _)| larger.get(maker).copied());
     let more = makers.len().saturating_sub(MAX_FINDINGS);
     let told: Vec<_> = makers.into_iter().take(MAX_FINDINGS).collect();
-    let alone = |owner| told.iter().filter(|((other, _), _)| *other == owner).count() == 1;
     let mut findings: Vec<Finding> =
         told.iter().map(|(maker, shares)| finding(view, *maker, alone(maker.0), shares, overlap)).collect();
     if let (Some(last), 1..) = (findings.last_mut(), more) {
@@ -49,25 +50,32 @@ pub(super) fn masquerade(view: &View<'_>, report: &Report) -> Vec<Finding> {
     findings
 }
 
-/// `alone`: no other finding is of the same owner.
+/// Whether some of its connections get NodePorts.
+fn gives(share: &ShareReport) -> bool {
+    share.share.is_some_and(|share| share > 0.0)
+}
+
+/// `alone`: no other chain is of the same owner. `all`: those rules, too, that give no NodePort away.
 fn finding(
     view: &View<'_>,
     (owner, chain): Maker<'_>,
     alone: bool,
-    shares: &[&ShareReport],
+    all: &[&ShareReport],
     overlap: &OverlapReport,
 ) -> Finding {
+    let shares: Vec<&ShareReport> = all.iter().copied().filter(|share| gives(share)).collect();
     let subject = if chain.is_empty() { owner.name().to_owned() } else { format!("{} ({chain})", owner.name()) };
     let who = if alone { owner.name() } else { &subject };
     let largest = |of: fn(&ShareReport) -> Option<f64>| shares.iter().filter_map(|row| of(row)).fold(0.0, f64::max);
     let (share, allocated) = (largest(|row| row.share), largest(|row| row.share_allocated));
     // The largest of several rules is not what all of them do.
     let mut first: BTreeMap<Protocol, &ShareReport> = BTreeMap::new();
-    let differ = shares.iter().any(|row| differs(first.entry(row.protocol).or_insert(row), row));
-    let up_to = if differ { "up to " } else { "" };
+    let differ = all.iter().any(|row| differs(first.entry(row.protocol).or_insert(row), row));
+    let protocols: BTreeSet<Option<String>> = all.iter().map(|row| row.share.map(percent)).collect();
+    let up_to = if differ || protocols.len() > 1 { "up to " } else { "" };
     let allocated_known = shares.iter().all(|row| row.share_allocated.is_some());
     let harmful = overlap.proxies.iter().any(|proxy| proxy.harmful);
-    let rules = rules_of(shares, overlap);
+    let rules = rules_of(&shares, overlap);
     let node_ports = overlap.node_port_range;
     let title = match (allocated_known, allocated > 0.0) {
         (true, true) => format!(
@@ -78,7 +86,7 @@ fn finding(
             percent(share)
         ),
         (true, false) => format!(
-            "{up_to}{} of the connections that {} translates get a source port of the NodePorts {node_ports}, none of which is allocated that they could get",
+            "{up_to}{} of the connections that {} translates get a source port of the NodePorts {node_ports}, none of which is allocated that they get",
             percent(share),
             who
         ),
@@ -216,135 +224,6 @@ pub(super) fn beside(node_ports: PortRange) -> Vec<PortRange> {
     let below = node_ports.first().checked_sub(1).and_then(|last| PortRange::new(1024, last));
     let above = node_ports.last().checked_add(1).and_then(|first| PortRange::new(first, u16::MAX));
     below.into_iter().chain(above).collect()
-}
-
-/// To what a rule translates, and how.
-struct Target<'a> {
-    family: RuleFamily,
-    /// To this address, or these; those of the interface if there is none.
-    addresses: Option<&'a str>,
-    /// The same client gets the same address.
-    persistent: bool,
-}
-
-impl<'a> Target<'a> {
-    fn of(rule: &'a MasqueradeReport) -> Self {
-        let addresses = (rule.kind == SourceNatKind::Snat).then(|| rule.addresses.as_deref().unwrap_or("ADDRESS"));
-        Self { family: rule.place.family, addresses, persistent: rule.action.ends_with(" --persistent") }
-    }
-
-    fn in_nft(&self, ports: PortRange) -> String {
-        let persistent = if self.persistent { ",persistent" } else { "" };
-        let Some(addresses) = self.addresses else { return format!("masquerade to :{ports} fully-random{persistent}") };
-        let v6 = addresses.contains(':');
-        // A table of both families has to be told which one the address is of.
-        let ip = match self.family {
-            RuleFamily::Inet if v6 => "ip6 ",
-            RuleFamily::Inet => "ip ",
-            RuleFamily::Ip | RuleFamily::Ip6 => "",
-        };
-        let to = if v6 { format!("[{}]", addresses.replace('-', "]-[")) } else { addresses.to_owned() };
-        format!("snat {ip}to {to}:{ports} fully-random{persistent}")
-    }
-
-    fn in_iptables(&self, ports: PortRange) -> String {
-        let persistent = if self.persistent { " --persistent" } else { "" };
-        match self.addresses {
-            // Its MASQUERADE does not take the option.
-            None => format!("-j MASQUERADE --to-ports {ports} --random-fully"),
-            Some(addresses) if addresses.contains(':') => {
-                format!("-j SNAT --to-source [{addresses}]:{ports} --random-fully{persistent}")
-            }
-            Some(addresses) => format!("-j SNAT --to-source {addresses}:{ports} --random-fully{persistent}"),
-        }
-    }
-}
-
-/// Whether ports can be told to a rule that does the same: NETMAP takes none, and addresses of a map are not known.
-fn takes_ports(rule: &MasqueradeReport) -> bool {
-    rule.kind != SourceNatKind::Netmap && !rule.addresses.as_deref().is_some_and(|addresses| addresses.contains('?'))
-}
-
-/// What to put into each chain: what stands in for one rule would change what another one does.
-fn own_rules(beside: &[PortRange], rules: &[&MasqueradeReport]) -> String {
-    let (limitable, others): (Vec<&MasqueradeReport>, Vec<_>) = rules.iter().partition(|row| takes_ports(row));
-    let mut groups: BTreeMap<_, Vec<&MasqueradeReport>> = BTreeMap::new();
-    for rule in &limitable {
-        let place = &rule.place;
-        let target = Target::of(rule);
-        let kindred = (place.backend, place.family, &place.table, &place.chain, target.addresses, target.persistent);
-        groups.entry(kindred).or_default().push(rule);
-    }
-    let alone = groups.len() == 1 && others.is_empty();
-    let mut texts: Vec<String> = groups
-        .values()
-        .take(MAX_FIXES)
-        .map(|group| match group.first() {
-            Some(first) if !alone => format!("for {}: {}", position(first), lines(beside, group)),
-            _only => lines(beside, group),
-        })
-        .collect();
-    if groups.len() > MAX_FIXES {
-        texts.push(format!("and so for {} more", groups.len() - MAX_FIXES));
-    }
-    if let Some(first) = others.first() {
-        texts.push(format!(
-            "ports cannot be told to {}: keep what it translates away from those ports",
-            position(first)
-        ));
-    }
-    texts.join("; ")
-}
-
-fn position(rule: &MasqueradeReport) -> String {
-    let place = &rule.place;
-    format!("{} {} {} {} rule {}", place.backend.name(), place.family.name(), place.table, place.chain, place.position)
-}
-
-/// Rules that give connections the ports beside the NodePorts: both ranges in the right proportion, or the only one there is. In
-/// the words of `nft` where the rules are its own. All of these rules translate alike.
-fn lines(beside: &[PortRange], rules: &[&MasqueradeReport]) -> String {
-    let Some(rule) = rules.first() else { return String::new() };
-    let (target, native) = (Target::of(rule), rule.place.backend == RuleBackend::Nftables);
-    let translated = rules.iter().fold(Protocols::NONE, |all, row| all.or(row.protocols));
-    let limitable: Protocols = WITH_NODE_PORTS.into_iter().collect();
-    let (place, rest) = if translated.is_within(limitable) {
-        ("instead of it", "")
-    } else {
-        // Ports can only be told to rules of one protocol.
-        ("in front of it", "; the rule itself is left with what has no ports")
-    };
-    let protocols: Vec<Protocol> = translated.and(limitable).iter().collect();
-    let [first, others @ ..] = protocols.as_slice() else { return String::new() };
-    let one = |ports: &PortRange, chance: Option<f64>| match (native, chance) {
-        (true, Some(chance)) => {
-            // In whole numbers, as `nft` takes them.
-            let of = format!("numgen random mod 10000 < {:.0}", chance * 10_000.0);
-            format!("`meta l4proto {first} {of} {}`", target.in_nft(*ports))
-        }
-        (true, None) => format!("`meta l4proto {first} {}`", target.in_nft(*ports)),
-        (false, Some(chance)) => {
-            let of = format!("-m statistic --mode random --probability {chance:.4}");
-            format!("`-p {first} {of} {}`", target.in_iptables(*ports))
-        }
-        (false, None) => format!("`-p {first} {}`", target.in_iptables(*ports)),
-    };
-    let lines = match beside {
-        [below, above] => {
-            let chance = f64::from(below.count()) / f64::from(below.count() + above.count());
-            format!("{} and behind that {}", one(below, Some(chance)), one(above, None))
-        }
-        [only] => one(only, None),
-        _ => return "there is no port beside the NodePorts".to_owned(),
-    };
-    let same = match others {
-        [] => String::new(),
-        some => {
-            let names = some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-            format!(", and the same for {names}")
-        }
-    };
-    format!("{place}, with its conditions, {lines}{same}{rest}")
 }
 
 /// A share in per cent, with as many digits as it takes to see it.
