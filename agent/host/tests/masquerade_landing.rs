@@ -2,10 +2,11 @@
 //! rules that translated them. Needs root and iptables; works in network namespaces of its own.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 
 use headroom_core::flow::Protocol;
+use headroom_core::model::policy::Policy;
 use headroom_core::ports::PortRange;
 use headroom_core::report::ShareReport;
 use headroom_host::netlink::conntrack::{Content, content};
@@ -21,6 +22,8 @@ mod sets;
 const MANY: u32 = 100_000;
 /// Enough where what is wrong would be wrong by far.
 const SOME: u32 = 30_000;
+/// Some six for each port that connect() hands out first.
+const SOME_TCP: u32 = 10_000;
 
 fn sh(script: &str) {
     assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
@@ -31,15 +34,7 @@ fn sh(script: &str) {
 fn measure(rules: &str, own_ports: &str, flows: u32) -> (Vec<u16>, f64) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            sh(&format!(
-                "ip link set lo up; ip address add 10.48.0.2/32 dev lo
-                 ip link add out0 type veth peer name out1; ip link set out0 arp off; ip link set out1 up
-                 ip address add 192.0.2.1/24 dev out0; ip link set out0 up
-                 ip route add 198.51.0.0/16 dev out0
-                 echo '{own_ports}' > /proc/sys/net/ipv4/ip_local_port_range
-                 {rules}"
-            ));
+            enter_a_namespace(rules, own_ports);
             let fixed = UdpSocket::bind("10.48.0.2:0").unwrap();
             for number in 0..flows {
                 let [.., host, port_high, port_low] = number.to_be_bytes();
@@ -54,6 +49,33 @@ fn measure(rules: &str, own_ports: &str, flows: u32) -> (Vec<u16>, f64) {
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+fn enter_a_namespace(rules: &str, own_ports: &str) {
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    sh(&format!(
+        "ip link set lo up; ip address add 10.48.0.2/32 dev lo
+         ip link add out0 type veth peer name out1; ip link set out0 arp off; ip link set out1 up
+         ip address add 192.0.2.1/24 dev out0; ip link set out0 up
+         ip route add 198.51.0.0/16 dev out0 src 10.48.0.2
+         echo '{own_ports}' > /proc/sys/net/ipv4/ip_local_port_range
+         {rules}"
+    ));
+}
+
+/// Begins connections, each to a destination of its own, which does not answer. `bound`: they have a port before they say where to.
+fn connect(flows: u32, bound: bool) {
+    use socket2::{Domain, Socket, Type};
+    for number in 0..flows {
+        let [.., host, port_high, port_low] = number.to_be_bytes();
+        let to = SocketAddr::from(([198, 51, 100, host], u16::from_be_bytes([port_high, port_low]).max(1)));
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        if bound {
+            socket.bind(&SocketAddr::from(([10, 48, 0, 2], 0)).into()).unwrap();
+        }
+        assert_eq!(socket.connect(&to.into()).unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+    }
 }
 
 const DEFAULT: &str = "32768 60999";
@@ -185,4 +207,37 @@ fn kept_ports_land_as_often_as_pods_draw_them() {
     let (ports, share) = measure("iptables-nft -t nat -A POSTROUTING -o out0 -j MASQUERADE", "1024 65535", SOME);
     assert!((share - 2768.0 / 64_512.0).abs() < 1e-9);
     assert_agrees(&ports, PortRange::NODE_PORTS, share);
+}
+
+/// Exercises ports that TCP keeps: connect() hands out every second one first, bind() the others. If this fails, allocated NodePorts are
+/// told to be hit half as often as they are, or although they are not.
+#[test]
+fn kept_ports_of_tcp_are_those_that_connect_hands_out_first() {
+    let told = |first: u16| {
+        let allocated = (first..).step_by(2).take(200).map(|port| (Protocol::TCP, port)).collect();
+        let policy = Policy { allocated_node_ports: allocated, ..Policy::default() };
+        let shares = judged::report_under(&policy).overlap.shares;
+        let row = shares.into_iter().find(|row| row.protocol == Protocol::TCP).unwrap();
+        (row.share.unwrap(), row.share_allocated.unwrap())
+    };
+    let run = |bound: bool| {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                enter_a_namespace("iptables-nft -t nat -A POSTROUTING -o out0 -j MASQUERADE", "29000 31999");
+                connect(SOME_TCP, bound);
+                (translated_ports(), told(30_000), told(30_001))
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    };
+    let (ports, even, odd) = run(false);
+    assert!(ports.len() + 100 > usize::try_from(SOME_TCP).unwrap(), "{} flows", ports.len());
+    assert_agrees(&ports, PortRange::NODE_PORTS, even.0);
+    assert!((even.1 - 200.0 / 1500.0).abs() < 1e-9 && odd.1.abs() < 1e-9, "{even:?} {odd:?}");
+    let hit = |parity: u16| -> Vec<u16> { ports.iter().copied().filter(|port| port % 2 == parity).collect() };
+    let first_200 = PortRange::new(30_000, 30_399).unwrap();
+    assert_agrees(&ports, first_200, even.1);
+    assert!(hit(1).is_empty(), "{:?}", hit(1));
+    let (ports, ..) = run(true);
+    assert!(ports.len() > 1000 && ports.iter().all(|port| port % 2 == 1), "{ports:?}");
 }

@@ -13,6 +13,11 @@ use headroom_host::source::namespaces::NamespacesSource;
 use headroom_host::source::rules::RulesSource;
 
 pub(crate) fn report() -> Report {
+    report_under(&Policy::default())
+}
+
+/// With what a user gives.
+pub(crate) fn report_under(policy: &Policy) -> Report {
     let root = HostRoot::live();
     let mut ledger = Ledger::new(LedgerLimits::default());
     RulesSource::new(&root, std::time::Duration::ZERO).observe(&mut |fact| ledger.apply(fact));
@@ -28,5 +33,5 @@ pub(crate) fn report() -> Report {
     });
     assert!(matches!(ledger.coverage().get(&SourceId::Rules), Some(Known::Present(_))), "{:?}", ledger.coverage());
     let now = Now { node: NodeTime::from_secs(1), wall: WallTime::from_secs(1) };
-    evaluate(&ledger, &mut Memory::default(), &Policy::default(), now)
+    evaluate(&ledger, &mut Memory::default(), policy, now)
 }

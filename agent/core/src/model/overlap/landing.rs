@@ -7,6 +7,7 @@
 //! in the rule the range is 1024-65535 for a source port above 1023 (1-511 and 600-1023 for lower ones, which no
 //! connection has that did not ask for it). Read in 6.1 and 6.12, measured on 6.18.
 
+use crate::flow::Protocol;
 use crate::observe::{PortChoice, SourceNat};
 use crate::ports::{PortRange, PortSettings};
 
@@ -37,21 +38,24 @@ pub(super) fn drawn(range: PortRange, ports: impl Iterator<Item = PortRange>) ->
     f64::from(draws) / f64::from(DRAWS)
 }
 
-/// The chance that a connection's new source port is one of `ports`, if its own is drawn from `own`, each port alike.
-pub(super) fn landing(target: &SourceNat, own: &PortSettings, ports: &[PortRange]) -> f64 {
+/// The chance that a connection's new source port is one of `ports`, if its own is drawn from `own`, each port alike; of TCP each
+/// of those that connect() hands out before all others.
+pub(super) fn landing(target: &SourceNat, own: &PortSettings, protocol: Protocol, ports: &[PortRange]) -> f64 {
     let limit = target.ports.present().copied();
     let range = limit.unwrap_or_else(unlimited);
     if target.choice != PortChoice::Keep {
         return drawn(range, ports.iter().copied());
     }
-    let usable = own.usable();
+    let count = |range: PortRange| match protocol {
+        Protocol::TCP => own.handed_out_first(range),
+        _ => own.open_in(range).into_iter().map(PortRange::count).sum(),
+    };
+    let usable: u32 = count(own.ephemeral);
     if usable == 0 {
         return 0.0;
     }
     let kept_in = limit.unwrap_or_else(|| own.ephemeral.hull(unlimited()));
-    let count = |ranges: Vec<PortRange>| ranges.into_iter().map(PortRange::count).sum::<u32>();
-    let kept: u32 =
-        ports.iter().filter_map(|ports| ports.intersect(kept_in)).map(|ports| count(own.open_in(ports))).sum();
-    let moved = usable - count(own.open_in(kept_in));
+    let kept: u32 = ports.iter().filter_map(|ports| ports.intersect(kept_in)).map(count).sum();
+    let moved = usable - count(kept_in);
     f64::from(kept) / f64::from(usable) + f64::from(moved) / f64::from(usable) * drawn(range, ports.iter().copied())
 }

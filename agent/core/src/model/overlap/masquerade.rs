@@ -23,11 +23,14 @@ pub(in crate::model) const WITH_NODE_PORTS: [Protocol; 3] = [Protocol::TCP, Prot
 struct Judge<'a> {
     allocated: &'a AllocatedNodePorts<'a>,
     range: PortRange,
+    /// From where pods draw their ports, each setting once; without a pod, the node itself.
     own: Vec<PortSettings>,
     /// Some namespaces' ranges are not known.
     own_missing: bool,
+    /// From where the node itself does, if there are pods.
+    node: Vec<PortSettings>,
     /// The shares of rules that choose alike: there may be thousands of both rules and NodePorts.
-    judged: BTreeMap<(Known<PortRange>, PortChoice, RuleFamily, Protocol), Shares>,
+    judged: BTreeMap<(Known<PortRange>, PortChoice, RuleFamily, Protocol, bool), Shares>,
 }
 
 /// A share of the NodePort range, one of the allocated NodePorts, and why.
@@ -44,8 +47,7 @@ pub(super) fn report(
     allocated: &AllocatedNodePorts<'_>,
     range: PortRange,
 ) -> (Vec<MasqueradeReport>, Vec<ShareReport>) {
-    let (own, own_missing) = settings(ledger);
-    let mut judge = Judge { allocated, range, own, own_missing, judged: BTreeMap::new() };
+    let mut judge = Judge::new(ledger, allocated, range);
     let rules: Vec<&SourceNatRule> = ledger.rules().source_nat().collect();
     let rows = rules.iter().map(|rule| judge.row(rule)).collect();
     let mut shares: Vec<ShareReport> = groups(&rules).iter().flat_map(|group| judge.group(group)).collect();
@@ -104,8 +106,8 @@ pub(in crate::model) fn shorten(overlap: &mut OverlapReport) {
     overlap.shares_omitted = omitted(all, overlap.shares.len());
 }
 
-/// From where pods draw their ports, each setting once; without a pod, the node itself.
-fn settings(ledger: &Ledger) -> (Vec<PortSettings>, bool) {
+/// From where pods draw their ports, each setting once, whether some are not known, and from where the node itself does.
+fn settings(ledger: &Ledger) -> (BTreeSet<PortSettings>, bool, BTreeSet<PortSettings>) {
     let namespaces = ledger.occupants().namespaces();
     let pods = || namespaces.iter().filter(|namespace| !namespace.host);
     let mut missing = false;
@@ -122,11 +124,14 @@ fn settings(ledger: &Ledger) -> (Vec<PortSettings>, bool) {
             _ => missing = true,
         }
     }
-    if all.is_empty() && !missing {
-        let hosts = namespaces.iter().filter(|namespace| namespace.host);
-        all.extend(hosts.filter_map(|namespace| namespace.ports.present()).cloned());
-    }
-    (all.into_iter().collect(), missing)
+    let hosts = namespaces.iter().filter(|namespace| namespace.host);
+    (all, missing, hosts.filter_map(|namespace| namespace.ports.present()).cloned().collect())
+}
+
+/// Whether connections of the node itself may come to a rule: not to one that asks for a source, or where packets came in.
+fn may_take_the_nodes_own(rule: &SourceNatRule) -> bool {
+    let foreign = ["-s ", "-i ", "--src-range ", "! --src-type LOCAL"];
+    !rule.conditions.iter().any(|condition| foreign.iter().any(|asked| condition.starts_with(asked)))
 }
 
 /// Rules of one chain that the same packets come to, in order.
@@ -156,7 +161,15 @@ fn unreached(rule: &SourceNatRule) -> Option<String> {
     rule.unreached.clone().or_else(nothing)
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    fn new(ledger: &Ledger, allocated: &'a AllocatedNodePorts<'a>, range: PortRange) -> Self {
+        let (pods, own_missing, node) = settings(ledger);
+        let alone = pods.is_empty() && !own_missing;
+        let (own, node) = if alone { (node, BTreeSet::new()) } else { (pods, node) };
+        let (own, node) = (own.into_iter().collect(), node.into_iter().collect());
+        Self { allocated, range, own, own_missing, node, judged: BTreeMap::new() }
+    }
+
     fn row(&mut self, rule: &SourceNatRule) -> MasqueradeReport {
         let protocol = WITH_NODE_PORTS.into_iter().find(|protocol| rule.protocols.contains(*protocol));
         let unreached = unreached(rule);
@@ -193,16 +206,17 @@ impl Judge<'_> {
     /// Of the connections that a target translates, the shares that land on NodePorts.
     fn shares(&mut self, rule: &SourceNatRule, protocol: Protocol) -> Shares {
         let (target, family) = (&rule.target, rule.place.family);
-        let key = (target.ports.clone(), target.choice, family, protocol);
+        let nodes_own = may_take_the_nodes_own(rule);
+        let key = (target.ports.clone(), target.choice, family, protocol, nodes_own);
         if let Some(judged) = self.judged.get(&key) {
             return judged.clone();
         }
-        let judged = self.judge(target, family, protocol);
+        let judged = self.judge(target, family, protocol, nodes_own);
         self.judged.insert(key, judged.clone());
         judged
     }
 
-    fn judge(&self, target: &SourceNat, family: RuleFamily, protocol: Protocol) -> Shares {
+    fn judge(&self, target: &SourceNat, family: RuleFamily, protocol: Protocol, nodes_own: bool) -> Shares {
         if let Known::Unknown(why) = &target.ports {
             return Shares { range: None, allocated: None, why: why.to_string() };
         }
@@ -214,10 +228,11 @@ impl Judge<'_> {
             });
             each.fold(0.0, f64::max)
         };
-        let worst = |ports: &[PortRange]| {
-            let shares = self.own.iter().map(|own| landing(target, own, ports));
+        let worst_of = |all: &[PortSettings], ports: &[PortRange]| {
+            let shares = all.iter().map(|own| landing(target, own, protocol, ports));
             shares.fold(0.0, f64::max)
         };
+        let worst = |ports: &[PortRange]| worst_of(&self.own, ports);
         let limit = target.ports.present().copied();
         let range = limit.unwrap_or_else(unlimited);
         let node_ports = range.intersect(self.range).map_or(0, PortRange::count);
@@ -226,9 +241,8 @@ impl Judge<'_> {
                 let why = "the source port is kept, and from where pods draw theirs is not known".to_owned();
                 return Shares { range: None, allocated: None, why };
             }
-            let ranges: BTreeSet<String> = self.own.iter().map(|own| own.ephemeral.to_string()).collect();
-            let ranges = ranges.into_iter().take(4).collect::<Vec<_>>().join(", ");
-            let why = match limit {
+            let ranges = drawn_from(&self.own, protocol);
+            let mut why = match limit {
                 None => format!(
                     "source ports are kept (pods draw from {ranges}); one that is taken is drawn anew from {range}"
                 ),
@@ -236,6 +250,14 @@ impl Judge<'_> {
                     format!("source ports inside {limit} are kept, others drawn from it (pods draw from {ranges})")
                 }
             };
+            let of_the_node = worst_of(&self.node, &[self.range]);
+            if nodes_own && of_the_node > worst(&[self.range]) {
+                why.push_str(&format!(
+                    "; this share is that of pods, of the node's own connections that come here it is {:.2} % (they draw from {})",
+                    of_the_node * 100.0,
+                    drawn_from(&self.node, protocol)
+                ));
+            }
             return self.known(worst(&[self.range]), allocated(&worst), why);
         }
         // What is drawn anew does not depend on the connection's own port.
@@ -245,7 +267,7 @@ impl Judge<'_> {
             if favoured > 0 { format!(" (the kernel draws its first {favoured} more often)") } else { String::new() };
         let why =
             format!("{node_ports} of the {} ports {range} that are drawn from are NodePorts{unevenly}", range.count());
-        let drawn = |ports: &[PortRange]| landing(target, &any, ports);
+        let drawn = |ports: &[PortRange]| landing(target, &any, protocol, ports);
         self.known(drawn(&[self.range]), allocated(&drawn), why)
     }
 
@@ -321,6 +343,22 @@ impl Row<'_> {
             why: why.join("; "),
         })
     }
+}
+
+/// Some ranges of ports, and which of them connect() hands out first.
+fn drawn_from(all: &[PortSettings], protocol: Protocol) -> String {
+    let ranges: BTreeSet<String> = all.iter().map(|own| own.ephemeral.to_string()).collect();
+    let ranges = ranges.into_iter().take(4).collect::<Vec<_>>().join(", ");
+    if protocol != Protocol::TCP {
+        return ranges;
+    }
+    let even: BTreeSet<bool> = all.iter().map(|own| own.ephemeral.first() % 2 == 0).collect();
+    let which = match (even.first(), even.len()) {
+        (Some(true), 1) => "even ports",
+        (Some(false), 1) => "odd ports",
+        _ => "every second port",
+    };
+    format!("{ranges}, connect() {which} before others")
 }
 
 /// The target as `iptables` writes it.
