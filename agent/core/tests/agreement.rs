@@ -220,7 +220,7 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8192, max_global_rejects: 65_536, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8192, failure_persistence: None, max_global_rejects: 65_536, ..ProptestConfig::default() })]
 
     /// If this fails, one finding tells people to undo what another has told them.
     #[test]

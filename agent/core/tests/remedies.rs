@@ -242,7 +242,7 @@ fn the_lines_to_type_are_those_of_the_nat_at_hand() {
     assert_eq!(
         remedy(aws.clone(), 55_000),
         "reuse connections in the pods named above, or set 2 NAT IPs (there are 1) on an AWS NAT gateway\n\
-         terraform: secondary_allocation_ids = [aws_eip.nat[1].id]\n\
+         terraform: secondary_allocation_ids = slice(aws_eip.nat[*].id, 1, 2)\n\
          aws: aws ec2 associate-nat-gateway-address --nat-gateway-id nat-gke --allocation-ids EIPALLOC-1"
     );
     let full = NatSettings { nat_ips: Some(8), ..aws };

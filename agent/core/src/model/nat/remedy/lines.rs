@@ -14,8 +14,8 @@ pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
     match nat.profile {
         Profile::Gcp => vec![change("terraform", gcp_terraform(target)), change("gcloud", gcloud(nat, target))],
         Profile::Aws => target.nat_ips.map_or_else(Vec::new, |ips| {
-            let secondary = format!("secondary_allocation_ids = [{}]", listed("aws_eip.nat", 1, ips, "id"));
             // The first is none of them.
+            let secondary = format!("secondary_allocation_ids = slice(aws_eip.nat[*].id, 1, {ips})");
             let terraform = (ips > 1 && !nat.regional).then(|| change("terraform", secondary));
             terraform.into_iter().chain([change("aws", aws(nat, ips))]).collect()
         }),
@@ -32,14 +32,6 @@ pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
         }),
         Profile::None => Vec::new(),
     }
-}
-
-/// `a[1].id, a[2].id`
-fn listed(resource: &str, first: u32, end: u32, attribute: &str) -> String {
-    const MOST: u32 = 4;
-    let shown = (first..end.min(first.saturating_add(MOST))).map(|index| format!("{resource}[{index}].{attribute}"));
-    let more = if end > first.saturating_add(MOST) { ", …" } else { "" };
-    format!("{}{more}", shown.collect::<Vec<_>>().join(", "))
 }
 
 fn gcp_terraform(target: Target) -> String {
@@ -102,9 +94,13 @@ fn azure_natgw(nat: &NatSettings, ips: u32) -> Vec<Change> {
     let group = nat.names.group.as_deref().unwrap_or("GROUP");
     let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
     if let (Some(gateway), None) = (&nat.names.gateway, &nat.names.cluster) {
-        let resource = "azurerm_nat_gateway_public_ip_association";
+        let association = format!(
+            "resource \"azurerm_nat_gateway_public_ip_association\" \"nat\" {{\n  count                = {ips}\n  \
+             nat_gateway_id       = azurerm_nat_gateway.nat.id\n  public_ip_address_id = \
+             azurerm_public_ip.nat[count.index].id\n}}"
+        );
         return vec![
-            change("terraform", format!("resource \"{resource}\" \"nat\" {{ count = {ips} … }}")),
+            change("terraform", association),
             change(
                 "az",
                 format!(
@@ -132,12 +128,16 @@ fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
     let change = |tool: &str, text: String| Change { tool: tool.to_owned(), text };
     if let Some(rule) = own_outbound_rule(nat) {
         let ports = target.min_ports.map_or_else(String::new, |ports| format!(" --outbound-ports {ports}"));
-        let ips = target.nat_ips.map_or_else(String::new, |ips| format!(" --frontend-ip-configs IP-1 … IP-{ips}"));
-        let attribute =
-            target.min_ports.map(|ports| change("terraform", format!("allocated_outbound_ports = {ports}")));
+        let ips = target.nat_ips.map_or_else(String::new, |ips| {
+            let more = if ips > 1 { format!(" … IP-{ips}") } else { String::new() };
+            format!(" --frontend-ip-configs IP-1{more}")
+        });
+        let mut block: Vec<String> = Vec::new();
+        block.extend(target.min_ports.map(|ports| format!("allocated_outbound_ports = {ports}")));
+        block.extend(target.nat_ips.map(frontends));
         let update =
             format!("az network lb outbound-rule update -g {group} --lb-name LOAD-BALANCER -n {rule}{ports}{ips}");
-        return attribute.into_iter().chain([change("az", update)]).collect();
+        return vec![change("terraform", block.join("\n")), change("az", update)];
     }
     let cluster = nat.names.cluster.as_deref().unwrap_or("CLUSTER");
     let mut block = Vec::new();
@@ -151,4 +151,13 @@ fn azure_lb(nat: &NatSettings, target: Target) -> Vec<Change> {
         command.push_str(&format!(" --load-balancer-outbound-ports {ports}"));
     }
     vec![change("terraform", format!("load_balancer_profile {{\n  {}\n}}", block.join("\n  "))), change("az", command)]
+}
+
+/// Frontend IPs of a rule, called as the command beside calls them.
+fn frontends(ips: u32) -> String {
+    format!(
+        "dynamic \"frontend_ip_configuration\" {{\n  for_each = range(1, {})  # {ips} of them\n  content {{\n    name = \
+         \"IP-${{frontend_ip_configuration.value}}\"\n  }}\n}}",
+        ips.saturating_add(1)
+    )
 }
