@@ -128,7 +128,7 @@ impl Settings {
     /// The flows whose sources are told apart, where the NAT maps endpoint-independently.
     pub fn sources_apart(&self) -> Option<SourceFilter> {
         let nat = self.policy.nat.as_ref().filter(|nat| nat.endpoint_independent == Some(true))?;
-        Some(SourceFilter { scope: self.policy.scope(nat.profile), hold: nat.hold })
+        Some(SourceFilter { scope: self.policy.scope(nat), hold: nat.hold })
     }
 
     /// host-local's stores, where these settings say that they are.

@@ -50,7 +50,7 @@ struct View<'a> {
 pub fn evaluate(ledger: &Ledger, memory: &mut Memory, policy: &Policy, now: Now) -> Report {
     let nat = demand::of_own_rules(policy.nat_on(ledger.platform()), ledger);
     let node_ports = nat.node_ports_at(now.wall);
-    let demand = demand::of(ledger, nat.hold, &policy.scope(nat.profile), now.node);
+    let demand = demand::of(ledger, nat.hold, &policy.scope(&nat), now.node);
     memory.note(ledger, &demand.accounts, node_ports.as_ref(), now.node);
 
     let holders = Holders::of(ledger);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use headroom_core::flow::{Endpoint, Protocol};
 use headroom_core::ledger::SourceFilter;
 use headroom_core::model::evaluate;
-use headroom_core::model::nat::HoldTimes;
+use headroom_core::model::nat::{Basis, HoldTimes, NatSettings, Profile};
 use headroom_core::observe::{ConntrackEntry, ConntrackTcpState, TcpCounter};
 use headroom_core::report::NatReport;
 use headroom_core::time::{NodeTime, Now, WallTime};
@@ -56,7 +56,7 @@ fn node(table: &[ConntrackEntry], hold: HoldTimes) -> Node {
     if let Some(nat) = &mut node.policy.nat {
         nat.hold = hold;
     }
-    let scope = node.policy.scope(headroom_core::model::nat::Profile::Gcp);
+    let scope = node.policy.scope(&NatSettings::of(Profile::Gcp, Basis::Assumed));
     let ledger = std::mem::replace(&mut node.ledger, headroom_core::ledger::Ledger::new(Default::default()));
     node.ledger = ledger.telling_sources_apart(SourceFilter { scope, hold });
     node.dump(10_000, table.iter().copied());

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use headroom_core::findings::FindingId;
+use headroom_core::findings::{FindingId, Severity};
 use headroom_core::flow::Endpoint;
 use headroom_core::model::nat::{Basis, NatSettings, Profile};
 use headroom_core::observe::{ConntrackEntry, ConntrackTcpState};
@@ -65,4 +65,27 @@ fn a_destination_counts_once_by_whichever_address_it_is_dialled() {
     let alone = self::report(NatSettings::of(Profile::Gcp, Basis::Configured), flows(3000, 1100, THROUGH));
     let alone = alone.findings.iter().find(|finding| finding.id == FindingId::NatPortsExhausted).unwrap();
     assert!(alone.title.starts_with("[64:ff9b::cb00:7107]:443/tcp holds 1100"), "as it was dialled: {}", alone.title);
+}
+
+/// Exercises a gateway whose settings say whether it translates IPv6, and one of which nobody has said. If this fails, ports that no
+/// gateway gives out wake somebody up, or those that it does are not counted.
+#[test]
+fn whether_cloud_nat_translates_ipv6_is_what_its_settings_say() {
+    let of = |nat64, v4: u16| {
+        let nat = NatSettings { nat64, min_ports: Some(1024), ..NatSettings::of(Profile::Gcp, Basis::Configured) };
+        let report = self::report(nat, flows(1000, v4, V4).chain(flows(5000, 1100, THROUGH)));
+        let full = report.findings.iter().find(|finding| finding.id == FindingId::NatPortsExhausted).cloned();
+        (report.nat.demand.tcp.ports, full, report.nat.allocation.notes.join("\n"))
+    };
+    let (ports, full, notes) = of(Some(false), 40);
+    assert!(ports == Some(40) && full.is_none() && notes.contains("1100 of them, are not counted"), "{full:?} {notes}");
+    let (ports, full, notes) = of(Some(true), 40);
+    assert_eq!((ports, full.map(|full| full.severity), notes.as_str()), (Some(1140), Some(Severity::Critical), ""));
+    // With those of IPv4 alone it would do.
+    let (_, full, notes) = of(None, 40);
+    let full = full.unwrap();
+    assert_eq!(full.severity, Severity::Warning);
+    assert!(full.evidence.iter().any(|evidence| evidence.said.contains("1100 of them go through NAT64")), "{full:?}");
+    assert!(notes.contains("sourceSubnetworkIpRangesToNat64"), "{notes}");
+    assert_eq!(of(None, 1100).1.unwrap().severity, Severity::Critical, "without any of them");
 }

@@ -128,7 +128,7 @@ fn spread(endpoint_independent: Option<bool>, assumed: bool, flows: u8, waiting:
     let nat = of(Profile::Gcp, described);
     let mut node = Node::new();
     if endpoint_independent == Some(true) {
-        let (scope, hold) = (node.policy.scope(Profile::Gcp), nat.hold);
+        let (scope, hold) = (node.policy.scope(&nat), nat.hold);
         node.ledger = Ledger::new(LedgerLimits::default()).telling_sources_apart(SourceFilter { scope, hold });
     }
     node.policy.nat = Some(nat);

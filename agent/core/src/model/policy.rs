@@ -98,7 +98,8 @@ impl Policy {
     }
 
     /// Which addresses pass the NAT.
-    pub fn scope(&self, profile: Profile) -> Scope {
+    pub fn scope(&self, nat: &NatSettings) -> Scope {
+        let profile = nat.profile;
         let built_in = NOT_TRANSLATED.iter().chain(profile.bypass()).filter_map(|prefix| prefix.parse().ok());
         let (v4, v6) =
             built_in.chain(self.extra_private.iter().copied()).fold((Vec::new(), Vec::new()), |mut both, net| {
@@ -108,7 +109,7 @@ impl Policy {
                 }
                 both
             });
-        Scope { v4, v6, translates_v6: profile == Profile::None, nat64: profile.nat64() }
+        Scope { v4, v6, translates_v6: profile == Profile::None, nat64: nat.may_nat64() }
     }
 }
 
@@ -141,11 +142,15 @@ impl Scope {
 mod tests {
     use super::*;
 
+    fn scope(policy: &Policy, profile: Profile) -> Scope {
+        policy.scope(&NatSettings::of(profile, Basis::Assumed))
+    }
+
     /// Exercises what each provider serves past its NAT. If this fails, such traffic counts as demand, or real demand does not.
     #[test]
     fn the_providers_own_addresses_are_out_of_scope_behind_their_own_nat_only() {
         let contains =
-            |profile: Profile, address: &str| Policy::default().scope(profile).contains(address.parse().unwrap());
+            |profile: Profile, address: &str| scope(&Policy::default(), profile).contains(address.parse().unwrap());
         for (profile, google, azure) in [
             (Profile::Gcp, false, true),
             (Profile::Aws, true, true),
@@ -163,7 +168,7 @@ mod tests {
     #[test]
     fn private_and_google_private_access_addresses_are_out_of_scope() {
         let policy = Policy { extra_private: vec!["198.51.100.0/24".parse().unwrap()], ..Policy::default() };
-        let scope = policy.scope(Profile::Gcp);
+        let scope = scope(&policy, Profile::Gcp);
         for (address, expected) in [
             ("203.0.113.7", true),
             ("10.1.2.3", false),
@@ -179,7 +184,7 @@ mod tests {
         ] {
             assert_eq!(scope.contains(address.parse().unwrap()), expected, "{address}");
         }
-        assert!(policy.scope(Profile::None).contains("2001:db8::1".parse().unwrap()));
+        assert!(self::scope(&policy, Profile::None).contains("2001:db8::1".parse().unwrap()));
     }
 
     /// Exercises addresses that DNS64 makes of IPv4 ones. If this fails, flows that take ports of the NAT need none.
@@ -193,7 +198,7 @@ mod tests {
             (Profile::AzureLb, false),
             (Profile::Linux, false),
         ] {
-            let contains = |address: &str| policy.scope(profile).contains(address.parse().unwrap());
+            let contains = |address: &str| scope(&policy, profile).contains(address.parse().unwrap());
             assert_eq!(contains("64:ff9b::808:808"), translates, "{profile}");
             // 10.0.0.1, 198.51.100.1 (excluded by the user), a prefix of its own, a longer one, no such address.
             for out in
@@ -202,7 +207,12 @@ mod tests {
                 assert!(!contains(out), "{profile} {out}");
             }
         }
-        assert!(!policy.scope(Profile::Gcp).contains("64:ff9b::c724:9908".parse().unwrap()), "private.googleapis.com");
+        assert!(
+            !scope(&policy, Profile::Gcp).contains("64:ff9b::c724:9908".parse().unwrap()),
+            "private.googleapis.com"
+        );
+        let off = NatSettings { nat64: Some(false), ..NatSettings::of(Profile::Gcp, Basis::Configured) };
+        assert!(!policy.scope(&off).contains("64:ff9b::808:808".parse().unwrap()), "its settings say that it does not");
     }
 
     #[test]

@@ -18,6 +18,9 @@ const STATUS: &str = "gcloud compute routers get-status";
 /// `natIpAllocateOption`.
 const IP_OPTIONS: [&str; 2] = ["AUTO_ONLY", "MANUAL_ONLY"];
 
+/// `sourceSubnetworkIpRangesToNat64`, where it translates IPv6 to IPv4; it is absent, empty or unspecified where it does not.
+const NAT64_OPTIONS: [&str; 2] = ["ALL_IPV6_SUBNETWORKS", "LIST_OF_IPV6_SUBNETWORKS"];
+
 /// A gateway, as the API names its fields and as Terraform does.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -41,6 +44,8 @@ pub(super) struct RouterNat {
     enable_endpoint_independent_mapping: Option<bool>,
     #[serde(alias = "source_subnetwork_ip_ranges_to_nat")]
     source_subnetwork_ip_ranges_to_nat: Option<String>,
+    #[serde(alias = "source_subnetwork_ip_ranges_to_nat64")]
+    source_subnetwork_ip_ranges_to_nat64: Option<String>,
     #[serde(alias = "subnetwork")]
     subnetworks: Option<Vec<Subnetwork>>,
     #[serde(alias = "udp_idle_timeout_sec")]
@@ -170,6 +175,7 @@ pub(super) fn said(nat: RouterNat, names: Names) -> Said {
         no_ips,
         alias_ranges: primary_only.then_some(false),
         endpoint_independent: nat.enable_endpoint_independent_mapping,
+        nat64: Some(nat.source_subnetwork_ip_ranges_to_nat64.is_some_and(|of| NAT64_OPTIONS.contains(&of.as_str()))),
         times: SetTimes {
             tcp_time_wait: time(nat.tcp_time_wait_timeout_sec, 1),
             tcp_transitory: time(nat.tcp_transitory_idle_timeout_sec, 1),

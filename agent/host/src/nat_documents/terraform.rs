@@ -205,6 +205,9 @@ fn google(resource: &Resource<'_>, unknown: &BTreeSet<&str>) -> Result<Said, Bad
     let names = Names { router: place.router, region: place.region, group: place.project, ..Names::default() };
     let ips_unknown = unknown.contains("nat_ips");
     let mut said = gcloud::said(nat, names);
+    if unknown.contains("source_subnetwork_ip_ranges_to_nat64") {
+        said.described.nat64 = None;
+    }
     if ips_unknown && said.described.auto_ips != Some(true) {
         said.described.nat_ips = None;
         said.notes.push("its NAT IPs are known only after the plan was applied: give --nat-ips".to_owned());

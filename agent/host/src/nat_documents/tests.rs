@@ -291,6 +291,29 @@ fn terraform_modules_are_searched_however_deep() {
     );
 }
 
+/// Exercises what translates IPv6 to IPv4. If this fails, flows through NAT64 are counted behind a gateway that has none.
+#[test]
+fn nat64_is_what_the_settings_say_and_off_where_they_do_not() {
+    for (field, on) in [
+        ("", false),
+        (r#","sourceSubnetworkIpRangesToNat64":"ALL_IPV6_SUBNETWORKS""#, true),
+        (r#","sourceSubnetworkIpRangesToNat64":"LIST_OF_IPV6_SUBNETWORKS","nat64Subnetworks":[{"name":"s"}]"#, true),
+        (r#","sourceSubnetworkIpRangesToNat64":"NAT64_OPTION_UNSPECIFIED""#, false),
+        (r#","sourceSubnetworkIpRangesToNat64":"""#, false),
+    ] {
+        let gcloud = said(&format!(r#"{{"name":"g","natIpAllocateOption":"AUTO_ONLY"{field}}}"#));
+        assert_eq!(gcloud.described.nat64, Some(on), "{field}");
+        let values = field.replace("sourceSubnetworkIpRangesToNat64", "source_subnetwork_ip_ranges_to_nat64");
+        let state = format!(
+            r#"{{"format_version":"1.0","values":{{"root_module":{{"resources":[{{"address":"a","mode":"managed",
+                "type":"google_compute_router_nat","name":"n","values":{{"name":"g"{values}}}}}]}}}}}}"#
+        );
+        assert_eq!(said(&state).described.nat64, Some(on), "{state}");
+    }
+    let status = said(r#"{"result":{"natStatus":[{"name":"g","userAllocatedNatIps":["a"]}]}}"#);
+    assert_eq!(status.described.nat64, None, "a status has no settings");
+}
+
 #[test]
 fn an_aks_cluster_tells_its_way_out_and_its_nodes() {
     let cluster = |network: &str| {

@@ -36,6 +36,8 @@ pub struct Described {
     pub alias_ranges: Option<bool>,
     /// See [`NatSettings::endpoint_independent`].
     pub endpoint_independent: Option<bool>,
+    /// See [`NatSettings::nat64`].
+    pub nat64: Option<bool>,
     /// See [`NatSettings::port_range`].
     pub port_range: Option<PortRange>,
     /// Times that are set.
@@ -70,6 +72,7 @@ impl Described {
             pools: if self.pools.is_empty() { other.pools } else { self.pools },
             alias_ranges: self.alias_ranges.or(other.alias_ranges),
             endpoint_independent: self.endpoint_independent.or(other.endpoint_independent),
+            nat64: self.nat64.or(other.nat64),
             port_range: self.port_range.or(other.port_range),
             times: self.times.or(other.times),
             observed: self.observed.or(other.observed),
@@ -186,6 +189,7 @@ impl Described {
             alias_assumed: given.alias_ranges.is_none(),
             alias_ranges: given.alias_ranges.unwrap_or(alias_ranges),
             endpoint_independent: given.endpoint_independent,
+            nat64: given.nat64,
             port_range: given.port_range,
             hold: given.times.over(own.hold),
             observed: given.observed,

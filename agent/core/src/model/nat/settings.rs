@@ -77,6 +77,8 @@ pub struct NatSettings {
     pub alias_assumed: bool,
     /// One NAT port per source address and port for all destinations; absent = nobody has said.
     pub endpoint_independent: Option<bool>,
+    /// Cloud NAT: whether it translates IPv6 to IPv4 (NAT64); absent = nobody has said.
+    pub nat64: Option<bool>,
     /// The source ports that masquerading may use (`--to-ports`), Linux only.
     pub port_range: Option<PortRange>,
     /// Hold times.
@@ -113,6 +115,7 @@ impl NatSettings {
             alias_ranges: true,
             alias_assumed: true,
             endpoint_independent: None,
+            nat64: None,
             port_range: None,
             hold: profile.hold(),
             observed: None,
@@ -136,6 +139,11 @@ impl NatSettings {
     /// NAT IPs that a gateway takes, where there is a limit; none is published for a zone of a regional gateway.
     pub fn max_ips(&self) -> Option<u32> {
         self.profile.capacity()?.max_ips.filter(|_| !self.regional)
+    }
+
+    /// Whether it translates IPv6 addresses that stand for IPv4 ones, or may do.
+    pub fn may_nat64(&self) -> bool {
+        self.profile.nat64() && self.nat64 != Some(false)
     }
 
     /// Whether the gateway has said that it lacks NAT IPs, or that some machine got no ports.

@@ -35,18 +35,33 @@ pub(super) fn mapping_unknown(
     })
 }
 
-/// That flows are counted which the cloud's NAT translates only if it is the one that translates IPv6 to IPv4.
+/// That flows are counted which the cloud's NAT translates only if it is the one that translates IPv6 to IPv4; or that they are
+/// not, since it says that it does not.
 pub(super) fn through_nat64(nat: &NatSettings, accounts: &[Account]) -> Option<String> {
-    let in_scope = accounts.iter().take_while(|account| account.in_scope);
-    let through = in_scope.filter(|account| account.destination.through_nat64().is_some());
+    let off = nat.nat64 == Some(false);
+    let counted = accounts.iter().filter(|account| account.in_scope || off);
+    let through = counted.filter(|account| account.destination.through_nat64().is_some());
     let ports = through.map(Account::demand).fold(0, u32::saturating_add);
-    (ports > 0 && nat.profile.nat64()).then(|| {
-        format!(
-            "flows through NAT64 (64:ff9b::/96), {ports} of them, are taken to pass {}: --nat-bypass 64:ff9b::/96 if something \
-             else translates them",
-            nat.profile.title()
-        )
-    })
+    if ports == 0 || !nat.profile.nat64() {
+        return None;
+    }
+    let title = nat.profile.title();
+    match (nat.nat64, nat.profile) {
+        (Some(true), _) => None,
+        (Some(false), _) => Some(format!(
+            "flows through NAT64 (64:ff9b::/96), {ports} of them, are not counted: by its settings this gateway does not translate \
+             them"
+        )),
+        (None, Profile::Gcp) => Some(format!(
+            "flows through NAT64 (64:ff9b::/96), {ports} of them, are taken to pass {title}, which nobody has said: give its \
+             settings with --nat-from (sourceSubnetworkIpRangesToNat64), or --nat-bypass 64:ff9b::/96 if something else translates \
+             them"
+        )),
+        (None, _) => Some(format!(
+            "flows through NAT64 (64:ff9b::/96), {ports} of them, are taken to pass {title}: --nat-bypass 64:ff9b::/96 if something \
+             else translates them"
+        )),
+    }
 }
 
 /// That the files about the NAT could not be read again.

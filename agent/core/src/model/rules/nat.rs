@@ -58,7 +58,10 @@ fn all_sources(protocol: Protocol, ports: &NodePorts, view: &View<'_>, report: &
         ),
         Evidence::given(format!("allocation: {} ports, {}", ports.ports, ports.why)),
     ];
+    let granted = taken_through_nat64(view, in_scope(view), protocol)
+        .filter(|through| needs < ports.ports.saturating_add(*through));
     evidence.extend(doubts(view, ports, missed));
+    evidence.extend(granted.map(through_nat64));
     let pods = report.nat.pods.iter().filter(|pod| pod.held > 0).take(5);
     evidence.extend(pods.map(|pod| {
         let to = counted(pod.destinations, "destination");
@@ -73,7 +76,7 @@ fn all_sources(protocol: Protocol, ports: &NodePorts, view: &View<'_>, report: &
     ]);
     Some(Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
-        severity: severity(view, ports, exhausted, missed),
+        severity: severity(view, ports, exhausted, missed, granted.is_some()),
         title: format!(
             "{needs} {protocol} source ports hold {needs} of {} NAT ports ({share} %), over all destinations",
             ports.ports
@@ -99,9 +102,34 @@ fn has_failed(tcp: &TcpTally) -> bool {
 }
 
 /// Nobody has said how many ports there are, or whether there may be more: without a sign that one was missing, that may be wrong.
-fn severity(view: &View<'_>, ports: &NodePorts, exhausted: bool, missed: bool) -> Severity {
-    let certain = ports.basis != Basis::Assumed && !view.nat.mode_assumed;
+fn severity(view: &View<'_>, ports: &NodePorts, exhausted: bool, missed: bool, granted: bool) -> Severity {
+    let certain = ports.basis != Basis::Assumed && !view.nat.mode_assumed && !granted;
     if exhausted && (missed || certain) { Severity::Critical } else { Severity::Warning }
+}
+
+fn in_scope<'a>(view: &'a View<'_>) -> impl Iterator<Item = &'a Account> {
+    view.accounts.iter().take_while(|account| account.in_scope)
+}
+
+/// How much of what is needed goes through NAT64, where nobody has said that Cloud NAT translates it.
+fn taken_through_nat64<'a>(
+    view: &View<'_>,
+    accounts: impl Iterator<Item = &'a Account>,
+    protocol: Protocol,
+) -> Option<u32> {
+    if view.nat.profile != Profile::Gcp || view.nat.nat64.is_some() {
+        return None;
+    }
+    let through = accounts
+        .filter(|account| account.destination.protocol == protocol && account.destination.through_nat64().is_some());
+    Some(through.map(Account::demand).fold(0, u32::saturating_add)).filter(|ports| *ports > 0)
+}
+
+fn through_nat64(ports: u32) -> Evidence {
+    Evidence::given(format!(
+        "{ports} of them go through NAT64 (64:ff9b::/96): whether Cloud NAT translates these is not said; give the gateway's \
+         settings with --nat-from, or --nat-bypass 64:ff9b::/96 if something else does"
+    ))
 }
 
 /// What is not certain of the allocation.
@@ -165,6 +193,9 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
         )));
     }
     evidence.extend(doubts(view, ports, missed));
+    let granted = taken_through_nat64(view, group.accounts(), destination.protocol)
+        .filter(|through| group.demand() < ports.ports.saturating_add(*through));
+    evidence.extend(granted.map(through_nat64));
     if account.tcp().failed_lately.sum() > 0 || account.tcp().syn_retransmitted_lately > 0 {
         evidence.push(Evidence::seen(SourceId::Tcp, failed_lately(&account.tcp())));
     }
@@ -193,7 +224,7 @@ fn nat_ports_of(group: &Group<'_>, ports: &NodePorts, view: &View<'_>, report: &
     }
     Finding {
         id: if exhausted { FindingId::NatPortsExhausted } else { FindingId::NatPortsLow },
-        severity: severity(view, ports, exhausted, missed),
+        severity: severity(view, ports, exhausted, missed, granted.is_some()),
         title,
         subject,
         evidence,
