@@ -87,10 +87,14 @@ fn rates_are_ports_over_the_time_each_is_taken() {
         ("--profile gcp --tcp-time-wait 30s", 34.133),
         // Nothing has to be remembered for it.
         ("--profile gcp --tcp-time-wait 2h", 0.142),
+        // Little is not nothing.
+        ("--profile gcp --alias-ranges false --lifetime 1h", 0.017_2),
+        ("--profile gcp --lifetime 100000h", 0.000_002_84),
         ("--profile aws", 916.667),
         ("--profile linux", 499.967),
     ] {
-        assert!((rate(args) - expected).abs() < 0.001, "{args}: {}", rate(args));
+        let least: f64 = expected / 1000.0;
+        assert!((rate(args) - expected).abs() < least.min(0.001), "{args}: {}", rate(args));
     }
 }
 
@@ -197,6 +201,9 @@ fn a_narrow_range_of_masquerading_can_be_full() {
     let options = answer["options"].as_array().unwrap();
     assert!(options.iter().all(|option| number(option, "capacity_nodes") == Some(1)), "{answer:#}");
     assert!(!notes(&answer).contains("93 %"), "{answer:#}");
+    let (answer, _) = plan("--profile linux --port-range 1024-1152 --demand 129");
+    let tries = "tries 128 ports for a connection, and then fewer: of 129 no more than 128";
+    assert!(notes(&answer).contains(tries) && !notes(&answer).contains("93 %"), "{answer:#}");
 }
 
 /// Exercises endpoint-independent mapping. If this fails, people count connections where source ports are what runs out.
@@ -209,6 +216,21 @@ fn with_endpoint_independent_mapping_sources_are_counted() {
         assert!(notes.contains("one source address and port for all destinations"), "{notes}");
         assert!(!notes.contains("ports to one destination") && !notes.contains("to each destination"), "{notes}");
     }
+}
+
+/// Exercises what is offered where the mapping goes. If this fails, sources are taken for connections to one destination, and nobody
+/// is told.
+#[test]
+fn an_option_without_the_mapping_says_what_was_counted() {
+    let caution = |mapping: &str| {
+        let (answer, _) = plan(&format!("--profile gcp --nat-ips 1 --nodes 80 --demand 1500 {mapping}"));
+        let options = answer["options"].as_array().unwrap();
+        let dynamic = options.iter().find(|option| option["says"].as_str().unwrap().starts_with("dynamic")).unwrap();
+        dynamic["caution"].as_str().unwrap().to_owned()
+    };
+    let on = caution("--endpoint-independent true");
+    assert!(on.contains("counted as if all 1500 sources of a node went to one destination"), "{on}");
+    assert!(!caution("--endpoint-independent false").contains("sources"));
 }
 
 /// What is wrong is said, with the name of the setting and what is accepted; exit code 64, nothing on stdout.
@@ -239,6 +261,8 @@ fn bad_settings_are_explained() {
         ("--profile gcp --demand 5,6", "as in `3x2000`"),
         ("--profile gcp --demand -5", "`-5`"),
         ("--profile gcp --demand 100,0x2000", "`0x2000` is the demand of no node"),
+        ("--profile gcp --demand 100,3x", "`3x` lacks the number of ports, as in `3x2000`"),
+        ("--profile gcp --demand 100,x3", "`x3` lacks the number of nodes, as in `3x2000`"),
         ("--profile gcp --demand 5,4x7 --nodes 3", "that of 4 nodes, but there are 3"),
         ("--profile gcp --lifetime -1s", "invalid value '-1s' for '--lifetime <DURATION>'"),
         ("--profile gcp --from /nonexistent", "`/nonexistent`"),

@@ -207,6 +207,9 @@ fn the_surge_of_a_cluster_grows_with_its_nodes() {
     let by_hand = format!("--from {} --min-ports 1024 --nat-ips 2", cluster("100%"));
     assert_eq!(number(&plan(&format!("{by_hand} --nodes 62")).0, "capacity_nodes"), Some(62));
     assert_eq!(number(&plan(&format!("{by_hand} --nodes 63")).0, "nodes_without_ports"), Some(1));
+    let all = run(&format!("--from {}", cluster("101%")));
+    assert!(all.status.code() == Some(64), "{all:?}");
+    assert!(String::from_utf8_lossy(&all.stderr).contains("`101%` is more than 100%"), "{all:?}");
     let lots = run(&format!("--from {}", cluster("lots")));
     let said = String::from_utf8_lossy(&lots.stderr);
     let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -214,6 +217,27 @@ fn the_surge_of_a_cluster_grows_with_its_nodes() {
         lots.status.code() == Some(64) && flat.contains("`agentPoolProfiles[0].upgradeSettings.maxSurge`"),
         "{said}"
     );
+}
+
+/// Exercises flags that take the point of a file away. If this fails, they are refused, or what they replace is still told.
+#[test]
+fn what_a_flag_replaces_is_neither_refused_nor_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = r#"{"name":"g","natIps":["a"],"natIpAllocateOption":"MANUAL_ONLY","enableDynamicPortAllocation":true,
+        "minPortsPerVm":64,"maxPortsPerVm":2048}"#;
+    let (told, code) = plan(&format!("--mode static --from {}", file(&folder, "nat.json", gateway)));
+    assert_eq!((number(&told, "ports_per_node"), code), (Some(1024), 0), "{told:#}");
+    assert!(notes(&told).contains("`max-ports` 2048 is left out"), "{told:#}");
+    let zone = |zone: &str| format!(r#"{{"PublicIp":"1.1.1.1","Status":"succeeded","AvailabilityZone":"{zone}"}}"#);
+    let regional = format!(
+        r#"{{"NatGateways":[{{"NatGatewayId":"n","State":"available","AvailabilityMode":"regional",
+            "NatGatewayAddresses":[{},{}]}}]}}"#,
+        zone("a"),
+        zone("b")
+    );
+    let from = format!("--from {}", file(&folder, "aws.json", &regional));
+    let counted = |args: &str| notes(&plan(&format!("{from} {args}")).0).contains("counted are one zone");
+    assert!(counted("") && !counted("--nat-ips 3"));
 }
 
 #[test]

@@ -179,3 +179,36 @@ fn of_more_machines_than_are_wanted_those_with_most_are_counted() {
     assert_eq!(answer(&format!("{mix} {flags} --demand 2048")).0, Some(31));
     assert_eq!(answer(&format!("{mix} {flags} --demand 100,90x2000")), (Some(31), Some(59), Some(3), 1));
 }
+
+/// Exercises a machine that the gateway has left out although it has enough. If this fails, "it fits" is told of a machine without
+/// any port.
+#[test]
+fn a_machine_without_ports_does_not_fit_whatever_the_sum_is() {
+    let files = Files::new();
+    let machine = |name: &str, ranges: &[&str]| json!({"instanceName": name, "interfaceNatMappings": [{"natIpPortRanges": ranges}]});
+    let one = files.put("mapping.json", &json!([machine("a", &["35.0.0.1:1024-2047"]), machine("b", &[])]));
+    let (told, code) = plan(&one);
+    let got = (number(&told, "nodes_without_ports"), told["fits"].as_bool(), code);
+    assert_eq!(got, (Some(1), Some(false), 1), "{told:#}");
+    assert!(notes(&told).contains("by these numbers all fit, yet 1 machine has no ports"), "{told:#}");
+    assert!(told["options"].as_array().unwrap().is_empty(), "why it is so, nobody knows: {told:#}");
+    // Another gateway, or other settings, are another question.
+    assert_eq!(plan(&format!("{one} --nat-ips 2")).1, 0);
+    assert_eq!(plan(&format!("{one} --min-ports 2048")).1, 0);
+}
+
+/// Exercises what machines show anyway. If this fails, saying it once more takes away what was observed.
+#[test]
+fn to_say_what_machines_show_tries_nothing() {
+    let files = Files::new();
+    let basis = |args: &str| plan(args).0["basis"].as_str().unwrap().to_owned();
+    let gke = files.mapping(&[(62, 1024)]);
+    let gateway = files.gateway(&json!({}));
+    for from in [gke.clone(), format!("{gateway} {gke}")] {
+        assert_eq!(basis(&format!("{from} --alias-ranges true")), "observed", "{from}");
+    }
+    assert_eq!(basis(&format!("{gateway} {gke} --alias-ranges false")), "configured");
+    let plain = files.mapping(&[(62, 64)]);
+    assert_eq!(basis(&format!("{plain} --alias-ranges false")), "observed");
+    assert_ne!(basis(&format!("{plain} --alias-ranges true")), "observed");
+}

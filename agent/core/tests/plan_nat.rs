@@ -9,7 +9,7 @@ use headroom_core::sizing::nat::{Demand, NatPlan, NodesDemand, Question, plan};
 use proptest::prelude::*;
 
 fn answer(nat: &NatSettings, demand: &Demand) -> NatPlan {
-    plan(&Question { nat: nat.clone(), demand: demand.clone(), lifetime: Duration::ZERO }).unwrap()
+    plan(&Question { nat: nat.clone(), demand: demand.clone(), lifetime: Duration::ZERO, left_out: 0 }).unwrap()
 }
 
 fn profile() -> impl Strategy<Value = Profile> {
@@ -203,6 +203,7 @@ proptest! {
 
 #[test]
 fn without_a_nat_there_is_nothing_to_plan() {
-    let question = Question { nat: NatSettings::none(), demand: Demand::default(), lifetime: Duration::ZERO };
+    let question =
+        Question { nat: NatSettings::none(), demand: Demand::default(), lifetime: Duration::ZERO, left_out: 0 };
     assert!(plan(&question).is_err());
 }

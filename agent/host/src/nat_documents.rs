@@ -144,7 +144,8 @@ fn choose(mut found: Vec<Said>, gateway: Option<&str>, tool: &'static str) -> Re
         }
     }
     let alike = |a: &Said, b: &Said| {
-        let nameless = |said: &Said| Described { names: Default::default(), ..said.described.clone() };
+        let nameless =
+            |said: &Said| Described { names: Default::default(), ip_notes: Vec::new(), ..said.described.clone() };
         nameless(a) == nameless(b)
     };
     if found.iter().zip(found.iter().skip(1)).any(|(a, b)| !alike(a, b)) {

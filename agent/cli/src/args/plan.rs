@@ -154,15 +154,19 @@ fn ipv4_range(text: &str) -> Result<Ipv4Net, String> {
 /// `100,3x2000`
 fn demand(text: &str) -> Result<Demand, String> {
     let number = |part: &str| part.trim().parse::<u32>().map_err(|error| format!("`{}`: {error}", part.trim()));
+    let named = |part: &str, what: &str, whole: &str| match part.trim() {
+        "" => Err(format!("`{}` lacks the number of {what}, as in `3x2000`", whole.trim())),
+        part => number(part),
+    };
     let mut demand = Demand::default();
     for (index, part) in text.split(',').enumerate() {
         match part.split_once('x') {
             Some((nodes, ports)) => {
-                let nodes = number(nodes)?;
+                let (nodes, ports) = (named(nodes, "nodes", part)?, named(ports, "ports", part)?);
                 if nodes == 0 {
                     return Err(format!("`{}` is the demand of no node: leave it out", part.trim()));
                 }
-                demand.others.push(NodesDemand { nodes, ports: number(ports)?, has: 0 });
+                demand.others.push(NodesDemand { nodes, ports, has: 0 });
             }
             None if index == 0 => demand.each = number(part)?,
             None => return Err(format!("`{}` needs a number of nodes before it, as in `3x2000`", part.trim())),

@@ -108,10 +108,13 @@ impl Documents {
                 self.places.0.insert(setting, format!("`{place}` of {name}"));
             }
         }
-        let notes = said.notes.into_iter().map(|note| format!("{name}: {note}")).collect();
+        let told = |note: String| format!("{name}: {note}");
+        let notes = said.notes.into_iter().map(told).collect();
+        let ip_notes = said.described.ip_notes.iter().cloned().map(told).collect();
         let moment = |at: Option<&str>| humantime::parse_rfc3339_weak(at?).ok().map(wall);
         let failed = said.allocation_failed.map(|failed| moment(failed.at.as_deref()).unwrap_or(saved));
-        let described = Described { notes, missing_ips: said.missing_ips, allocation_failed: failed, ..said.described };
+        let described =
+            Described { notes, ip_notes, missing_ips: said.missing_ips, allocation_failed: failed, ..said.described };
         self.described = std::mem::take(&mut self.described).or(described);
         if !said.instances.is_empty() {
             self.machines_from.push(format!("{name} ({})", said.tool));

@@ -32,6 +32,8 @@ pub struct Question {
     pub demand: Demand,
     /// How long a connection lives.
     pub lifetime: Duration,
+    /// Nodes that were seen to have no ports.
+    pub left_out: u32,
 }
 
 /// The answer; its keys are fixed, see the README.
@@ -114,7 +116,8 @@ pub fn plan(question: &Question) -> Result<NatPlan, NothingToPlan> {
             .then(|| rate(sums.to_one_destination(), question.lifetime.saturating_add(nat.hold.tcp_time_wait))),
         fits,
         notes: notes::notes(question, &sums),
-        options: if fits { Vec::new() } else { options::options(question, &sums) },
+        // Why nodes are left out that would fit, nothing here tells.
+        options: if sums.room() { Vec::new() } else { options::options(question, &sums) },
     })
 }
 
@@ -123,12 +126,15 @@ pub fn plan(question: &Question) -> Result<NatPlan, NothingToPlan> {
 #[error("there is nothing to plan without a NAT")]
 pub struct NothingToPlan;
 
-/// So many ports, each taken for so long: connections a second, to three digits.
+/// So many ports, each taken for so long: connections a second, to three decimals or digits.
 fn rate(ports: u32, taken_for: Duration) -> f64 {
     if taken_for.is_zero() {
         return f64::from(ports);
     }
-    (f64::from(ports) / taken_for.as_secs_f64() * 1000.0).round() / 1000.0
+    let rate = f64::from(ports) / taken_for.as_secs_f64();
+    // What is less than one in ten seconds is not nothing.
+    let places = if rate > 0.0 && rate < 0.1 { 10_f64.powf(2.0 - rate.log10().floor()) } else { 1000.0 };
+    (rate * places).round() / places
 }
 
 /// What the question adds up to.
@@ -158,6 +164,8 @@ struct Sums {
     short: Option<Short>,
     /// The gateway adds NAT IPs by itself, and says that it could not.
     stuck: bool,
+    /// Nodes that were seen to have no ports.
+    left_out: u32,
 }
 
 /// A node that needs more than it gets.
@@ -246,6 +254,7 @@ impl Sums {
             required_nat_ips: required.map(|ips| u32::try_from(ips).unwrap_or(u32::MAX)),
             largest: demand.largest(),
             short: Short::of(demand, |node| if own(node) { node.has } else { most }),
+            left_out: question.left_out,
             stuck: nat.auto_ips && nat.missing_ips.is_some_and(|missing| missing > 0),
         })
     }
@@ -275,12 +284,18 @@ impl Sums {
     }
 
     fn without_ports(&self) -> Option<u32> {
-        Some(self.nodes?.saturating_sub(self.capacity_nodes.unwrap_or(u32::MAX)))
+        Some(self.nodes?.saturating_sub(self.capacity_nodes.unwrap_or(u32::MAX)).max(self.left_out))
     }
 
     fn fits(&self) -> bool {
-        let room = self.required_nat_ips.is_none_or(|required| required <= self.ips);
-        room && !self.stuck && self.without_ports().is_none_or(|nodes| nodes == 0) && self.short.is_none()
+        self.room() && self.left_out == 0
+    }
+
+    /// Whether there is enough, whoever is left out all the same.
+    fn room(&self) -> bool {
+        let enough = self.required_nat_ips.is_none_or(|required| required <= self.ips);
+        let all = self.nodes.is_none_or(|nodes| self.capacity_nodes.is_none_or(|fit| nodes <= fit));
+        enough && all && !self.stuck && self.short.is_none()
     }
 }
 

@@ -66,10 +66,11 @@ fn said(gateways: impl Iterator<Item = (String, NatGateway)>, gateway: Option<&s
             notes.push("none of its addresses serves: nothing is translated".to_owned());
         }
         let regional = is_regional(gateway.availability_mode.as_deref());
+        let mut ip_notes = Vec::new();
         let nat_ips = if regional {
             let zone = |address: &Address| address.availability_zone_id.clone().or(address.availability_zone.clone());
             let (nat_ips, note) = of_a_zone(serving.map(zone));
-            notes.push(note);
+            ip_notes.push(note);
             nat_ips
         } else {
             Some(ips)
@@ -79,6 +80,7 @@ fn said(gateways: impl Iterator<Item = (String, NatGateway)>, gateway: Option<&s
             no_ips,
             regional,
             nat_ips: nat_ips.filter(|ips| *ips != 0),
+            ip_notes,
             names: Names { gateway: gateway.nat_gateway_id, ..Names::default() },
             ..Described::default()
         };

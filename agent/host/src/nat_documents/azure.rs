@@ -120,6 +120,9 @@ impl FromStr for MaxSurge {
             Some(percent) => percent.parse().map(Surge::Percent),
             None => text.parse().map(Surge::Nodes),
         };
+        if let Ok(Surge::Percent(101..)) = surge {
+            return Err(format!("`{}` is more than 100% of the nodes", shortened(text)));
+        }
         let bad =
             |_| format!("`{}` is neither a number of nodes like `1` nor a share of them like `33%`", shortened(text));
         surge.map(|surge| Self(Some(surge))).map_err(bad)
@@ -221,10 +224,8 @@ pub(super) fn nat_gateways(items: &[Value], gateway: Option<&str>) -> Result<Sai
         let found: NatGateway = field(item, GATEWAY, path)?;
         let prefixes = length(found.public_ip_prefixes.as_ref());
         let mut notes = Vec::new();
-        if prefixes.is_some() {
-            notes
-                .push("it has public IP prefixes, whose addresses are not in this document: give --nat-ips".to_owned());
-        }
+        let ip_notes = prefixes
+            .map(|_| "it has public IP prefixes, whose addresses are not in this document: give --nat-ips".to_owned());
         // Where both lists are there, and empty.
         let empty = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(Vec::is_empty);
         let no_ips = empty(&found.public_ip_addresses) && found.public_ip_prefixes.is_none_or(|list| list.is_empty());
@@ -235,6 +236,7 @@ pub(super) fn nat_gateways(items: &[Value], gateway: Option<&str>) -> Result<Sai
             profile: Some(Profile::AzureNatgw),
             no_ips,
             nat_ips: length(found.public_ip_addresses.as_ref()).filter(|_| prefixes.is_none()),
+            ip_notes: ip_notes.into_iter().collect(),
             times: SetTimes { tcp_established_idle: time(found.idle_timeout_in_minutes, 60), ..SetTimes::default() },
             names: Names { gateway: found.name, group: found.resource_group, ..Names::default() },
             ..Described::default()

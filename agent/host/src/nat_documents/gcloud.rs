@@ -133,7 +133,7 @@ pub(super) fn routers(items: &[Value], gateway: Option<&str>) -> Result<Said, Ba
 
 /// What a gateway's settings say.
 pub(super) fn said(nat: RouterNat, names: Names) -> Said {
-    let mut notes = Vec::new();
+    let (mut notes, mut ip_notes) = (Vec::new(), Vec::new());
     let auto_ips = nat.nat_ip_allocate_option.as_deref() == Some("AUTO_ONLY");
     if let Some(option) = nat.nat_ip_allocate_option.as_deref().filter(|option| !IP_OPTIONS.contains(option)) {
         notes.push(format!("`{}` of NAT IPs is not known: taken as MANUAL_ONLY", shortened(option)));
@@ -160,7 +160,7 @@ pub(super) fn said(nat: RouterNat, names: Names) -> Said {
         let old = if drains { "; those that drain serve old connections only" } else { "" };
         notes.push(format!("it takes NAT IPs that are listed (MANUAL_ONLY), and none is: nothing is translated{old}"));
     } else if manual && nat_ips.is_none() {
-        notes.push(
+        ip_notes.push(
             "it takes NAT IPs that are listed (MANUAL_ONLY), but the list is not there: their number is not known"
                 .to_owned(),
         );
@@ -173,6 +173,7 @@ pub(super) fn said(nat: RouterNat, names: Names) -> Said {
         nat_ips: nat_ips.filter(|ips| *ips != 0 && !auto_ips),
         auto_ips: Some(auto_ips),
         no_ips,
+        ip_notes,
         alias_ranges: primary_only.then_some(false),
         endpoint_independent: nat.enable_endpoint_independent_mapping,
         nat64: Some(nat.source_subnetwork_ip_ranges_to_nat64.is_some_and(|of| NAT64_OPTIONS.contains(&of.as_str()))),

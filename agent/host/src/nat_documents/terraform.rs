@@ -210,7 +210,9 @@ fn google(resource: &Resource<'_>, unknown: &BTreeSet<&str>) -> Result<Said, Bad
     }
     if ips_unknown && said.described.auto_ips != Some(true) {
         said.described.nat_ips = None;
-        said.notes.push("its NAT IPs are known only after the plan was applied: give --nat-ips".to_owned());
+        said.described
+            .ip_notes
+            .push("its NAT IPs are known only after the plan was applied: give --nat-ips".to_owned());
     }
     Ok(Said { places: gcloud::places(&resource.path, true), ..said })
 }
@@ -221,13 +223,14 @@ fn amazon(resource: &Resource<'_>) -> Result<Said, BadDocument> {
     if nat.connectivity_type.as_deref() == Some("private") {
         notes.push(aws::PRIVATE.to_owned());
     }
+    let mut ip_notes = Vec::new();
     let regional = aws::is_regional(nat.availability_mode.as_deref());
     let (nat_ips, list) = if regional {
         let addresses = nat.regional_nat_gateway_address.unwrap_or_default().into_iter();
         let serving = addresses.filter(|address| address.status.as_deref().is_none_or(|status| status == "succeeded"));
         let (nat_ips, note) =
             aws::of_a_zone(serving.map(|address| address.availability_zone_id.or(address.availability_zone)));
-        notes.push(note);
+        ip_notes.push(note);
         (nat_ips, "regional_nat_gateway_address")
     } else {
         let secondary = nat.secondary_allocation_ids.as_deref().map_or(0, distinct);
@@ -239,6 +242,7 @@ fn amazon(resource: &Resource<'_>) -> Result<Said, BadDocument> {
         profile: Some(Profile::Aws),
         regional,
         nat_ips,
+        ip_notes,
         names: Names { gateway: nat.id, ..Names::default() },
         ..Described::default()
     };

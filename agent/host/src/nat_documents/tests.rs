@@ -72,7 +72,8 @@ fn a_gateway_without_a_nat_ip_is_told_from_one_whose_ips_are_not_known() {
     ] {
         let said = gateway(rest);
         assert_eq!((said.described.no_ips, said.described.nat_ips), (none, None), "{rest}");
-        assert!(said.notes.iter().any(|note| note.contains(words)), "{rest}: {:?}", said.notes);
+        let mut notes = said.notes.iter().chain(&said.described.ip_notes);
+        assert!(notes.any(|note| note.contains(words)), "{rest}: {said:?}");
     }
     let served = gateway(r#","natIps":["a"]"#);
     assert!(!served.described.no_ips && served.notes.is_empty(), "{served:?}");

@@ -40,7 +40,8 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
     if tried || flags.nat_ips.is_some() {
         documents.described.missing_ips = None;
     }
-    machines(&mut documents, tried);
+    let left_out = machines(&mut documents, tried);
+    let left_out = if flags.nat_ips.is_some() { 0 } else { left_out };
     let said = documents.described.clone();
     let described = flags.clone().or(said.clone());
     let profile = described
@@ -69,7 +70,7 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
     } else {
         demand
     };
-    Ok(Question { nat, demand, lifetime: args.lifetime.unwrap_or_default() })
+    Ok(Question { nat, demand, left_out, lifetime: args.lifetime.unwrap_or_default() })
 }
 
 /// Whether flags give a node other ports than the gateway in the files does. Where these tell of machines alone, flags say
@@ -77,7 +78,10 @@ fn question(args: &PlanNatArgs) -> anyhow::Result<Question> {
 fn tried(flags: &Described, documents: &Documents) -> bool {
     let said = &documents.described;
     let other = |flag: Option<u32>, said: Option<u32>| flag.is_some() && flag != said;
-    let alias = flags.alias_ranges.is_some() && flags.alias_ranges != said.alias_ranges;
+    // Machines show whether they have alias ranges: who says the same tries nothing.
+    let most = documents.instances.values().filter_map(|machine| machine.ports).max();
+    let shown = said.alias_ranges.unwrap_or(most.is_none_or(|most| most >= ALIAS_FLOOR));
+    let alias = flags.alias_ranges.is_some_and(|flag| flag != shown && (flag || said.mode.is_some()));
     let ports = other(flags.min_ports, said.min_ports) || other(flags.max_ports, said.max_ports) || alias;
     match said.mode {
         Some(mode) => ports || flags.mode.is_some_and(|flag| flag != mode),
@@ -120,11 +124,12 @@ fn name_once(documents: &mut Documents) {
     documents.instances = names;
 }
 
-/// What files tell of single machines: how many there are, and what they have (unless something else is being tried).
-fn machines(documents: &mut Documents, tried: bool) {
+/// What files tell of single machines: how many there are, and what they have (unless something else is being tried). How many of
+/// them have no ports then.
+fn machines(documents: &mut Documents, tried: bool) -> u32 {
     let Documents { described, instances, machines_from, ports_at, .. } = documents;
     if instances.is_empty() {
-        return;
+        return 0;
     }
     let from = machines_from.join(", ");
     let count = instances.len();
@@ -152,6 +157,7 @@ fn machines(documents: &mut Documents, tried: bool) {
         described.notes.extend(observed.told_age(clock::now().wall).map(|age| format!("what machines have is {age}")));
         described.observed = Some(observed);
     }
+    if tried { 0 } else { u32::try_from(without.len()).unwrap_or(u32::MAX) }
 }
 
 /// What nodes need and have: as asked for, otherwise as files tell it of single machines.

@@ -52,16 +52,23 @@ pub struct Described {
     pub names: Names,
     /// See [`NatSettings::notes`].
     pub notes: Vec<String>,
+    /// What to know about the number of NAT IPs besides, unless somebody says how many there are.
+    pub ip_notes: Vec<String>,
 }
 
 impl Described {
     /// This where it says something, else the other.
     pub fn or(self, other: Self) -> Self {
+        // Who says that ports are static takes the maximum away.
+        let maximum_goes = self.mode == Some(Mode::Static) && self.max_ports.is_none();
+        let without = other.max_ports.filter(|max| maximum_goes && *max != 0);
+        let without = without.map(|max| format!("`max-ports` {max} is left out: static allocation has no maximum"));
+        let ips_said = self.nat_ips.is_some();
         Self {
             profile: self.profile.or(other.profile),
             mode: self.mode.or(other.mode),
             min_ports: self.min_ports.or(other.min_ports),
-            max_ports: self.max_ports.or(other.max_ports),
+            max_ports: self.max_ports.or(other.max_ports.filter(|_| !maximum_goes)),
             nat_ips: self.nat_ips.or(other.nat_ips),
             least_ips: self.least_ips.or(other.least_ips),
             auto_ips: self.auto_ips.or(other.auto_ips),
@@ -79,7 +86,8 @@ impl Described {
             missing_ips: self.missing_ips.or(other.missing_ips),
             allocation_failed: self.allocation_failed.or(other.allocation_failed),
             names: self.names.or(other.names),
-            notes: [self.notes, other.notes].concat(),
+            notes: self.notes.into_iter().chain(other.notes).chain(without).collect(),
+            ip_notes: self.ip_notes.into_iter().chain(other.ip_notes.into_iter().filter(|_| !ips_said)).collect(),
         }
     }
 
@@ -168,7 +176,7 @@ impl Described {
         let given = self.with_meaning(profile);
         let nodes = given.nodes.or(Some(pools::nodes(&given.pools)).filter(|nodes| *nodes != 0));
         let of_machines = given.of_machines_alone(profile);
-        let notes = given.notes.into_iter().chain(of_machines).collect();
+        let notes = given.notes.into_iter().chain(given.ip_notes).chain(of_machines).collect();
         let mode_assumed = profile == Profile::Gcp && given.observed.is_some() && given.mode.is_none();
         // Fewer than every node with alias ranges would have.
         let below_floor = |observed: &ObservedPorts| (1..ALIAS_FLOOR).contains(&observed.ports);

@@ -1,6 +1,6 @@
 //! What to know besides the numbers of a plan.
 
-use super::{LINUX_FULL_PERCENT, Question, Sums, automatic_azure_lb, ips_assumed};
+use super::{LINUX_FULL_PERCENT, LINUX_TRIES, Question, Sums, automatic_azure_lb, ips_assumed};
 use crate::model::nat::remedy::nat_ips;
 use crate::model::nat::{AZURE_LB_TIERS, Basis, Mode, NatSettings, Profile, Sharing, azure_lb_tier};
 use crate::words::counted;
@@ -19,7 +19,20 @@ pub(super) fn notes(question: &Question, sums: &Sums) -> Vec<String> {
         Profile::AzureNatgw | Profile::Linux | Profile::None => {}
     }
     demand(&mut notes, nat, sums);
+    left_out(&mut notes, sums);
     notes
+}
+
+/// Machines without ports on a gateway that has enough for them.
+fn left_out(notes: &mut Vec<String>, sums: &Sums) {
+    if sums.left_out > 0 && sums.room() {
+        let machines = counted(sums.left_out, "machine");
+        let have = if sums.left_out == 1 { "has" } else { "have" };
+        notes.push(format!(
+            "by these numbers all fit, yet {machines} {have} no ports: see whether the gateway serves the subnetwork, and lacks NAT IPs \
+             (`gcloud compute routers get-status`)"
+        ));
+    }
 }
 
 /// What was assumed, and limits on the number of IPs.
@@ -213,10 +226,11 @@ fn demand(notes: &mut Vec<String>, nat: &NatSettings, sums: &Sums) {
         ));
     }
     if nat.profile == Profile::Linux && u64::from(sums.ports.ports) > sums.pool {
-        notes.push(format!(
-            "the kernel's search for a free port begins to fail when some {LINUX_FULL_PERCENT} % are taken: no more than \
-             {}{to_one} are counted on",
-            sums.pool
-        ));
+        let why = if sums.pool == u64::from(sums.ips) * LINUX_TRIES {
+            format!("the kernel tries {LINUX_TRIES} ports for a connection, and then fewer: of {}", sums.ports.ports)
+        } else {
+            format!("the kernel's search for a free port begins to fail when some {LINUX_FULL_PERCENT} % are taken:")
+        };
+        notes.push(format!("{why} no more than {}{to_one} are counted on", sums.pool));
     }
 }

@@ -48,7 +48,7 @@ fn with(question: &Question, target: Target) -> Question {
     // What was observed was so with the settings of before.
     after.observed = None;
     after.missing_ips = None;
-    Question { demand: question.demand.clone().after(nat, &after), nat: after, lifetime: question.lifetime }
+    Question { demand: question.demand.clone().after(nat, &after), nat: after, left_out: 0, ..*question }
 }
 
 /// The option, if it fits with as many IPs as it takes, and a gateway can have so many.
@@ -60,7 +60,7 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     changed.nat.missing_ips = None;
     changed.nat.check().ok()?;
     let then = Sums::of(&changed)?;
-    if !then.fits() || then.capacity_nodes == Some(0) {
+    if !then.room() || then.capacity_nodes == Some(0) {
         return None;
     }
     let target = Target { nat_ips: (needed > sums.ips && !nat.auto_ips).then_some(needed), ..target };
@@ -73,13 +73,25 @@ fn offer(question: &Question, sums: &Sums, target: Target) -> Option<PlanOption>
     }
     // One was assumed and said to be.
     let counted = NatSettings { nat_ips: nat.nat_ips.or((!nat.auto_ips).then_some(nat.ips_counted())), ..nat.clone() };
-    let mind = remedy::caution(&counted, target, sums.ports.ports);
+    let mut mind = remedy::caution(&counted, target, sums.ports.ports);
+    mind.extend(of_sources(nat, target, question.demand.largest()));
     Some(PlanOption {
         says: says.join(" and "),
         capacity_nodes: then.capacity_nodes,
         nat_ips: needed,
         caution: (!mind.is_empty()).then(|| mind.join("; ")),
         changes: remedy::changes(&counted, target),
+    })
+}
+
+/// What was counted where a mapping that takes a port for each source goes.
+fn of_sources(nat: &NatSettings, target: Target, sources: u32) -> Option<String> {
+    let goes = nat.endpoint_independent == Some(true) && target.endpoint_independent == Some(false);
+    (goes && sources > 0).then(|| {
+        format!(
+            "counted as if all {sources} sources of a node went to one destination, which is the most that it can need then: ask \
+             again with --endpoint-independent false and the --demand of the busiest"
+        )
     })
 }
 

@@ -120,6 +120,7 @@ pub(super) fn nat_gateway(resource: &Resource<'_>, all: &[Resource<'_>]) -> Resu
     let described = Described {
         profile: Some(Profile::AzureNatgw),
         nat_ips,
+        ip_notes: note.map(str::to_owned).into_iter().collect(),
         times: idle(nat.idle_timeout_in_minutes),
         names: Names { gateway: nat.name, group: nat.resource_group_name, ..Names::default() },
         ..Described::default()
@@ -128,7 +129,7 @@ pub(super) fn nat_gateway(resource: &Resource<'_>, all: &[Resource<'_>]) -> Resu
         ("nat-ips", format!("azurerm_nat_gateway_public_ip_association of {}", resource.path)),
         ("tcp-established-idle", place(resource, "idle_timeout_in_minutes")),
     ]);
-    Ok(Said { described, places, notes: note.map(str::to_owned).into_iter().collect(), ..Said::default() })
+    Ok(Said { described, places, ..Said::default() })
 }
 
 /// How many resources of a kind associate something with that gateway. A plan does not know the ids of what is yet to be made: where the

@@ -41,12 +41,13 @@ fn a_regional_gateway_has_the_addresses_of_one_zone() {
     ] {
         let said = of(zones);
         assert!(said.described.regional && said.described.nat_ips == ips, "{zones:?} {said:?}");
-        assert!(said.notes.iter().any(|found| found.contains(note)), "{zones:?} {:?}", said.notes);
+        let notes = &said.described.ip_notes;
+        assert!(notes.iter().any(|found| found.contains(note)), "{zones:?} {notes:?}");
         assert!(said.described.settings(Profile::Aws).is_ok(), "{zones:?}");
     }
     let unsaid = regional(r#"{"Status":"succeeded"}"#);
     assert_eq!(unsaid.described.nat_ips, None);
-    assert!(unsaid.notes.iter().any(|note| note.contains("--nat-ips")), "{:?}", unsaid.notes);
+    assert!(unsaid.described.ip_notes.iter().any(|note| note.contains("--nat-ips")), "{:?}", unsaid.described.ip_notes);
     let zonal = said(&format!(
         r#"{{"NatGateways":[{{"NatGatewayId":"nat-1","AvailabilityMode":"zonal","NatGatewayAddresses":[{},{}]}}]}}"#,
         address("a"),

@@ -16,7 +16,7 @@ fn a_terraform_plan_does_not_know_addresses_that_are_yet_to_be_made() {
              "change":{"before":null,"after":{},"after_unknown":{"nat_ips":true}}}]}"#,
     );
     assert_eq!((said.described.nat_ips, said.described.min_ports), (None, None));
-    assert!(said.notes.iter().any(|note| note.contains("after the plan was applied")));
+    assert!(said.described.ip_notes.iter().any(|note| note.contains("after the plan was applied")));
     let aws = read(
         br#"{"format_version":"1.2","values":{"root_module":{"resources":[{"mode":"managed","type":"aws_nat_gateway",
             "values":{"id":"nat-1","allocation_id":"eipalloc-1","secondary_allocation_ids":["eipalloc-2"]}}]}}}"#,
@@ -91,9 +91,9 @@ fn addresses_that_are_associated_with_a_gateway_are_counted() {
     );
     assert_eq!(ips(&[(GATEWAY, one), (ADDRESS, two), (ADDRESS, r#"{"nat_gateway_id":"/n/b"}"#)]), Some(1));
     let none = state(&[(GATEWAY, one)]);
-    assert!(none.described.nat_ips.is_none() && none.notes[0].contains("--nat-ips"), "{:?}", none.notes);
+    assert!(none.described.nat_ips.is_none() && none.described.ip_notes[0].contains("--nat-ips"), "{none:?}");
     let prefix = state(&[(GATEWAY, one), (ADDRESS, two), (PREFIX, two)]);
-    assert!(prefix.described.nat_ips.is_none() && prefix.notes[0].contains("prefixes"), "{:?}", prefix.notes);
+    assert!(prefix.described.nat_ips.is_none() && prefix.described.ip_notes[0].contains("prefixes"), "{prefix:?}");
     let several = [(GATEWAY, r#"{"name":"x"}"#), (GATEWAY, r#"{"name":"x"}"#), (ADDRESS, "{}")];
     assert_eq!(ips(&several), None, "of which of them is not known");
 }
@@ -112,7 +112,7 @@ fn gateways_of_aws_say_where_they_lie() {
     let three = regional(&[zone("a"), zone("b"), zone("c")].join(","));
     assert!(three.described.regional && three.described.nat_ips == Some(1), "{three:?}");
     let planned = regional("");
-    assert!(planned.described.nat_ips.is_none() && planned.notes[0].contains("--nat-ips"), "{planned:?}");
+    assert!(planned.described.nat_ips.is_none() && planned.described.ip_notes[0].contains("--nat-ips"), "{planned:?}");
 }
 
 /// Exercises a plan. If this fails, what nobody knows yet is told as configured.
