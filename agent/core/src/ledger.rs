@@ -41,7 +41,7 @@ pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use pairs::Pair;
 pub use reservations::{HeldReservation, Reservations};
 pub use services::Services;
-pub use tcp::{Failures, KeepaliveTally, Spans, TableTally, TcpConnections, TcpTally};
+pub use tcp::{Failures, KeepaliveTally, Spans, TableTally, TcpConnections, TcpTally, Uncertain};
 
 /// What an entry of the conntrack table belongs to while it is read.
 const DUMPS: [Snapshot; 2] = [Snapshot::Conntrack, Snapshot::ConntrackUdp];

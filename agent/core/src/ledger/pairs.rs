@@ -106,6 +106,20 @@ impl<V> Pairs<V> {
         }
     }
 
+    pub(super) fn insert(&mut self, pair: &Pair, value: V) {
+        match narrow(pair) {
+            Some(key) => self.v4.insert(key, value),
+            None => self.v6.insert(wide(pair), value),
+        };
+    }
+
+    pub(super) fn remove(&mut self, pair: &Pair) {
+        match narrow(pair) {
+            Some(key) => self.v4.remove(&key),
+            None => self.v6.remove(&wide(pair)),
+        };
+    }
+
     /// All of them: within a family in the order of destinations.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Pair, &V)> {
         let v4 = self.v4.iter().map(|(key, value)| (Pair::from(key), value));
@@ -157,8 +171,13 @@ mod tests {
         let mapped = pair("203.0.113.7", "10.64.0.2", "::ffff:10.0.0.2");
         assert_eq!(map.get(&mapped), Some(&2));
         assert!(map.iter_mut().all(|(known, number)| pairs.contains(&known) && *number > 0));
-        map.retain(|pair, _| pair == pairs[3]);
-        assert_eq!((map.len(), map.values_mut().count()), (1, 1));
+        map.insert(&mapped, 5);
+        assert_eq!((map.get(&pairs[0]), map.len()), (Some(&5), pairs.len()));
+        map.retain(|pair, _| pair == pairs[3] || pair == pairs[0]);
+        assert_eq!((map.len(), map.values_mut().count()), (2, 2));
+        map.remove(&mapped);
+        map.remove(&pairs[3]);
+        assert_eq!(map.len(), 0);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! Counters tell opens and closes since the programs were attached. A socket table read between two readings of the
 //! counters tells how many connections there are in all; where the counters did not move meanwhile, the difference is
-//! what existed before (the *baseline*). Every later socket table corrects it again, so lost counts do not stay lost.
+//! what existed before (the *baseline*), and where they did, it is known within what moved (`tcp/before.rs`). Every later socket
+//! table corrects it again, so lost counts do not stay lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -16,9 +17,14 @@ use crate::observe::{Outcome, Owner, Socket, SocketOwner, SocketState, SocketTim
 use crate::ports::PortRange;
 use crate::time::NodeTime;
 
+mod before;
 mod row;
+mod tally;
 
-use row::{Row, Since};
+pub use before::Uncertain;
+use before::{Before, Shown};
+use row::{Noted, Row, Since};
+pub use tally::{Failures, Spans, TcpTally};
 
 type Key = (Endpoint, IpAddr);
 
@@ -31,120 +37,31 @@ fn key(pair: &Pair) -> Key {
     (pair.destination.endpoint, pair.source)
 }
 
-/// `TCP_TIMEWAIT_LEN` of the kernel (`include/net/tcp.h`): not configurable.
-const TIME_WAIT: Duration = Duration::from_secs(60);
-
-/// What the sockets' side knows of one (destination, source address) pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TcpTally {
-    /// Connections open now.
-    pub open: u64,
-    /// Connects under way.
-    pub wanting: u64,
-    /// Ended by FIN within [`Spans::closed`], as far as it is known.
-    pub closed_held: u64,
-    /// Of these: ended before the counting began, as socket tables tell (which forget after a minute).
-    pub closed_before: u64,
-    /// Ended by RST within [`Spans::reset`]. A refused connect never opened: it is none of them.
-    pub reset_held: u64,
-    /// Connects that the application gave up within [`Spans::half_open`].
-    pub given_up_held: u64,
-    /// Ended by FIN within [`Spans::lately`].
-    pub closed_lately: u64,
-    /// Ended by RST within [`Spans::lately`].
-    pub reset_lately: u64,
-    /// Connects that failed within [`Spans::lately`] (without those for want of a local port).
-    pub failed_lately: Failures,
-    /// Connects that found no local port within [`Spans::lately`].
-    pub no_local_port_lately: u64,
-    /// SYNs sent again within [`Spans::lately`].
-    pub syn_retransmitted_lately: u64,
-    /// Opened since the ledger knows the pair: since the start, or since the pair came back after it was forgotten (without
-    /// connections for 150 s, near the bound of the kernel's map for 10 s, and for as long as the ledger remembers ends).
-    pub opened_total: u64,
-    /// Closed or reset since then.
-    pub closed_total: u64,
-    /// Failed since then (without those for want of a local port).
-    pub failed_total: Failures,
-    /// Connects that found no local port since then.
-    pub no_local_port_total: u64,
-    /// SYNs sent again since then.
-    pub syn_retransmitted_total: u64,
+/// A socket table that was read after a reading of the counters.
+#[derive(Debug)]
+struct Waiting {
+    /// The reading before it.
+    before: u32,
+    /// What it shows, where it was not read to its end: there is more in [`TcpConnections::sockets`] then, from tables before it.
+    part: Option<BTreeMap<Key, Shown>>,
 }
 
-/// How far back to look for what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spans {
-    /// For connections that closed in good order.
-    pub closed: Duration,
-    /// For those that were reset.
-    pub reset: Duration,
-    /// For connects that were given up: their last SYN was sent shortly before. (One that the kernel gives up sent its last SYN
-    /// a minute before.)
-    pub half_open: Duration,
-    /// For failures.
-    pub lately: Duration,
-}
-
-impl Spans {
-    /// The same for everything.
-    pub fn all(span: Duration) -> Self {
-        Self { closed: span, reset: span, half_open: span, lately: span }
-    }
-}
-
-/// Connects that failed, by cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Failures {
-    /// Something answered: nobody listens there.
-    pub refused: u64,
-    /// Nothing answered in time.
-    pub timed_out: u64,
-    /// No route, prohibited, or another error of the network.
-    pub unreachable: u64,
-    /// The application ended them before there was an answer.
-    pub given_up: u64,
-}
-
-impl Failures {
-    /// All of them.
-    pub fn sum(self) -> u64 {
-        self.refused.saturating_add(self.unanswered())
-    }
-
-    /// Those that nobody answered.
-    pub fn unanswered(self) -> u64 {
-        self.timed_out.saturating_add(self.unreachable).saturating_add(self.given_up)
-    }
-
-    /// Both together.
-    #[must_use]
-    pub fn saturating_add(self, other: Self) -> Self {
-        Self {
-            refused: self.refused.saturating_add(other.refused),
-            timed_out: self.timed_out.saturating_add(other.timed_out),
-            unreachable: self.unreachable.saturating_add(other.unreachable),
-            given_up: self.given_up.saturating_add(other.given_up),
+impl Waiting {
+    /// What it shows of a pair; `None` where it does not tell.
+    fn shown(&self, sockets: &BTreeMap<Key, SocketTally>, key: &Key) -> Option<Shown> {
+        match &self.part {
+            Some(part) => part.get(key).copied(),
+            None => Some(sockets.get(key).map(SocketTally::shown).unwrap_or_default()),
         }
     }
-}
 
-/// In words, the largest first: `16 connects timed out, 3 were refused`; `no connects failed` if there are none.
-impl std::fmt::Display for Failures {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut causes = [
-            (self.timed_out, "timed out"),
-            (self.refused, "were refused"),
-            (self.unreachable, "found no way"),
-            (self.given_up, "were given up"),
-        ];
-        causes.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
-        let mut told = causes.iter().filter(|(count, _)| *count > 0);
-        let Some((count, how)) = told.next() else { return f.write_str("no connects failed") };
-        write!(f, "{count} connect{} {how}", if *count == 1 { "" } else { "s" })?;
-        told.try_for_each(|(count, how)| write!(f, ", {count} {how}"))
+    fn is_whole(&self) -> bool {
+        self.part.is_none()
     }
 }
+
+/// `TCP_TIMEWAIT_LEN` of the kernel (`include/net/tcp.h`): not configurable.
+const TIME_WAIT: Duration = Duration::from_secs(60);
 
 /// What the last socket table showed of one pair.
 #[derive(Debug, Clone, Default)]
@@ -180,6 +97,10 @@ pub struct TableTally {
 }
 
 impl SocketTally {
+    fn shown(&self) -> Shown {
+        (self.open, self.wanting)
+    }
+
     fn told(&self) -> TableTally {
         TableTally { open: self.open, time_wait: self.time_wait, keepalive: self.keepalive }
     }
@@ -216,14 +137,13 @@ pub struct TcpConnections {
     /// Ports that somebody listens on.
     listening: BTreeMap<NetnsInode, Vec<PortRange>>,
     incoming_listening: BTreeMap<NetnsInode, Vec<PortRange>>,
-    /// A socket table that waits for the next reading of the counters: the reading before it, and whether it was complete.
-    waiting: Option<(u32, bool)>,
+    /// A socket table that waits for the next reading of the counters.
+    waiting: Option<Waiting>,
     counters_end: Option<NodeTime>,
     /// When the reading of the last table began, if it was read to its end.
     whole_since: Option<NodeTime>,
-    /// Pairs that moved whenever a whole table was compared with the counters: what existed before is not known of them. `None`:
-    /// none was compared yet.
-    unsettled: Option<BTreeSet<Key>>,
+    /// What is not certain of connections from before the counting.
+    before: Before,
 }
 
 impl TcpConnections {
@@ -242,7 +162,7 @@ impl TcpConnections {
             waiting: None,
             counters_end: None,
             whole_since: None,
-            unsettled: None,
+            before: Before::default(),
         }
     }
 
@@ -256,13 +176,27 @@ impl TcpConnections {
 
     /// Counters only grow, so each is taken in at once, also one of a reading that will fail.
     pub(super) fn counter(&mut self, counter: TcpCounter, at: NodeTime) {
-        let row = self.rows.of(&pair((counter.destination, counter.source)));
-        row.note(&counter, at, self.reading);
+        let key = (counter.destination, counter.source);
+        let pair = pair(key);
+        let row = self.rows.of(&pair);
+        let before = row.level();
+        let noted = row.note(&counter, at, self.reading);
         row.forget(at.before(self.remember));
+        match (noted, &self.waiting) {
+            (Noted::Anew, _) => self.before.settle(&pair),
+            (Noted::Moved, Some(table)) => {
+                if let Some(shown) = table.shown(&self.sockets, &key) {
+                    self.before.moved(&pair, row, before, shown, table.is_whole());
+                }
+            }
+            (Noted::Moved, None) | (Noted::Still, _) => {}
+        }
     }
 
     pub(super) fn end_counters(&mut self, begin: NodeTime, at: NodeTime, outcome: &Outcome) {
         if matches!(outcome, Outcome::Failed(_)) {
+            // Pairs that it showed were compared, and may not be with what the next one shows; the next table tells of the others.
+            self.waiting = None;
             return;
         }
         self.counting_since.get_or_insert(begin);
@@ -273,12 +207,13 @@ impl TcpConnections {
                 let counted = row.shown == reading;
                 if !counted && row.shown > 0 {
                     row.retire();
+                    self.before.settle(&pair);
                 }
                 counted || row.remembers(horizon) || sockets.contains_key(&key(&pair))
             });
         }
-        if let Some((before, complete)) = self.waiting.take() {
-            self.reconcile(before, complete);
+        if let Some(table) = self.waiting.take() {
+            self.reconcile(&table);
         }
     }
 
@@ -329,51 +264,58 @@ impl TcpConnections {
             self.owners = std::mem::take(&mut self.incoming_owners);
         }
         let listening = std::mem::take(&mut self.incoming_listening);
-        match outcome {
+        let part = match outcome {
             Outcome::Complete => {
                 (self.sockets, self.listening) = (incoming, listening);
                 self.whole_since = Some(begin);
+                None
             }
             Outcome::Partial(_) => {
                 self.whole_since = None;
+                let part = incoming.iter().map(|(key, tally)| (*key, tally.shown())).collect();
                 self.sockets.extend(incoming);
                 self.listening.extend(listening);
+                Some(part)
             }
             Outcome::Failed(_) => return,
-        }
+        };
         // Only counters read before the table can bracket it.
         if self.counters_end.is_some_and(|end| end <= begin) {
-            self.waiting = Some((self.reading, *outcome == Outcome::Complete));
+            self.waiting = Some(Waiting { before: self.reading, part });
         }
     }
 
-    /// Sets the baseline of every pair whose counters stood still while the socket table was read.
-    fn reconcile(&mut self, before: u32, complete: bool) {
+    /// Sets the baseline of every pair whose counters stood still while the socket table was read: the others were narrowed down
+    /// as they were read.
+    fn reconcile(&mut self, table: &Waiting) {
         let counting_since = self.counting_since.unwrap_or_default();
         for (key, tally) in &mut self.sockets {
             let row = self.rows.of(&pair(*key));
             row.closed_before(tally.closed_at.drain(..).filter(|closed| *closed < counting_since));
         }
         for (pair, row) in self.rows.iter_mut() {
-            if row.moved <= before {
-                let (open, wanting) = self.sockets.get(&key(&pair)).map_or((0, 0), |tally| (tally.open, tally.wanting));
-                row.reconcile(open, wanting, complete);
+            if row.moved <= table.before
+                && let Some((open, wanting)) = table.shown(&self.sockets, &key(&pair))
+            {
+                row.reconcile(open, wanting, table.is_whole());
+                if table.is_whole() {
+                    self.before.settle(&pair);
+                }
             }
         }
-        if complete {
-            self.settle(before);
+        if table.is_whole() {
+            self.before.were_compared();
         }
     }
 
-    /// Notes the pairs whose baseline a whole table could not set.
-    fn settle(&mut self, before: u32) {
-        let moved = |row: &Row| row.moved > before;
-        if let Some(unsettled) = &mut self.unsettled {
-            unsettled.retain(|of| self.rows.get(&pair(*of)).is_some_and(moved));
-        } else {
-            let moving = self.rows.iter().filter(|(_, row)| moved(row));
-            self.unsettled = Some(moving.map(|(pair, _)| key(&pair)).collect());
-        }
+    /// What is not certain of connections from before the start, if anything is.
+    pub fn uncertain(&self) -> Option<Uncertain> {
+        self.before.uncertain(&self.rows)
+    }
+
+    /// Whether the counters were compared with a whole socket table: before, connections from before the start are not known.
+    pub fn is_compared(&self) -> bool {
+        self.before.is_known()
     }
 
     /// What the last socket table showed of connections to one destination, by their source address.
@@ -407,7 +349,7 @@ impl TcpConnections {
             let closed = u64::try_from(closed).unwrap_or(u64::MAX);
             return Some(closed.saturating_add(u64::from(tally.open) + u64::from(tally.wanting)));
         };
-        if self.unsettled.as_ref()?.contains(&key) {
+        if !self.before.is_certain(&pair(key)) {
             return None;
         }
         let since = Since::new(now, Spans::all(now.since(then)), counting_since);

@@ -38,8 +38,32 @@ fn miscounted(ledger: &Ledger) -> Option<String> {
     ))
 }
 
-/// What is not certain of the kernel's counters of conntrack since they began, if something; and whether it is much.
-fn uncertain(ledger: &Ledger) -> Option<(String, bool)> {
+/// What is not certain of a source's numbers since it began, if something; and whether it is much.
+fn uncertain(ledger: &Ledger, source: SourceId) -> Option<(String, bool)> {
+    match source {
+        SourceId::Tcp => uncertain_connections(ledger),
+        SourceId::Conntrack => uncertain_entries(ledger),
+        _ => None,
+    }
+}
+
+fn uncertain_connections(ledger: &Ledger) -> Option<(String, bool)> {
+    let tcp = ledger.tcp();
+    tcp.counting_since()?;
+    if !tcp.is_compared() {
+        return Some((
+            "connections from before the start are missing until all sockets were read once".to_owned(),
+            true,
+        ));
+    }
+    let uncertain = tcp.uncertain()?;
+    let (to, s) = (uncertain.destinations, if uncertain.destinations == 1 { "" } else { "s" });
+    let said =
+        format!("connections from before the start to {to} destination{s} are not certain yet (± {})", uncertain.by);
+    Some((said, uncertain.is_much()))
+}
+
+fn uncertain_entries(ledger: &Ledger) -> Option<(String, bool)> {
     let drift = ledger.conntrack().drift().filter(|drift| drift.open > 0 || drift.settled > 0)?;
     let open = format!(
         "up to {} of {} entries are not certain, which came or went while the table was read",
@@ -60,7 +84,7 @@ pub(super) fn coverage(ledger: &Ledger, now: NodeTime) -> BTreeMap<SourceId, Kno
             .map(|age| format!("its counters were last read {} s ago, what happened since is missing", age.as_secs()));
         let conntrack = *source == SourceId::Conntrack;
         let wrong = if conntrack { miscounted(ledger) } else { None };
-        let uncertain = if conntrack { uncertain(ledger) } else { None };
+        let uncertain = uncertain(ledger, *source);
         let much = uncertain.clone().filter(|(_, much)| *much).map(|(said, _)| said);
         let missing: Vec<_> =
             detail.degraded.iter().map(ToString::to_string).chain(wrong).chain(much).chain(stale).collect();
@@ -137,6 +161,8 @@ mod tests {
             let mut node = Node(Ledger::new(LedgerLimits::default()));
             node.says(source, None);
             assert_eq!(node.report(source, 9000), (CoverageState::Ok, None, None), "nothing was read");
+            node.read(8000, source, snapshot, Outcome::Complete);
+            node.read(8200, SourceId::Tcp, Snapshot::Sockets, Outcome::Complete);
             node.read(10_000, source, snapshot, Outcome::Partial(Why::new("what moved")));
             assert_eq!(node.report(source, 12_000), (CoverageState::Ok, None, Some(2000)));
             assert_eq!(node.report(source, 12_001).0, CoverageState::Degraded, "a millisecond older");
@@ -150,6 +176,37 @@ mod tests {
                 node.report(source, 23_000),
                 (CoverageState::Degraded, Some("no refusals".to_owned()), Some(500))
             );
+        }
+    }
+
+    /// Exercises both sides of what is much, with connections from before the start that moved while sockets were read. If this
+    /// fails, numbers that lack them look like all there is, or a single one makes a whole source look broken.
+    #[test]
+    fn connections_from_before_the_start_that_are_not_certain_are_told() {
+        let destination = crate::flow::Endpoint::new([203, 0, 113, 7].into(), 443);
+        let counter = crate::observe::TcpCounter::zero(destination, [10, 64, 0, 5].into());
+        // Each may be one too many under way, and one too few open.
+        for (moved, state) in [(5, CoverageState::Ok), (6, CoverageState::Degraded)] {
+            let mut node = Node(Ledger::new(LedgerLimits::default()));
+            node.says(SourceId::Tcp, None);
+            node.put(1000, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
+            node.put(1000, SourceId::Tcp, Fact::TcpCounter(counter));
+            node.put(1100, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+            let (before, why, _) = node.report(SourceId::Tcp, 1200);
+            assert_eq!(before, CoverageState::Degraded);
+            assert_eq!(why.unwrap(), "connections from before the start are missing until all sockets were read once");
+            node.read(1200, SourceId::Tcp, Snapshot::Sockets, Outcome::Complete);
+            node.put(1400, SourceId::Tcp, Fact::Begin(Snapshot::TcpCounters));
+            let moved_on = crate::observe::TcpCounter { attempted: moved, opened: moved, closed: moved, ..counter };
+            node.put(1400, SourceId::Tcp, Fact::TcpCounter(moved_on));
+            node.put(1500, SourceId::Tcp, Fact::End { snapshot: Snapshot::TcpCounters, outcome: Outcome::Complete });
+            let (now, all) = (at(1600), coverage(&node.0, at(1600)));
+            let row = report(&node.0, &all, now).into_iter().find(|row| row.source == SourceId::Tcp).unwrap();
+            assert_eq!(row.state, state, "{row:?}");
+            let said =
+                format!("connections from before the start to 1 destination are not certain yet (± {})", 2 * moved);
+            let told = row.why.or(row.how).unwrap();
+            assert!(told.contains(&said), "{told}");
         }
     }
 

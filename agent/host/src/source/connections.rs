@@ -1,7 +1,8 @@
 //! TCP connections: the kernel's counters, and the socket tables that say what existed before them.
 //!
 //! The two are one source because their order matters: counters, socket tables, counters again. Where the counters stood
-//! still in between, the ledger knows exactly how many connections the counters had missed. Pairs that only the tables
+//! still in between, the ledger knows exactly how many connections the counters had missed, elsewhere within what moved; as long
+//! as there are such pairs, the tables are read more often (`connections/tables.rs`). Pairs that only the tables
 //! know are made known to the kernel in between, so that their closes are counted from then on.
 //!
 //! Most rounds tell only of pairs that moved, and many pairs are read less often: 50,000 of them would otherwise take a tenth of
@@ -24,7 +25,7 @@ use crate::source::{Sink, Source};
 
 mod tables;
 
-use tables::Tables;
+use tables::{Pace, Tables};
 
 /// All pairs are told again this often: what is not among them is counted no longer.
 const ALL_EVERY: Duration = Duration::from_secs(10);
@@ -111,7 +112,6 @@ impl Source for ConnectionsSource {
             sink(observation);
         });
         let took = clock::thread_cpu().saturating_sub(began);
-        self.tables.were_read(now, counting, took, found);
         if counting {
             if let Some(live) = self.sockets.namespaces() {
                 self.tcp.forget_namespaces(dialled_from.difference(live));
@@ -119,5 +119,11 @@ impl Source for ConnectionsSource {
             self.tcp.seed(pairs.iter().copied());
             self.tcp.observe_after(complete.then_some((now, &pairs)), true, sink);
         }
+        let pace = match (counting, self.tcp.is_restless()) {
+            (false, _) => Pace::Alone,
+            (true, false) => Pace::Steady,
+            (true, true) => Pace::Restless,
+        };
+        self.tables.were_read(now, pace, took, found);
     }
 }

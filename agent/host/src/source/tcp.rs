@@ -71,6 +71,12 @@ impl TcpSource {
         self.unseeded = self.unseeded.max(unseeded);
     }
 
+    /// Whether there may be pairs of which it is not certain how many connections they had before the start, since they moved
+    /// whenever all sockets were read.
+    pub fn is_restless(&self) -> bool {
+        self.state.as_ref().is_ok_and(|tcp| tcp.entries.restless() > 0)
+    }
+
     /// What became of each program.
     pub fn programs(&self) -> Vec<ProgramStatus> {
         match &self.state {

@@ -90,9 +90,53 @@ struct Earlier {
 static NOTHING_RARE: Rare =
     Rare { kinds: [0; KINDS], baseline_open: 0, baseline_wanting: 0, before_known: false, earlier: None };
 
+/// What a reading showed of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// Nothing began or ended since it was shown last.
+    Still,
+    Moved,
+    /// It is counted anew, from nothing open.
+    Anew,
+}
+
+/// Where the counters of a pair stand, as far as they say what there is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Level {
+    /// The kernel counts it.
+    pub(super) counted: bool,
+    attempted: u64,
+    opened: u64,
+    ended: u64,
+    failed: u64,
+}
+
+impl Level {
+    /// Opened less ended; negative when connections from before the counting ended.
+    pub(super) fn open(self) -> i64 {
+        signed(self.opened).saturating_sub(signed(self.ended))
+    }
+
+    /// Attempted less answered and failed.
+    pub(super) fn wanting(self) -> i64 {
+        signed(self.attempted).saturating_sub(signed(self.opened).saturating_add(signed(self.failed)))
+    }
+
+    /// How many were opened since then, and how many ended.
+    pub(super) fn open_since(self, then: Self) -> (u64, u64) {
+        (self.opened.saturating_sub(then.opened), self.ended.saturating_sub(then.ended))
+    }
+
+    /// How many were begun since then, and how many were answered or failed.
+    pub(super) fn wanting_since(self, then: Self) -> (u64, u64) {
+        let over = |level: Self| level.opened.saturating_add(level.failed);
+        (self.attempted.saturating_sub(then.attempted), over(self).saturating_sub(over(then)))
+    }
+}
+
 impl Row {
     /// Takes in a reading.
-    pub(super) fn note(&mut self, counter: &TcpCounter, at: NodeTime, reading: u32) {
+    pub(super) fn note(&mut self, counter: &TcpCounter, at: NodeTime, reading: u32) -> Noted {
         let now = kinds(counter);
         let is_smaller = || {
             counter.attempted < self.attempted
@@ -110,10 +154,10 @@ impl Row {
         (self.shown, self.born) = (reading, counter.born);
         let before = self.kinds();
         // SYNs sent again begin and end nothing.
-        if anew
+        let moved = anew
             || (counter.attempted, counter.opened) != (self.attempted, self.opened)
-            || now.iter().zip(before).take(SYN_RETRANSMITTED).any(|(now, before)| *now != before)
-        {
+            || now.iter().zip(before).take(SYN_RETRANSMITTED).any(|(now, before)| *now != before);
+        if moved {
             self.moved = reading;
         }
         for (kind, (now, before)) in now.iter().zip(before).enumerate() {
@@ -121,6 +165,37 @@ impl Row {
         }
         (self.attempted, self.opened, self.closed) = (counter.attempted, counter.opened, counter.closed);
         self.set_kinds(now);
+        match (anew, moved) {
+            (true, _) => Noted::Anew,
+            (false, true) => Noted::Moved,
+            (false, false) => Noted::Still,
+        }
+    }
+
+    /// Where the counters stand; at nothing where the kernel counts it no longer.
+    pub(super) fn level(&self) -> Level {
+        if self.shown == 0 {
+            return Level { counted: false, attempted: 0, opened: 0, ended: 0, failed: 0 };
+        }
+        let kinds = self.kinds();
+        Level {
+            counted: true,
+            attempted: self.attempted,
+            opened: self.opened,
+            ended: self.closed.saturating_add(kinds[RESET]),
+            failed: failures(&kinds).sum().saturating_add(kinds[NO_LOCAL_PORT]),
+        }
+    }
+
+    /// Connections that the counters do not know: open, and under way.
+    pub(super) fn baseline(&self) -> (i32, i32) {
+        let rare = self.rare();
+        (rare.baseline_open, rare.baseline_wanting)
+    }
+
+    /// Connections open now.
+    pub(super) fn open(&self) -> u64 {
+        self.level().open().saturating_add(i64::from(self.rare().baseline_open)).max(0).unsigned_abs()
     }
 
     fn rare(&self) -> &Rare {
@@ -141,7 +216,7 @@ impl Row {
         }
     }
 
-    fn set_baseline(&mut self, open: i32, wanting: i32) {
+    pub(super) fn set_baseline(&mut self, open: i32, wanting: i32) {
         let rare = self.rare();
         if (rare.baseline_open, rare.baseline_wanting) != (open, wanting) {
             self.set_rare(|rare| (rare.baseline_open, rare.baseline_wanting) = (open, wanting));
@@ -229,8 +304,9 @@ impl Row {
 
     /// Sets the baseline to what makes up a socket table that was read while the counters stood still.
     pub(super) fn reconcile(&mut self, open: u32, wanting: u32, complete: bool) {
-        let open = small(i64::from(open).saturating_sub(self.net_open()));
-        let wanting = small(i64::from(wanting).saturating_sub(self.net_wanting()));
+        let level = self.level();
+        let open = small(i64::from(open).saturating_sub(level.open()));
+        let wanting = small(i64::from(wanting).saturating_sub(level.wanting()));
         let rare = self.rare();
         // What an incomplete table does not show proves nothing.
         if complete {
@@ -274,8 +350,8 @@ impl Row {
         let rare = self.rare();
         let (opened, all) = self.totals();
         TcpTally {
-            open: self.net_open().saturating_add(i64::from(rare.baseline_open)).max(0).unsigned_abs(),
-            wanting: self.net_wanting().saturating_add(i64::from(rare.baseline_wanting)).max(0).unsigned_abs(),
+            open: self.open(),
+            wanting: self.level().wanting().saturating_add(i64::from(rare.baseline_wanting)).max(0).unsigned_abs(),
             closed_held: lately[CLOSED],
             closed_before,
             reset_held: lately[RESET],
@@ -307,25 +383,6 @@ impl Row {
             *kind = kind.saturating_add(earlier);
         }
         (self.opened.saturating_add(earlier.opened), kinds)
-    }
-
-    /// Opened less ended; negative when connections from before the counting ended.
-    fn net_open(&self) -> i64 {
-        if self.shown == 0 {
-            return 0;
-        }
-        let ended = signed(self.closed).saturating_add(signed(self.kinds()[RESET]));
-        signed(self.opened).saturating_sub(ended)
-    }
-
-    /// Attempted less answered and failed.
-    fn net_wanting(&self) -> i64 {
-        if self.shown == 0 {
-            return 0;
-        }
-        let kinds = self.kinds();
-        let failed = failures(&kinds).sum().saturating_add(kinds[NO_LOCAL_PORT]);
-        signed(self.attempted).saturating_sub(signed(self.opened).saturating_add(signed(failed)))
     }
 }
 

@@ -54,6 +54,10 @@ pub struct Entries {
     carried: BTreeMap<Key, Told>,
     /// How many entries were taken.
     births: u32,
+    /// A complete socket table was read.
+    table_read: bool,
+    /// Keys that moved whenever one was, from the first on.
+    restless: u32,
 }
 
 /// What is told of a key.
@@ -84,6 +88,8 @@ struct State {
     seeded: bool,
     /// A complete socket table, begun after the last change, shows no socket of it.
     unconnected: bool,
+    /// It moved whenever a complete socket table was read, from the first one on.
+    restless: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,12 +138,20 @@ impl Entries {
             retired_at: NodeTime::default(),
             carried: BTreeMap::new(),
             births: 0,
+            table_read: false,
+            restless: 0,
         })
     }
 
     /// How many keys are counted.
     pub fn in_use(&self) -> u32 {
         self.in_use
+    }
+
+    /// How many keys moved whenever a complete socket table was read, from the first one on: how many connections they had before
+    /// is known within what moved only.
+    pub fn restless(&self) -> u32 {
+        self.restless
     }
 
     /// Enters a key that may have connections already; one that is there keeps its counts. False if there is no room.
@@ -198,14 +212,14 @@ impl Entries {
         let retiring = now.since(self.retired_at) >= EVERY && self.leaving.is_empty();
         let scarce = u64::from(self.in_use) * 8 > u64::from(self.max) * 7;
         let pace = Pace { now: seconds(now), idle: if scarce { IDLE_WHEN_SCARCE } else { IDLE } };
-        let Self { entries, states, slots, carried, leaving, births, .. } = self;
+        let Self { entries, states, slots, carried, leaving, births, table_read, .. } = self;
         // While a key leaves, it may come back under another entry.
         let leaves = |(index, key, _): &(u32, Key, Counts)| {
             let told = Told { born: state(states, *index).born, counts: Counts::default() };
             (*key, carried.get(key).copied().unwrap_or(told))
         };
         let mut twice: BTreeMap<Key, Told> = leaving.iter().map(leaves).collect();
-        let (mut in_use, mut candidates) = (0, Vec::new());
+        let (mut in_use, mut restless, mut candidates) = (0, 0, Vec::new());
         let end = Cell::new(u32::try_from(states.len()).unwrap_or(u32::MAX));
         // And some more, which may be new.
         let likely = states.len() + NEW;
@@ -227,6 +241,10 @@ impl Entries {
                 end.set(end.get().max(index.saturating_add(1)));
                 in_use += 1;
                 let moved = state.note(entry, pace, connected);
+                if connected.is_some() {
+                    state.restless = moved && (state.restless || !*table_read);
+                }
+                restless += u32::from(state.restless);
                 match twice.get_mut(&entry.key) {
                     Some(told) => told.add(&entry.counts),
                     None if !all && !moved => {}
@@ -246,7 +264,8 @@ impl Entries {
         for (key, told) in &twice {
             see(key, told.born, &told.counts);
         }
-        self.in_use = in_use;
+        (self.in_use, self.restless) = (in_use, restless);
+        self.table_read |= connected.is_some();
         if retiring {
             self.retired_at = now;
             self.retire(now, candidates, scarce)?;
