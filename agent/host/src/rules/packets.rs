@@ -198,10 +198,15 @@ impl Packets {
     pub(super) fn taken_for_good(&self, how: How, before: &[Rc<Gone>], number: usize) -> Rc<Gone> {
         let returned = self.left.iter().filter(|left| left.how == How::Returned).map(|left| left.answer);
         let open = returned.filter(|answer| !self.asked.contains(answer));
-        let answers = self.asked.iter().copied().chain(open).collect();
-        let mut returned = before.iter().filter(|one| one.how == How::Returned && !self.are_apart_from(one));
+        let answers: Vec<Answer> = self.asked.iter().copied().chain(open).collect();
+        // What else is known of these is so because others ended, and of those some may have gone back before.
+        let apart = |one: &Gone| {
+            self.protocols.and(one.protocols).is_empty() || one.answers.iter().any(|one| answers.contains(&one.other()))
+        };
+        let mut returned = before.iter().filter(|one| one.how == How::Returned && !apart(one));
         let but = returned.by_ref().take(BUT_LIMIT).cloned().collect();
-        Rc::new(Gone { number, protocols: self.protocols, answers, but, but_more: returned.next().is_some(), how })
+        let but_more = returned.next().is_some();
+        Rc::new(Gone { number, protocols: self.protocols, answers, but, but_more, how })
     }
 }
 

@@ -288,6 +288,30 @@ fn a_chain_that_was_read_in_part_is_not_known_to_end_and_not_known_to_let_pass()
     assert_eq!(last(&[chain("POSTROUTING", rules), empty]), "but what `NOMASQ` takes out (not read in full)");
 }
 
+/// Exercises packets that go back from a chain, of what otherwise ends there before a rule that ends the rest. If this fails, a rule that
+/// translates them is told not to be for them.
+#[test]
+fn what_went_back_before_is_not_counted_among_what_ends_behind_it() {
+    let inner = |last: Parts| {
+        vec![
+            (asking(&["-s 10.0.0.0/8", "-d 10.0.0.0/8"]), Action::Return),
+            (asking(&["-s 10.0.0.0/8"]), Action::End),
+            (last, Action::End),
+        ]
+    };
+    let behind = |last: Parts, condition: &str| {
+        let rules = vec![(Parts::default(), jump("inner")), (asking(&[condition]), masquerade())];
+        self::last(&[chain("POSTROUTING", rules), chain("inner", inner(last))])
+    };
+    // Of TCP, too, all from and to 10.0.0.0/8 come back.
+    let left = "but -s 10.0.0.0/8 ! -d 10.0.0.0/8 but -p tcp (without -s 10.0.0.0/8 -d 10.0.0.0/8)";
+    assert_eq!(behind(only(Protocol::TCP), "-o eth0"), format!("-o eth0 {left}"));
+    let all = behind(Parts::default(), "-o eth0");
+    assert!(!all.starts_with("never"), "{all}");
+    let others = behind(Parts::default(), "! -s 10.0.0.0/8");
+    assert!(others.starts_with("never reached"), "{others}");
+}
+
 /// Exercises a map in a chain that is called. If this fails, those that it sends back are told to have been translated there.
 #[test]
 fn what_a_map_sends_back_comes_to_the_rules_behind_the_jump() {
