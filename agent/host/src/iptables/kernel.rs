@@ -145,7 +145,7 @@ fn put_name(bytes: &mut [u8]) {
 }
 
 /// What the standard library has no name for: options whose answer depends on what is in the buffer.
-fn getsockopt(socket: &Socket, level: libc::c_int, option: libc::c_int, bytes: &mut [u8]) -> io::Result<()> {
+pub(super) fn getsockopt(socket: &Socket, level: libc::c_int, option: libc::c_int, bytes: &mut [u8]) -> io::Result<()> {
     let mut length = libc::socklen_t::try_from(bytes.len()).map_err(io::Error::other)?;
     // SAFETY: the kernel reads from and writes to `bytes`, at most `length` of them, which is how many there are; both live
     // until the call returns, and any bytes are a valid `u8`.

@@ -11,6 +11,7 @@ use headroom_core::observe::{PortChoice, RuleFamily, SourceNat, SourceNatKind};
 use headroom_core::ports::PortRange;
 use headroom_core::protocols::Protocols;
 
+use super::ipset::NUMBERED;
 use crate::rules::{Action, Condition, Lasts, Parts};
 
 /// Comments have at most 256 bytes (`XT_MAX_COMMENT_LEN`).
@@ -81,8 +82,10 @@ fn understood(name: &str, revision: u8, data: &[u8], family: RuleFamily, parts: 
         ("pkttype", 0) => in_part(&format!("-m pkttype {}--pkt-type {}", not(u32_at(data, 4)? != 0), u32_at(data, 0)?)),
         ("set", 1..=4) => {
             let flags = *data.get(3)?;
-            let side = if flags & 2 != 0 { "src" } else { "dst" };
-            in_part(&format!("-m set {}--match-set #{} {side}", not(flags & 1 != 0), u16_at(data, 0)?))
+            // A bit for each field of its elements, of which there are six at most (`IPSET_DIM_MAX`).
+            let side = |field| if flags >> field & 1 == 1 { "src" } else { "dst" };
+            let sides = (1..=(*data.get(2)?).clamp(1, 6)).map(side).collect::<Vec<_>>().join(",");
+            in_part(&format!("-m set {}{NUMBERED}{} {sides}", not(flags & 1 != 0), u16_at(data, 0)?))
         }
         ("physdev", 0) => in_part("-m physdev …"),
         ("conntrack", 1..=3) => in_part("-m conntrack …"),

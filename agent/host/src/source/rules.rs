@@ -99,6 +99,7 @@ pub fn read(root: &HostRoot) -> Reading {
         }
     }
     reading.bound();
+    iptables::ipset::name_sets(&mut reading.source_nat);
     reading
 }
 

@@ -154,3 +154,20 @@ fn a_map_of_numbers_takes_the_part_of_those_that_it_holds() {
         assert_eq!(told, [first.as_str(), behind], "{number}");
     }
 }
+
+/// Exercises sets of `ipset`, of which rules hold numbers. If this fails, somebody has to find out which set is no. 0.
+#[test]
+fn sets_of_ipset_have_their_names() {
+    let rules = "*nat\n:Q - [0:0]\n-A POSTROUTING -m set ! --match-set pods src -j Q\n\
+        -A POSTROUTING -m set --match-set services dst,dst -j MASQUERADE\n-A Q -j ACCEPT\nCOMMIT\n";
+    for (backend, _) in BACKENDS {
+        let told = in_a_namespace(|| {
+            run("ipset", &["restore"], "create pods hash:net\ncreate services hash:ip,port\n");
+            restore(RuleFamily::Ip, backend, rules);
+            all_told(&reading())
+        });
+        let expected =
+            "ip POSTROUTING 2: -m set --match-set services dst,dst but -m set ! --match-set pods src Masquerade Keep";
+        assert_eq!(told, [expected], "{backend}");
+    }
+}
