@@ -23,6 +23,7 @@ use crate::time::NodeTime;
 
 mod attachments;
 mod conntrack;
+mod failed_inserts;
 mod no_port;
 mod occupants;
 mod pairs;
@@ -36,6 +37,7 @@ pub use conntrack::{
     Census, Cohort, CohortState, Cohorts, Conntrack, DistinctSources, Drift, EntryState, HAIRPIN_SILENT_SECS, Hairpin,
     HairpinKey, Hairpins, Most, NodePortFlow, NodePortFlows, SILENCE_SECS, SourceFilter,
 };
+pub use failed_inserts::FailedInserts;
 pub use no_port::NoPorts;
 pub use occupants::{NamespaceRound, Occupants, RuntimeRound};
 pub use pairs::Pair;
@@ -90,6 +92,7 @@ pub struct Ledger {
     /// The first statistics there were.
     conntrack_began: Option<ConntrackStats>,
     conntrack_filling: DemandHistory,
+    failed_inserts: FailedInserts,
     cilium: Option<CiliumConntrack>,
     /// Entries left behind when it was first read whole.
     cilium_began: Option<u64>,
@@ -117,6 +120,7 @@ impl Ledger {
             conntrack_use: None,
             conntrack_began: None,
             conntrack_filling: DemandHistory::default(),
+            failed_inserts: FailedInserts::default(),
             cilium: None,
             cilium_began: None,
             timeouts: None,
@@ -200,6 +204,7 @@ impl Ledger {
             // The kernel's own limit has 31 bits.
             self.conntrack_filling.record(at, u32::try_from(*entries).unwrap_or(u32::MAX));
         }
+        self.failed_inserts.note(used.stats.present(), at);
         self.conntrack_began = self.conntrack_began.or(used.stats.present().copied());
         self.conntrack_use = Some(used);
     }
@@ -271,7 +276,7 @@ impl Ledger {
         &self.conntrack
     }
 
-    /// New connections that found no port on this node.
+    /// New connections that found no port on this node, or were dropped by a rule behind the translation of their source.
     pub fn no_ports(&self) -> &NoPorts {
         &self.no_ports
     }
@@ -315,6 +320,11 @@ impl Ledger {
     pub fn conntrack_lately(&self) -> Option<ConntrackStats> {
         let now = self.conntrack_use.as_ref()?.stats.present()?;
         Some(now.since(self.conntrack_began.as_ref()?))
+    }
+
+    /// Entries that conntrack could not insert lately.
+    pub fn failed_inserts(&self) -> &FailedInserts {
+        &self.failed_inserts
     }
 
     /// How many entries the conntrack table had over the last hour.

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
-use headroom_core::findings::{FindingId, Severity, exit_code};
+use headroom_core::findings::{Finding, FindingId, Severity, exit_code};
 use headroom_core::flow::{Destination, Endpoint};
 use headroom_core::ids::{ContainerId, PodName};
 use headroom_core::known::{Known, Why};
 use headroom_core::model::nat::{Basis, Mode, NatSettings, Profile};
-use headroom_core::observe::{ConntrackTcpState, Fact, NoPort, Outcome, Sandbox, Snapshot, SourceId, TcpCounter};
+use headroom_core::observe::{
+    ConntrackStats, ConntrackTcpState, ConntrackUse, Fact, NoPort, Outcome, Sandbox, Snapshot, SourceId, TcpCounter,
+};
 
 #[path = "node/pods.rs"]
 mod node;
@@ -252,31 +254,82 @@ fn a_connect_since_the_last_dump_is_taken_as_answered_until_a_dump_says_otherwis
     assert!(node.report(1003).nat.destinations.iter().all(|listed| listed.held + listed.wanting == 0));
 }
 
+/// So many packets of new connections were dropped behind the translation of their source; so many inserts failed, if that is known.
+fn dropped(node: &mut Node, second: u64, dropped: u64, failed: Option<u64>) {
+    let destination = Destination::tcp(outside(443));
+    node.put(second, SourceId::Conntrack, Fact::Begin(Snapshot::NoPorts));
+    let fact = NoPort { destination, source: POD, translated: POD, born: 1, dropped };
+    node.put(second, SourceId::Conntrack, Fact::NoPort(fact));
+    let end = Fact::End { snapshot: Snapshot::NoPorts, outcome: Outcome::Complete };
+    node.put(second, SourceId::Conntrack, end);
+    // Five more were chains that are too long.
+    let stats = |failed| ConntrackStats { insert_failed: failed + 5, chain_toolong: Some(5), ..ConntrackStats::ZERO };
+    let used = ConntrackUse {
+        entries: Known::Present(10),
+        max: Known::Present(1000),
+        buckets: Known::Present(500),
+        stats: failed.map(stats).map_or_else(|| Known::because("denied"), Known::Present),
+        cpus: Vec::new(),
+    };
+    node.put(second, SourceId::ConntrackUse, Fact::ConntrackUse(used));
+}
+
+fn failed_inserts(node: &mut Node, second: u64) -> Option<Finding> {
+    let of_destination = |finding: &Finding| finding.subject != "conntrack";
+    let mut all = node.report(second).findings.into_iter();
+    all.find(|finding| finding.id == FindingId::ConntrackInsertFailed && of_destination(finding))
+}
+
 /// Exercises a node that is its own NAT and runs out. If this fails, connections that the kernel drops stay a riddle.
 #[test]
 fn a_destination_that_this_node_finds_no_port_for_is_named() {
     let mut node = Node::new();
     node.dump(1000, []);
-    let destination = Destination::tcp(outside(443));
-    for (second, dropped) in [(1000, 0), (1010, 20), (1020, 24)] {
-        node.put(second, SourceId::Conntrack, Fact::Begin(Snapshot::NoPorts));
-        node.put(
-            second,
-            SourceId::Conntrack,
-            Fact::NoPort(NoPort { destination, source: POD, translated: POD, born: 1, dropped }),
-        );
-        let end = Fact::End { snapshot: Snapshot::NoPorts, outcome: Outcome::Complete };
-        node.put(second, SourceId::Conntrack, end);
+    for (second, packets) in [(1000, 0), (1010, 20), (1020, 24), (1022, 24)] {
+        dropped(&mut node, second, packets, Some(packets));
     }
-    let report = node.report(1021);
-    let finding = report.findings.iter().find(|finding| finding.id == FindingId::ConntrackInsertFailed).unwrap();
+    let finding = failed_inserts(&mut node, 1023).unwrap();
     assert_eq!(finding.severity, Severity::Critical);
-    assert!(finding.title.contains("203.0.113.7:443/tcp"), "{}", finding.title);
-    assert!(finding.evidence.iter().any(|evidence| evidence.said.contains("24 packets")), "{:?}", finding.evidence);
-    assert_eq!(node.destination(1021, 443).no_port_total, Some(24));
-    assert_eq!(report.conntrack.no_port_total, None, "its use was not read");
+    assert!(finding.title.contains("finds no port for new connections to 203.0.113.7:443/tcp"), "{}", finding.title);
+    assert!(finding.evidence[0].said.contains("24 packets") && finding.evidence.len() == 1, "{:?}", finding.evidence);
+    assert_eq!(node.destination(1023, 443).no_port_total, Some(24));
+    assert_eq!(node.report(1023).conntrack.no_port_total, Some(24));
     // Over after a minute.
-    assert!(node.report(1090).findings.iter().all(|finding| finding.id != FindingId::ConntrackInsertFailed));
+    assert_eq!(failed_inserts(&mut node, 1090), None);
+}
+
+/// Exercises rules that drop packets behind the translation, by themselves and beside ports that ran out, and statistics that are
+/// older, or not known. If this fails, a firewall's drops are a critical want of ports, or the other way round.
+#[test]
+fn drops_of_a_rule_behind_the_translation_are_no_want_of_ports() {
+    let run = |packets: u64, failed: Option<u64>| {
+        let mut node = Node::new();
+        node.dump(1000, []);
+        for (second, part) in [(1000, 0), (1010, packets), (1012, packets)] {
+            dropped(&mut node, second, part, failed.map(|failed| if part > 0 { failed } else { 0 }));
+        }
+        let finding = failed_inserts(&mut node, 1013).unwrap();
+        (finding.severity, finding.title, finding.evidence.last().unwrap().said.clone())
+    };
+    let (severity, title, bound) = run(50, Some(0));
+    assert_eq!(severity, Severity::Info);
+    assert_eq!(title, "a rule behind the translation of sources drops new connections to 203.0.113.7:443/tcp");
+    assert!(bound.contains("failed to insert 0 entries") && bound.contains("of 50 packets 50 at least"), "{bound}");
+    let (severity, title, bound) = run(50, Some(24));
+    assert_eq!((severity, title.contains("no port, or a rule")), (Severity::Warning, true), "{title}");
+    assert!(bound.contains("26 at least"), "{bound}");
+    let (severity, _, bound) = run(50, Some(25));
+    assert_eq!((severity, bound.contains("25 at least")), (Severity::Critical, true), "{bound}");
+    let (severity, title, bound) = run(50, None);
+    assert_eq!((severity, title.contains("no port, or a rule")), (Severity::Warning, true), "{title}");
+    assert!(bound.contains("statistics could not be read"), "{bound}");
+
+    // What was dropped since the statistics were read is not judged yet.
+    let mut node = Node::new();
+    node.dump(1000, []);
+    dropped(&mut node, 1000, 0, Some(0));
+    dropped(&mut node, 1010, 7, Some(0));
+    assert_eq!(failed_inserts(&mut node, 1010), None);
 }
 
 #[test]

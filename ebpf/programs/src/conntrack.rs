@@ -52,7 +52,8 @@ static CT_OFFSETS: Offsets = Offsets {
 const IPS_SEEN_REPLY: u32 = 1 << 1;
 const IPS_CONFIRMED: u32 = 1 << 3;
 const IPS_SRC_NAT: u32 = 1 << 4;
-/// The rules for source addresses were asked, whatever they said: conntrack's last hook is all that follows.
+/// The rules for source addresses were asked, whatever they said: chains with a higher priority follow, and then conntrack's last
+/// hook.
 const IPS_SRC_NAT_DONE: u32 = 1 << 7;
 const IPS_DYING: u32 = 1 << 9;
 const IPS_TEMPLATE: u32 = 1 << 11;
@@ -137,7 +138,7 @@ pub(crate) fn ct_delete(ctx: ProbeContext) -> u32 {
 }
 
 /// `TP_PROTO(struct sk_buff *skb, void *location, enum skb_drop_reason reason)`, `include/trace/events/skb.h`; with the reason
-/// since 5.17, with `struct sock *rx_sk` behind it since 6.11.
+/// since 5.17, which knows of netfilter since 5.18, with `struct sock *rx_sk` behind it since 6.11.
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub(crate) fn ct_no_port(ctx: RawTracePointContext) -> i32 {
     let reason: u32 = ctx.arg(2);
@@ -204,7 +205,8 @@ fn deleted(ct: *const c_void) -> Result<(), Skip> {
     Ok(())
 }
 
-/// A packet that netfilter dropped: it lost its port if its source was translated, and its entry is not in the table.
+/// A packet that netfilter dropped: it lost its port if its source was translated, and its entry is not in the table. A rule in a hook
+/// behind the translation looks the same; the agent compares with conntrack's own statistics.
 #[inline(always)]
 fn dropped(skb: *const c_void) -> Result<(), Skip> {
     let nfct = read::<u64>(skb, constant!(CT_OFFSETS.skb_nfct))?;

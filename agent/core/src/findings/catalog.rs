@@ -118,7 +118,7 @@ catalog! {
 
     /// conntrack entries could not be inserted.
     ConntrackInsertFailed = "conntrack-insert-failed", "conntrack could not insert entries", since "0.1.0";
-    means "While headroom watched, the kernel failed to insert conntrack entries and dropped their packets: because masquerading found no free source port towards a destination, because of two packets of one flow that raced (UDP, mostly DNS), or because a hash chain was too long (chain_toolong, since Linux 5.15). Races that were settled without a loss are in clash_resolve and are harmless.";
+    means "While headroom watched, the kernel failed to insert conntrack entries and dropped their packets: because masquerading found no free source port towards a destination, because of two packets of one flow that raced (UDP, mostly DNS), or because a hash chain was too long (chain_toolong, since Linux 5.15). Races that were settled without a loss are in clash_resolve and are harmless. A chain of your own that drops packets behind the translation of their source (postrouting or input, priority above 100) looks the same to headroom but for conntrack's statistics: if no insert failed, it is told as info, not critical.";
     matters "Each is a lost first packet: a connect that hangs for a second or more, a DNS query that times out after five.";
     remedy "Look at the destinations with the most held ports: the node's own masquerading may have run out towards one of them. For DNS use a node-local cache or TCP. If chain_toolong grows, the hash table is too small: raise /sys/module/nf_conntrack/parameters/hashsize.";
 

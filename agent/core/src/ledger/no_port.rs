@@ -1,4 +1,8 @@
 //! New connections that found no port on this node.
+//!
+//! The kernel says of their packets that netfilter dropped them. It says the same of those that a rule drops in a hook between the
+//! translation of sources and conntrack's last one: what of all are failed inserts, conntrack's own statistics bound
+//! ([`super::FailedInserts`]).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,6 +12,9 @@ use crate::flow::Destination;
 use crate::ledger::pairs::Pair;
 use crate::observe::{NoPort, Outcome};
 use crate::time::NodeTime;
+
+/// What comes within this time is noted as one.
+const MERGED: Duration = Duration::from_secs(1);
 
 /// What happened to one pair of destination and source, as one translated source.
 #[derive(Debug, Clone, Default)]
@@ -64,7 +71,7 @@ impl NoPorts {
             row.total = row.total.saturating_add(grown);
             match row.grown.last_mut() {
                 _ if grown == 0 => {}
-                Some((when, count)) if at.since(*when) < Duration::from_secs(1) => *count = count.saturating_add(grown),
+                Some((when, count)) if at.since(*when) < MERGED => *count = count.saturating_add(grown),
                 _ => row.grown.push((at, grown)),
             }
         }
@@ -76,6 +83,14 @@ impl NoPorts {
             }
             row.read > 0 || !row.grown.is_empty()
         });
+    }
+
+    /// Packets of all pairs that were dropped between two moments.
+    pub fn between(&self, from: NodeTime, to: NodeTime) -> u64 {
+        // What was noted at a moment came within a second of it.
+        let within = |when: &NodeTime| *when > from && when.after(MERGED) <= to;
+        let grown = self.rows.values().flat_map(|row| &row.grown);
+        grown.filter(|(when, _)| within(when)).fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Every pair, more than once if it has several translated sources: dropped within `span` before `now`, and in all.

@@ -42,6 +42,8 @@ pub struct Demand {
     pub local: Vec<LocalUse>,
     /// Destinations towards which this node's own masquerading has given out most ports, the largest first.
     pub masqueraded: Vec<Masqueraded>,
+    /// What was dropped behind the translation of its source.
+    pub behind: Behind,
 }
 
 /// The account of one destination.
@@ -92,6 +94,28 @@ impl Account {
         self.held.saturating_add(self.wanting)
     }
 }
+
+/// Packets of new connections that netfilter dropped within [`LATELY`] behind the translation of their source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behind {
+    /// How many, as far as conntrack's statistics are as new.
+    pub dropped: u64,
+    /// How many of them found no port, at most; `None` where the statistics are not known.
+    pub failed: Option<u64>,
+}
+
+impl Behind {
+    fn of(ledger: &Ledger, now: NodeTime) -> Self {
+        let (since, failed) = (now.before(LATELY), ledger.failed_inserts());
+        // What was read to be dropped then failed before.
+        let before = since.before(READ_WITHIN);
+        let until = failed.known_until().unwrap_or(now.after(READ_WITHIN));
+        Self { dropped: ledger.no_ports().between(since, until), failed: failed.since(before) }
+    }
+}
+
+/// Counters and statistics are read more often than this.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// A dump as old as this still tells what is open now, give or take what moved.
 const FRESH: Duration = Duration::from_secs(3);
@@ -174,7 +198,8 @@ pub fn of(ledger: &Ledger, hold: HoldTimes, scope: &Scope, now: NodeTime) -> Dem
         let rank = |account: &Account| (account.in_scope, account.demand(), account.tcp.failed_total());
         rank(b).cmp(&rank(a)).then(a.destination.cmp(&b.destination))
     });
-    Demand { accounts, local: local.largest(ledger), masqueraded: masqueraded.largest(ledger) }
+    let behind = Behind::of(ledger, now);
+    Demand { accounts, local: local.largest(ledger), masqueraded: masqueraded.largest(ledger), behind }
 }
 
 /// Accounts while they are put together, in passes that each go through the destinations in order. There may be very many

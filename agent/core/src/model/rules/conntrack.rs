@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
+use crate::model::demand::Behind;
 use crate::model::leak::whole;
 use crate::observe::{ConntrackStats, SourceId};
 use crate::report::{CensusReport, CensusSource, ConntrackReport, Report};
@@ -22,7 +23,9 @@ pub(super) fn conntrack(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let lately = view.ledger.conntrack_lately();
     let mut findings: Vec<Finding> = low(view, &report.conntrack, lately).into_iter().collect();
     let no_port = no_port(view);
-    findings.extend(if no_port.is_some() { no_port } else { insert_failed(report, lately) });
+    let explained = no_port.as_ref().is_some_and(|finding| finding.severity == Severity::Critical);
+    findings.extend(no_port);
+    findings.extend(if explained { None } else { insert_failed(report, lately) });
     findings
 }
 
@@ -170,29 +173,72 @@ fn remedy(table: &ConntrackReport, max: u64) -> String {
     format!("reuse connections in the pods named above, or make room: {room}{shorter}")
 }
 
-/// Connections of the last minute for which this node found no source port.
+/// Connections of the last minute that were dropped behind the translation of their source: this node found no port for them, or a
+/// rule in a hook between the translation and conntrack's last one dropped them. The kernel gives one reason for both; how many
+/// inserts failed is the most that found no port.
 fn no_port(view: &View<'_>) -> Option<Finding> {
     let no_port: Vec<_> = view.accounts.iter().filter(|account| account.no_port.0 > 0).collect();
     let worst = no_port.iter().max_by_key(|account| account.no_port.0)?;
+    let Behind { dropped, failed } = view.demand.behind;
+    // What came since the statistics were read is judged when they are read again.
+    if dropped == 0 {
+        return None;
+    }
+    let to = worst.destination;
+    let (severity, title, since, remedy) = match failed {
+        Some(failed) if failed.saturating_mul(2) >= dropped => (
+            Severity::Critical,
+            format!("this node itself finds no port for new connections to {to}"),
+            "since no source port was free",
+            "let connections to it be reused, spread them over more addresses of the destination, or widen \
+             `--to-ports` of the masquerade rule",
+        ),
+        Some(0) => (
+            Severity::Info,
+            format!("a rule behind the translation of sources drops new connections to {to}"),
+            "behind the translation of their source",
+            "none, if that is meant; `nft list ruleset` shows the chains: those of `hook postrouting` or `hook input` with a \
+             priority above 100 see packets after their source was translated",
+        ),
+        Some(_) | None => (
+            Severity::Warning,
+            format!("new connections to {to} are dropped behind the translation of their source: no port, or a rule"),
+            "behind the translation of their source",
+            "look at `conntrack -S`: if insert_failed grows with them, no port was free, and connections to it have to be \
+             reused; if not, a chain of `hook postrouting` or `hook input` with a priority above 100 drops them \
+             (`nft list ruleset`)",
+        ),
+    };
+    let mut evidence: Vec<_> = no_port
+        .iter()
+        .take(5)
+        .map(|account| {
+            let (to, packets) = (account.destination, account.no_port.0);
+            let said = format!("{to}: {packets} packets of new connections dropped in the last minute, {since}");
+            Evidence::seen(SourceId::Conntrack, said)
+        })
+        .collect();
+    let bound = match failed {
+        Some(failed) if failed >= dropped => None,
+        Some(failed) => Some(format!(
+            "conntrack failed to insert {failed} entries in that time: of {dropped} packets {} at least were dropped by a rule \
+             behind the translation of their source",
+            dropped - failed
+        )),
+        None => Some(
+            "conntrack's statistics could not be read: whether no port was free or a rule behind the translation dropped them is \
+             not known"
+                .to_owned(),
+        ),
+    };
+    evidence.extend(bound.map(|said| Evidence::seen(SourceId::ConntrackUse, said)));
     Some(Finding {
         id: FindingId::ConntrackInsertFailed,
-        severity: Severity::Critical,
-        title: format!("this node itself finds no port for new connections to {}", worst.destination),
-        subject: worst.destination.to_string(),
-        evidence: no_port
-            .iter()
-            .take(5)
-            .map(|account| {
-                let said = format!(
-                    "{}: {} packets of new connections dropped in the last minute, since no source port was free",
-                    account.destination, account.no_port.0
-                );
-                Evidence::seen(SourceId::Conntrack, said)
-            })
-            .collect(),
-        remedy: "let connections to it be reused, spread them over more addresses of the destination, or widen \
-                 `--to-ports` of the masquerade rule"
-            .to_owned(),
+        severity,
+        title,
+        subject: to.to_string(),
+        evidence,
+        remedy: remedy.to_owned(),
     })
 }
 
