@@ -193,4 +193,7 @@ pub struct CoverageDetail {
     pub how: String,
     /// What is missing all the same, if anything.
     pub degraded: Option<Why>,
+    /// Nobody tells it what comes and goes: its numbers are as old as what it dumped last.
+    #[serde(default)]
+    pub as_of_dump: bool,
 }

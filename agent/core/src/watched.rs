@@ -62,7 +62,11 @@ impl Watched {
         let files = if count == 1 { "the file".to_owned() } else { format!("{count} files") };
         let degraded =
             self.broken.as_ref().map(|why| Why::new(format!("{why}; what was read {age} ago stays in force")));
-        CoverageDetail { how: format!("{files} about the NAT, read {age} ago, again when changed"), degraded }
+        CoverageDetail {
+            how: format!("{files} about the NAT, read {age} ago, again when changed"),
+            degraded,
+            as_of_dump: false,
+        }
     }
 }
 

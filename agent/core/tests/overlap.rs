@@ -102,7 +102,8 @@ impl Node {
     fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::new(LedgerLimits::default());
         let mut apply = |source, fact| ledger.apply(Observation { at: NodeTime::from_secs(1), source, fact });
-        let works = || Fact::Coverage(Known::Present(CoverageDetail { how: String::new(), degraded: None }));
+        let works =
+            || Fact::Coverage(Known::Present(CoverageDetail { how: String::new(), degraded: None, as_of_dump: false }));
         let end = |snapshot| Fact::End { snapshot, outcome: Outcome::Complete };
         apply(SourceId::Rules, Fact::Begin(Snapshot::Rules));
         self.rules.iter().for_each(|rule| apply(SourceId::Rules, Fact::SourceNat(rule.clone())));
@@ -198,7 +199,11 @@ fn rules_that_divide_connections_among_ranges_beside_the_node_ports_give_none_aw
 fn rules_that_were_not_read_leave_the_answer_open_where_a_collision_does_harm() {
     for (proxy, expected) in [(ServiceProxy::Cilium, Severity::Unknown), (ServiceProxy::Iptables, Severity::Info)] {
         let mut ledger = Node::with(vec![], vec![node_port(proxy, 30_080)]).ledger();
-        let detail = CoverageDetail { how: String::new(), degraded: Some(Why::new("of 2100 chains 2048 were read")) };
+        let detail = CoverageDetail {
+            how: String::new(),
+            degraded: Some(Why::new("of 2100 chains 2048 were read")),
+            as_of_dump: false,
+        };
         let fact = Fact::Coverage(Known::Present(detail));
         ledger.apply(Observation { at: NodeTime::from_secs(1), source: SourceId::Rules, fact });
         let now = Now { node: NodeTime::from_secs(2), wall: WallTime::from_secs(1_700_000_000) };

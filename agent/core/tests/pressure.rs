@@ -133,7 +133,7 @@ fn crowd() -> Vec<ConntrackEntry> {
 }
 
 fn sockets(node: &mut Node, second: u64, open: u16) {
-    let how = CoverageDetail { how: "test".to_owned(), degraded: None };
+    let how = CoverageDetail { how: "test".to_owned(), degraded: None, as_of_dump: false };
     node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how.clone())));
     node.put(second, SourceId::Tcp, Fact::Coverage(Known::Present(how.clone())));
     node.put(second, SourceId::Sockets, Fact::Coverage(Known::Present(how)));

@@ -62,7 +62,8 @@ fn observe(ledger: &mut Ledger, second: u64, round: &Round) {
         ledger.apply(Observation { at: NodeTime::from_nanos(at), source, fact });
     };
     let end = |snapshot, outcome: &Outcome| Fact::End { snapshot, outcome: outcome.clone() };
-    let works = || Fact::Coverage(Known::Present(CoverageDetail { how: "test".to_owned(), degraded: None }));
+    let works =
+        || Fact::Coverage(Known::Present(CoverageDetail { how: "test".to_owned(), degraded: None, as_of_dump: false }));
     put(SourceId::HostLocal, works());
     put(SourceId::HostLocal, Fact::Begin(Snapshot::Reservations));
     put(
@@ -208,7 +209,7 @@ fn what_an_incomplete_reading_does_not_show_is_not_free() {
 fn a_node_without_a_store_that_is_read_is_not_clean() {
     let mut ledger = Ledger::new(LedgerLimits::default());
     let why = || Why::new("the dataDir is not mounted");
-    let detail = CoverageDetail { how: "test".to_owned(), degraded: Some(why()) };
+    let detail = CoverageDetail { how: "test".to_owned(), degraded: Some(why()), as_of_dump: false };
     let facts = [
         Fact::Begin(Snapshot::Reservations),
         Fact::End { snapshot: Snapshot::Reservations, outcome: Outcome::Partial(why()) },

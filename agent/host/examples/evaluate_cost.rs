@@ -66,7 +66,9 @@ fn observation(source: SourceId, fact: Fact) -> Observation {
 
 fn fill(ledger: &mut Ledger, scene: Scene) {
     let mut put = |source, fact| ledger.apply(observation(source, fact));
-    let works = || Fact::Coverage(Known::Present(CoverageDetail { how: "made up".to_owned(), degraded: None }));
+    let works = || {
+        Fact::Coverage(Known::Present(CoverageDetail { how: "made up".to_owned(), degraded: None, as_of_dump: false }))
+    };
     let end = |snapshot| Fact::End { snapshot, outcome: Outcome::Complete };
     put(SourceId::Cri, works());
     put(SourceId::Cri, Fact::Begin(Snapshot::Runtime));

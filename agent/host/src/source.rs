@@ -56,12 +56,26 @@ pub fn stamped(at: NodeTime, source: SourceId, fact: Fact) -> Observation {
 
 /// "This source works, like so."
 pub fn works(how: impl Into<String>) -> Fact {
-    Fact::Coverage(Known::Present(CoverageDetail { how: how.into(), degraded: None }))
+    Fact::Coverage(Known::Present(CoverageDetail { how: how.into(), degraded: None, as_of_dump: false }))
 }
 
 /// "This source works, but something is missing."
 pub fn degraded(how: impl Into<String>, missing: impl Into<String>) -> Fact {
-    Fact::Coverage(Known::Present(CoverageDetail { how: how.into(), degraded: Some(Why::new(missing)) }))
+    Fact::Coverage(Known::Present(CoverageDetail {
+        how: how.into(),
+        degraded: Some(Why::new(missing)),
+        as_of_dump: false,
+    }))
+}
+
+/// The same of a source that nobody tells what comes and goes: its numbers are as old as its last dump.
+pub fn as_of_dump(said: Fact) -> Fact {
+    match said {
+        Fact::Coverage(Known::Present(detail)) => {
+            Fact::Coverage(Known::Present(CoverageDetail { as_of_dump: true, ..detail }))
+        }
+        other => other,
+    }
 }
 
 /// "There is nothing of this kind on this node." Certain, not an error.

@@ -72,7 +72,14 @@ impl Looks {
                 "nobody has looked for {} s: the thread `nat-files` hangs or has died; what was read before stays in force",
                 silent.as_secs()
             );
-            tell(CoverageDetail { how: "files about the NAT".to_owned(), degraded: Some(Why::new(why)) }, engine);
+            tell(
+                CoverageDetail {
+                    how: "files about the NAT".to_owned(),
+                    degraded: Some(Why::new(why)),
+                    as_of_dump: false,
+                },
+                engine,
+            );
         }
     }
 }

@@ -20,12 +20,21 @@ const FRESH: Duration = Duration::from_secs(2);
 const COUNTERS: [(SourceId, Snapshot); 2] =
     [(SourceId::Tcp, Snapshot::TcpCounters), (SourceId::Conntrack, Snapshot::ConntrackCounters)];
 
-/// How long ago a source read its counters; `None` if it has none, or could not read them.
+/// How long ago a source read its counters, or what it dumps instead; `None` if it has none, could not read them, or is told.
 fn age(ledger: &Ledger, source: SourceId, now: NodeTime) -> Option<Duration> {
+    if is_as_of_dump(ledger, source) {
+        let whole = ledger.bracket_of(source, Snapshot::Conntrack)?;
+        let read = !matches!(whole.outcome, Outcome::Failed(_));
+        return read.then(|| now.since(whole.begin));
+    }
     let (_, snapshot) = COUNTERS.iter().find(|(counting, _)| *counting == source)?;
     let bracket = ledger.bracket_of(source, *snapshot)?;
     let read = ledger.works(source) && !matches!(bracket.outcome, Outcome::Failed(_));
     read.then(|| now.since(bracket.begin))
+}
+
+fn is_as_of_dump(ledger: &Ledger, source: SourceId) -> bool {
+    matches!(ledger.coverage().get(&source), Some(Known::Present(detail)) if detail.as_of_dump)
 }
 
 /// That the kernel's counters of conntrack are wrong again and again, if they are.
@@ -80,8 +89,8 @@ pub(super) fn coverage(ledger: &Ledger, now: NodeTime) -> BTreeMap<SourceId, Kno
     let aged = |(source, said): (&SourceId, &Known<CoverageDetail>)| {
         let Known::Present(detail) = said else { return (*source, said.clone()) };
         let old = age(ledger, *source, now).filter(|age| *age > FRESH);
-        let stale = old
-            .map(|age| format!("its counters were last read {} s ago, what happened since is missing", age.as_secs()));
+        let read = if detail.as_of_dump { "the table was last read whole" } else { "its counters were last read" };
+        let stale = old.map(|age| format!("{read} {} s ago, what happened since is missing", age.as_secs()));
         let conntrack = *source == SourceId::Conntrack;
         let wrong = if conntrack { miscounted(ledger) } else { None };
         let uncertain = uncertain(ledger, *source);
@@ -91,7 +100,7 @@ pub(super) fn coverage(ledger: &Ledger, now: NodeTime) -> BTreeMap<SourceId, Kno
         let degraded = (!missing.is_empty()).then(|| Why::new(missing.join("; ")));
         let little = uncertain.filter(|(_, much)| !much).map(|(said, _)| said);
         let how = [detail.how.clone()].into_iter().chain(little).collect::<Vec<_>>().join("; ");
-        (*source, Known::Present(CoverageDetail { how, degraded }))
+        (*source, Known::Present(CoverageDetail { how, degraded, as_of_dump: detail.as_of_dump }))
     };
     ledger.coverage().iter().map(aged).collect()
 }
@@ -137,7 +146,8 @@ mod tests {
         }
 
         fn says(&mut self, source: SourceId, degraded: Option<&str>) {
-            let detail = CoverageDetail { how: "counters".to_owned(), degraded: degraded.map(Why::new) };
+            let detail =
+                CoverageDetail { how: "counters".to_owned(), degraded: degraded.map(Why::new), as_of_dump: false };
             self.put(0, source, Fact::Coverage(Known::Present(detail)));
         }
 
@@ -177,6 +187,26 @@ mod tests {
                 (CoverageState::Degraded, Some("no refusals".to_owned()), Some(500))
             );
         }
+    }
+
+    /// Exercises a source that nobody tells what comes and goes. If this fails, its numbers look like those of now.
+    #[test]
+    fn numbers_of_dumps_alone_have_the_age_of_the_last_whole_one() {
+        let (mut node, source) = (Node(Ledger::new(LedgerLimits::default())), SourceId::Conntrack);
+        node.read(1000, source, Snapshot::Conntrack, Outcome::Complete);
+        node.says(source, None);
+        assert_eq!(node.report(source, 31_000), (CoverageState::Ok, None, None), "events tell what came since");
+        let why = Some(Why::new("too many to hear of"));
+        let detail = CoverageDetail { how: "dumps".to_owned(), degraded: why, as_of_dump: true };
+        node.put(1100, source, Fact::Coverage(Known::Present(detail)));
+        node.read(20_000, source, Snapshot::ConntrackUdp, Outcome::Complete);
+        let (state, why, age) = node.report(source, 31_000);
+        assert_eq!((state, age), (CoverageState::Degraded, Some(30_000)));
+        let said = "too many to hear of; the table was last read whole 30 s ago, what happened since is missing";
+        assert_eq!(why.unwrap(), said);
+        assert_eq!(node.report(source, 2500).2, Some(1500));
+        node.read(32_000, source, Snapshot::Conntrack, Outcome::Failed(Why::new("torn")));
+        assert_eq!(node.report(source, 33_000).2, None);
     }
 
     /// Exercises both sides of what is much, with connections from before the start that moved while sockets were read. If this

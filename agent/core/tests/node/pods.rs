@@ -46,7 +46,15 @@ impl Node {
     }
 
     pub(crate) fn works(&mut self, source: SourceId) {
-        self.put(0, source, Fact::Coverage(Known::Present(CoverageDetail { how: "test".to_owned(), degraded: None })));
+        self.put(
+            0,
+            source,
+            Fact::Coverage(Known::Present(CoverageDetail {
+                how: "test".to_owned(),
+                degraded: None,
+                as_of_dump: false,
+            })),
+        );
     }
 
     pub(crate) fn dump(&mut self, second: u64, entries: impl IntoIterator<Item = ConntrackEntry>) {

@@ -112,7 +112,7 @@ fn connections_are_left_behind_only_when_all_sockets_are_known() {
     let node = |second| {
         let mut node = Node::new(LedgerLimits::default());
         node.used(second, 40, ConntrackStats::ZERO);
-        let how = CoverageDetail { how: "test".to_owned(), degraded: None };
+        let how = CoverageDetail { how: "test".to_owned(), degraded: None, as_of_dump: false };
         for source in [SourceId::Conntrack, SourceId::Tcp, SourceId::Sockets] {
             node.put(second, source, Fact::Coverage(Known::Present(how.clone())));
         }

@@ -231,7 +231,7 @@ fn node_port_flows_beyond_the_bound_are_counted_once_by_dumps_of_udp() {
         node.dump_of(Snapshot::ConntrackUdp, second, (0..bound + 3).map(udp), Outcome::Complete);
         let flows = node.0.conntrack().node_port_flows();
         assert_eq!((flows.iter().count(), flows.untold()), (usize::from(bound), 4));
-        let how = CoverageDetail { how: "test".to_owned(), degraded: None };
+        let how = CoverageDetail { how: "test".to_owned(), degraded: None, as_of_dump: false };
         node.put(second, SourceId::Conntrack, Fact::Coverage(Known::Present(how)));
         let policy = Policy {
             allocated_node_ports: vec![(Protocol::UDP, 30_001)],

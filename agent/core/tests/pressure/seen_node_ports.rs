@@ -13,7 +13,7 @@ fn shows(node: &mut Node, node_ports: &[NodePort]) {
     }
     node.put(1, SourceId::Services, Fact::End { snapshot: Snapshot::Services, outcome: Outcome::Complete });
     for source in [SourceId::Services, SourceId::Rules, SourceId::Conntrack] {
-        let detail = CoverageDetail { how: "test".to_owned(), degraded: None };
+        let detail = CoverageDetail { how: "test".to_owned(), degraded: None, as_of_dump: false };
         node.put(1, source, Fact::Coverage(Known::Present(detail)));
     }
 }

@@ -49,6 +49,7 @@ pub mod table;
 mod told;
 
 use counters::Counters;
+use coverage::Silence;
 use dump::{DumpEnd, Reader, What};
 use events::{Buffer, Losses};
 use modules::Modules;
@@ -141,8 +142,7 @@ pub struct ConntrackSource {
     dump_lacks: Option<String>,
     /// When losses were counted last.
     accounted: NodeTime,
-    /// Whether the kernel sends no events at all, and when that was looked at last.
-    silent: (bool, Option<NodeTime>),
+    silence: Silence,
 }
 
 /// What there is to read from.
@@ -181,7 +181,7 @@ impl ConntrackSource {
             dump_failed: None,
             dump_lacks: None,
             accounted: NodeTime::default(),
-            silent: (false, None),
+            silence: Silence::default(),
         };
         source.choose();
         source
@@ -248,6 +248,9 @@ impl ConntrackSource {
     fn dump(&mut self, what: What, sink: Sink<'_>) {
         let schedule = if what == What::Udp { &mut self.udp_schedule } else { &mut self.schedule };
         schedule.begins();
+        if what == What::Everything {
+            self.silence.dump_begins();
+        }
         let began = clock::thread_cpu();
         // To find nothing in a large empty table takes the kernel as long as to find little.
         let end = if self.count() == Some(0) { self.reader.nothing(what, sink) } else { self.reader.dump(what, sink) };
@@ -264,6 +267,7 @@ impl ConntrackSource {
         let took = clock::thread_cpu().saturating_sub(began);
         let (now, well) = (clock::node_time(), self.dump_failed.is_none());
         if what == What::Everything {
+            self.silence.dump_ended(well);
             self.schedule.ended(took, now, well);
         }
         // What shows everything shows UDP.
