@@ -77,7 +77,9 @@ pub enum LoadError {
         function: String,
     },
     /// The compiler has made another function of it.
-    #[error("the kernel has `{found}` in the place of `{function}`: the compiler has changed what is passed to it")]
+    #[error(
+        "the kernel has `{found}` in the place of `{function}`: the compiler may have changed what is passed to it"
+    )]
     FunctionChanged {
         /// Which.
         function: String,
@@ -95,6 +97,8 @@ pub enum LoadError {
     NothingAttached {
         /// Why not the most important one.
         why: Why,
+        /// Why not each of them.
+        programs: Vec<ProgramStatus>,
     },
     /// A program of the table is not in the object.
     #[error("the eBPF object has no `{what}`")]

@@ -129,7 +129,7 @@ impl Conntrack {
             }
         }
         if let (Err(why), Err(_)) = (&deleted, &no_port) {
-            return Err(LoadError::NothingAttached { why: why.clone() });
+            return Err(LoadError::NothingAttached { why: why.clone(), programs });
         }
         Ok(Self {
             counts,
@@ -159,7 +159,7 @@ impl Conntrack {
 /// `kernel/trace/bpf_trace.c`); before, its count stays zero. The same change brought this member, where links show it.
 const TELLS_MISSED: [&str; 4] = ["bpf_link_info", "perf_event", "kprobe", "missed"];
 
-/// `SKB_DROP_REASON_NETFILTER_DROP`: the kernel gives reasons since 5.17, and another number in most versions.
+/// `SKB_DROP_REASON_NETFILTER_DROP`, since 5.18: the kernel gives reasons since 5.17, and this one has another number in most versions.
 fn drop_reason(kernel: &Btf) -> Result<u32, LoadError> {
     let value = kernel.enum_value("skb_drop_reason", "SKB_DROP_REASON_NETFILTER_DROP")?;
     if kernel.tracepoint_arguments(CT_NO_PORT.hook)? < CT_NO_PORT.arguments {
@@ -223,7 +223,7 @@ fn offsets(
         if inside { Ok(()) } else { Err(LoadError::UnknownLayout { what: "struct nf_conntrack_tuple_hash" }.why()) };
     let no_port = entries.clone().and(reason.map(drop).map_err(|error| match error {
         LoadError::Btf(BtfError::NoType { .. } | BtfError::NoMember { .. }) => {
-            Why::new("this kernel does not say why it drops a packet (it does since Linux 5.17)")
+            Why::new("this kernel does not say why it drops a packet (it does since Linux 5.18)")
         }
         error => error.why(),
     }));

@@ -19,7 +19,7 @@ use super::plausible::Moved;
 use super::told::{Attempts, counter, hash, last_words, no_port};
 use crate::clock;
 use crate::ebpf::conntrack::{Conntrack, Subject};
-use crate::ebpf::{CONNTRACK, HookKind, ProgramStatus};
+use crate::ebpf::{CONNTRACK, CT_NO_PORT, HookKind, LoadError, ProgramStatus};
 use crate::root::HostRoot;
 use crate::source::{Sink, observation};
 
@@ -52,6 +52,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 pub(super) struct Counters {
     max_keys: u32,
     state: Result<Conntrack, Why>,
+    /// Why each program is not attached, where none is.
+    unattached: Vec<ProgramStatus>,
     /// By the programs before these, and by these.
     lost: (Lost, Lost),
     moved: Moved,
@@ -66,9 +68,16 @@ pub(super) struct Counters {
 impl Counters {
     /// Attaches the programs to the conntrack of the agent's own network namespace.
     pub(super) fn start(root: &HostRoot, node_ports: PortRange, max_keys: u32) -> Self {
+        let mut unattached = Vec::new();
         let state = if root.is_live() {
             own_namespace(root).and_then(|namespace| {
-                Conntrack::load(root, Subject { namespace, node_ports, max_keys }).map_err(|error| error.why())
+                Conntrack::load(root, Subject { namespace, node_ports, max_keys }).map_err(|error| {
+                    let why = error.why();
+                    if let LoadError::NothingAttached { programs, .. } = error {
+                        unattached = programs;
+                    }
+                    why
+                })
             })
         } else {
             Err(Why::new("only the running machine can be watched, not a captured tree"))
@@ -81,7 +90,7 @@ impl Counters {
             Ok(()) => tracing::info!("counting conntrack entries in the kernel"),
             Err(why) => tracing::info!(%why, "conntrack entries cannot be counted in the kernel"),
         }
-        Self { max_keys, state, ..Self::none() }
+        Self { max_keys, state, unattached, ..Self::none() }
     }
 
     /// Loads the programs anew. What was lost before stays lost.
@@ -113,7 +122,7 @@ impl Counters {
     /// Nothing of it is believed from now on.
     pub(super) fn disbelieve(&mut self, why: Why) {
         tracing::warn!(%why, "conntrack is no longer counted in the kernel");
-        self.state = Err(why);
+        (self.state, self.unattached) = (Err(why), Vec::new());
     }
 
     /// None wanted.
@@ -122,6 +131,7 @@ impl Counters {
         Self {
             max_keys: 0,
             state,
+            unattached: Vec::new(),
             still: BTreeMap::new(),
             lost: Default::default(),
             moved: Moved::default(),
@@ -146,7 +156,10 @@ impl Counters {
     pub(super) fn no_port_unknown(&self) -> Option<&Why> {
         match &self.state {
             Ok(programs) => programs.no_port_unknown.as_ref(),
-            Err(why) => Some(why),
+            Err(why) => {
+                let own = self.unattached.iter().find(|program| program.row == CT_NO_PORT);
+                own.and_then(|program| program.attached.as_ref().err()).or(Some(why))
+            }
         }
     }
 
@@ -154,7 +167,8 @@ impl Counters {
     pub(super) fn programs(&self) -> Vec<ProgramStatus> {
         match &self.state {
             Ok(programs) => programs.programs.clone(),
-            Err(why) => ProgramStatus::none(&CONNTRACK, why),
+            Err(why) if self.unattached.is_empty() => ProgramStatus::none(&CONNTRACK, why),
+            Err(_) => self.unattached.clone(),
         }
     }
 
@@ -163,16 +177,12 @@ impl Counters {
     /// # Errors
     /// They cannot be read, or are not what we take them for; from now on nothing is counted.
     pub(super) fn read(&mut self, sink: Sink<'_>) -> Result<(), Why> {
-        let programs = match &mut self.state {
-            Ok(programs) => programs,
-            Err(_) if self.max_keys == 0 => return Ok(()),
-            Err(why) => {
-                for program in ProgramStatus::none(&CONNTRACK, why) {
-                    sink(observation(ID, program.fact(|_| Known::Absent)));
-                }
-                return Ok(());
+        if self.state.is_err() && self.max_keys > 0 {
+            for program in self.programs() {
+                sink(observation(ID, program.fact(|_| Known::Absent)));
             }
-        };
+        }
+        let Ok(programs) = &mut self.state else { return Ok(()) };
         let entries = programs.entries_unknown.is_none();
         let mut attempts = programs.counts_attempts.then_some(&mut self.attempts);
         let now = clock::node_time();
@@ -323,6 +333,29 @@ mod tests {
             assert_eq!(totals, [2, 3, 4].map(|each| each * (10 + round)));
             assert_eq!(before.and(now).missed, 10 + round);
         }
+    }
+
+    /// Exercises programs of which each has a reason of its own not to run. If this fails, a program is said to lack what it does not
+    /// need.
+    #[test]
+    fn each_program_that_is_not_attached_says_why_it_is_not() {
+        let reasons = ["no kprobes", "no kprobes", "no CAP_PERFMON"].map(Why::new);
+        let status = |(row, why): (_, &Why)| ProgramStatus { row, attached: Err(why.clone()) };
+        let unattached: Vec<_> = CONNTRACK.into_iter().zip(&reasons).map(status).collect();
+        let mut counters = Counters {
+            max_keys: 16,
+            state: Err(reasons[0].clone()),
+            unattached: unattached.clone(),
+            ..Counters::none()
+        };
+        assert_eq!(counters.no_port_unknown(), Some(&reasons[2]));
+        assert_eq!(counters.count_entries(), Err(reasons[0].clone()));
+        let mut told = Vec::new();
+        counters.read(&mut |observation| told.push(observation.fact)).unwrap();
+        assert_eq!(told, unattached.iter().map(|program| program.fact(|_| Known::Absent)).collect::<Vec<_>>());
+        // Whoever is not believed any more has one reason.
+        counters.disbelieve(Why::new("implausible"));
+        assert!(counters.programs().iter().all(|program| program.attached == Err(Why::new("implausible"))));
     }
 
     /// Exercises a reading that failed. If this fails, one error of the kernel ends the counting until a module changes, or it is
