@@ -78,7 +78,7 @@ pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
 }
 
 /// `TP_PROTO(const struct sock *sk, const struct sk_buff *skb)`, `include/trace/events/tcp.h`, since 4.15; `int err` was
-/// added behind them in 6.16. Kernels before that stay silent about a SYN that the own namespace's netfilter drops.
+/// added behind them in 6.17. Kernels before that stay silent about a SYN that the own namespace's netfilter drops.
 #[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
 pub(crate) fn tcp_retransmit(ctx: RawTracePointContext) -> i32 {
     count_unreadable(sent_again(ctx.arg::<*const c_void>(0)));

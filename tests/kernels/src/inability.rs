@@ -80,9 +80,9 @@ const INABILITIES: [Inability; 17] = [
     },
     Inability {
         check: "counters: flows that found no port, unmended",
-        applies: |kernel| kernel.version < (5, 17),
-        kernels: "before 5.17",
-        why: "kfree_skb does not pass the reason why a packet was dropped; those that did are counted",
+        applies: |kernel| kernel.version < (5, 18),
+        kernels: "before 5.18",
+        why: "kfree_skb does not tell that netfilter dropped a packet; those that did are counted",
     },
     Inability {
         check: "program: ct_insert attaches",
@@ -98,20 +98,20 @@ const INABILITIES: [Inability; 17] = [
     },
     Inability {
         check: "program: ct_no_port attaches",
-        applies: |kernel| kernel.version < (5, 17),
-        kernels: "before 5.17",
-        why: "kfree_skb does not pass the reason why a packet was dropped",
+        applies: |kernel| kernel.version < (5, 18),
+        kernels: "before 5.18",
+        why: "kfree_skb does not tell that netfilter dropped a packet",
     },
     Inability {
         check: "conntrack: new flows that found no port are counted",
-        applies: |kernel| kernel.version < (5, 17),
-        kernels: "before 5.17",
-        why: "kfree_skb does not pass the reason why a packet was dropped",
+        applies: |kernel| kernel.version < (5, 18),
+        kernels: "before 5.18",
+        why: "kfree_skb does not tell that netfilter dropped a packet",
     },
     Inability {
         check: "tcp: SYNs that the own namespace drops are seen when sent again",
-        applies: |kernel| kernel.version < (6, 16),
-        kernels: "before 6.16",
+        applies: |kernel| kernel.version < (6, 17),
+        kernels: "before 6.17",
         // Callbacks of sock_ops would tell: why they are not used stands in ARCHITECTURE.md, "Ways not taken".
         why: "tcp_retransmit_skb is silent where the own namespace's netfilter refuses the segment; the connect is counted \
               when it times out",

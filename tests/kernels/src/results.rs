@@ -105,10 +105,10 @@ mod tests {
         let verdict = |outcome, expected: Option<&str>| judge(outcome, expected.map(str::to_owned)).0;
         let cannot = || Err(Cannot("no hook".to_owned()).into());
         assert_eq!(verdict(Ok(String::new()), None), Verdict::Ok);
-        assert_eq!(verdict(Ok(String::new()), Some("before 6.16")), Verdict::Failed);
+        assert_eq!(verdict(Ok(String::new()), Some("before 6.17")), Verdict::Failed);
         assert_eq!(verdict(cannot(), None), Verdict::Failed);
-        assert_eq!(verdict(cannot(), Some("before 6.16")), Verdict::Cannot);
+        assert_eq!(verdict(cannot(), Some("before 6.17")), Verdict::Cannot);
         assert_eq!(verdict(Err(anyhow!("3 of 4")), None), Verdict::Failed);
-        assert_eq!(verdict(Err(anyhow!("3 of 4")), Some("before 6.16")), Verdict::Failed);
+        assert_eq!(verdict(Err(anyhow!("3 of 4")), Some("before 6.17")), Verdict::Failed);
     }
 }

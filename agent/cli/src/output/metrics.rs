@@ -108,7 +108,7 @@ families! {
     PROGRAM_UP = "ebpf_program_attached", "program: one series per program, 6 at most", "1 if the eBPF program is attached";
     PROGRAM_RUNS = "ebpf_program_runs", "program: as above", "Runs that the kernel counted: only with kernel.bpf_stats_enabled";
     PROGRAM_SECONDS = "ebpf_program_run_seconds", "program: as above", "Time that these runs took, without the way to the program";
-    PROGRAM_MISSED = "ebpf_program_missed_events", "program: as above", "Events that came while the program was running already on that CPU";
+    PROGRAM_MISSED = "ebpf_program_missed_events", "program: as above", "Events that the kernel kept from the program since another one, or the same, was running on that CPU; absent where it does not count them";
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]

@@ -117,7 +117,8 @@ impl<K: Pod + Default, V: Pod + Default> Hash<K, V> {
     }
 
     /// Takes a key out and gives its last value, if it was there. What a program adds at that very moment, on another CPU, may
-    /// be lost; kernels before 5.14 take it out in two steps, which makes that moment some microseconds long.
+    /// be lost, or land in the next key that gets the element (the map hands out a freed one at once); kernels before 5.14 take it
+    /// out in two steps, which makes that moment some microseconds long.
     ///
     /// # Errors
     /// The kernel refused.

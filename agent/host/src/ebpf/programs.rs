@@ -82,7 +82,7 @@ pub const CT_NO_PORT: ProgramRow = ProgramRow {
     kind: HookKind::RawTracepoint,
     hook: "kfree_skb",
     arguments: 3,
-    since: "5.17",
+    since: "5.18",
     lost_without: "connections that this node itself found no port for",
 };
 

@@ -24,7 +24,8 @@ const CTA_TUPLE_PROTO: u16 = 0x8002;
 /// `CTA_PROTO_NUM`.
 const CTA_PROTO_NUM: u16 = 1;
 
-/// Leaves out events of TCP. What is laid out otherwise than kernels do passes.
+/// Leaves out events of TCP. What is laid out otherwise than kernels do passes; what is shorter than the place of its protocol is
+/// left out (a load behind the end returns 0, `Documentation/networking/filter.rst`), and no event of an entry is.
 pub(super) fn without_tcp() -> [SockFilter; 17] {
     // Classic BPF loads in network order; netlink attributes are in the machine's.
     let half = |value: u16| u32::from(value.to_be());

@@ -184,9 +184,9 @@ fn what_found_no_port_is_counted_per_destination() {
             .map(|p| p.attached.clone())
         {
             Some(Ok(())) => assert_eq!(agent.no_port(destination), 4),
-            // Kernels before 5.17 do not say why they drop a packet.
+            // Kernels before 5.18 do not say why they drop a packet.
             Some(Err(why)) => {
-                assert!(why.as_str().contains("since Linux 5.17") && reasons.contains("5.10."), "{why} {reasons}");
+                assert!(why.as_str().contains("since Linux 5.18") && reasons.contains("5.10."), "{why} {reasons}");
             }
             None => panic!("the program is not listed"),
         }
