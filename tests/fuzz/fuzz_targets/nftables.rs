@@ -149,6 +149,8 @@ fn feed(bytes: &[u8]) -> Seen {
             found.extend(rule(&raw, RuleFamily::Ip, position, &mut |set| SetInWords {
                 words: Some(set.to_owned()),
                 protocols: head.as_ref().and_then(|set| set.protocols(keys.clone())),
+                numbers: head.as_ref().and_then(|set| set.numbers(keys.clone())),
+                empty: head.is_some() && keys.is_empty(),
                 fixed: head.as_ref().is_some_and(|set| set.fixed),
                 registers: head.as_ref().map(SetHead::registers).unwrap_or_default(),
             }));

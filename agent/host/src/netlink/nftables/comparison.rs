@@ -53,7 +53,8 @@ pub(super) fn part_within(modulus: u32, offset: u32, ranges: &[(u32, u32)]) -> O
         let (from, to) = ((*from).max(offset), (*to).min(last));
         if from <= to { f64::from(to - from) + 1.0 } else { 0.0 }
     });
-    Some(inside.sum::<f64>() / f64::from(modulus))
+    // More than all there are only ranges that overlap hold, which the kernel has none of.
+    Some((inside.sum::<f64>() / f64::from(modulus)).min(1.0))
 }
 
 #[cfg(test)]
@@ -69,6 +70,7 @@ mod tests {
         assert_eq!(part_within(4, 0, &[]), Some(0.0));
         assert_eq!(part_within(u32::MAX, 0, &[(0, u32::MAX)]), Some(1.0));
         assert_eq!(part_within(u32::MAX, 2, &[]), None);
+        assert_eq!(part_within(2, 0, &[(0, 9), (0, 9)]), Some(1.0));
         assert_eq!(part_within(0, 0, &[(0, 0)]), None);
     }
 }
