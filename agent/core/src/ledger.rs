@@ -249,7 +249,10 @@ impl Ledger {
             Snapshot::Reservations => self.reservations.end(source, &outcome),
             Snapshot::Attachments => self.attachments.end(&outcome),
             Snapshot::Runtime => self.occupants.end_runtime(begin, outcome.clone()),
-            Snapshot::Namespaces => self.occupants.end_namespaces(begin, outcome.clone()),
+            Snapshot::Namespaces => {
+                self.occupants.end_namespaces(begin, outcome.clone());
+                self.conntrack.own_addresses(self.occupants.host_addresses());
+            }
             Snapshot::Rules => self.rules.end(&outcome),
             Snapshot::Services => self.services.end(&outcome),
         }

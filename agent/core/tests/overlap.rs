@@ -255,6 +255,21 @@ fn a_collision_does_harm_with_cilium_and_ipvs_and_none_with_iptables() {
     assert_eq!(severity(ServiceProxy::Ipvs), Severity::Warning);
     assert_eq!(severity(ServiceProxy::Iptables), Severity::Info);
     assert_eq!(severity(ServiceProxy::Nftables), Severity::Info);
+    // A rule for pods: IPVS takes answers of the node itself alone. One for all addresses that the node has is not for pods.
+    let of_pods = |proxy, sources: &str| {
+        let mut rule = rule(1, None, None, RANDOM, 1.0);
+        rule.conditions.push(sources.to_owned());
+        let mut node = Node::with(vec![rule], vec![node_port(proxy, 30_080)]);
+        let Fact::Namespace(host) = namespace(true, "32768-60999", "") else { panic!() };
+        let own = ["127.0.0.1", "10.64.0.1", "192.0.2.10", "fd00::1"].map(|address| address.parse().unwrap());
+        node.namespaces = vec![Fact::Namespace(Namespace { addresses: Known::Present(own.to_vec()), ..host })];
+        node.masquerade().severity
+    };
+    assert_eq!(of_pods(ServiceProxy::Ipvs, "-s 10.64.0.0/24"), Severity::Info);
+    assert_eq!(of_pods(ServiceProxy::Ipvs, "-s 10.64.0.7"), Severity::Info);
+    assert_eq!(of_pods(ServiceProxy::Ipvs, "! -s 10.64.0.0/24"), Severity::Warning);
+    assert_eq!(of_pods(ServiceProxy::Ipvs, "-s 0.0.0.0/0"), Severity::Warning);
+    assert_eq!(of_pods(ServiceProxy::Cilium, "-s 10.64.0.0/24"), Severity::Warning);
     // Where nobody serves NodePorts, none can be hit.
     assert_eq!(Node::with(vec![rule(1, None, None, RANDOM, 1.0)], vec![]).masquerade().severity, Severity::Info);
 }

@@ -73,6 +73,8 @@ pub struct Conntrack {
     incoming_census: Census,
     node_port_flows: NodePortFlows,
     hairpins: Hairpins,
+    /// The node's own addresses; none if they are not known.
+    own: BTreeSet<IpAddr>,
     /// Distinct sources, where somebody asks for them.
     source_ports: Option<SourcePorts>,
 }
@@ -99,12 +101,17 @@ impl Conntrack {
             incoming_census: Census::default(),
             node_port_flows: NodePortFlows::default(),
             hairpins: Hairpins::default(),
+            own: BTreeSet::new(),
             source_ports: None,
         }
     }
 
     pub(super) fn tell_sources_apart(&mut self, filter: Option<SourceFilter>) {
         self.source_ports = filter.map(SourcePorts::new);
+    }
+
+    pub(super) fn own_addresses(&mut self, own: BTreeSet<IpAddr>) {
+        self.own = own;
     }
 
     pub(super) fn remember_for(&mut self, remember: Duration) {
@@ -125,8 +132,9 @@ impl Conntrack {
         }
         note_translation(&mut self.dialled, entry, self.limits.max_flows);
         let in_node_ports = self.in_node_ports(entry);
-        if in_node_ports {
-            self.node_port_flows.begun(entry, at);
+        let own_port = !in_node_ports && self.own_port(entry);
+        if in_node_ports || own_port {
+            self.node_port_flows.begun(entry, own_port, at);
         }
         let row = self.rows.of(&pair(entry));
         row.cohorts.add(Cohort::begun(entry.key.protocol, at), 1);
@@ -141,7 +149,7 @@ impl Conntrack {
             return;
         }
         let in_node_ports = self.in_node_ports(entry);
-        if in_node_ports {
+        if in_node_ports || self.limits.node_ports.contains(entry.key.source.port) {
             self.node_port_flows.ended(entry);
         }
         let Some(row) = self.rows.get_mut(&pair(entry)) else { return };
@@ -244,7 +252,8 @@ impl Conntrack {
         self.census.as_ref()
     }
 
-    /// Live flows with a source port that was translated into the NodePort range, one by one.
+    /// Live flows with a source port that was translated into the NodePort range, one by one; and those that the node itself opened
+    /// from such a port. While the node's addresses are not known, it may have been anybody.
     pub fn node_port_flows(&self) -> &NodePortFlows {
         &self.node_port_flows
     }
@@ -312,6 +321,16 @@ impl Conntrack {
         has_ports(entry.key.protocol)
             && entry.translated != entry.key.source
             && self.limits.node_ports.contains(entry.translated.port)
+    }
+
+    /// Whether the node itself opened it from a port of the NodePort range, towards somebody else.
+    fn own_port(&self, entry: &ConntrackEntry) -> bool {
+        let (source, destination) = (entry.key.source, entry.destination.address);
+        has_ports(entry.key.protocol)
+            && self.limits.node_ports.contains(source.port)
+            && !source.address.is_loopback()
+            && (self.own.is_empty() || self.own.contains(&source.address))
+            && !self.own.contains(&destination)
     }
 }
 

@@ -247,7 +247,12 @@ pub struct LiveOverlap {
     pub translated: Option<u64>,
     /// Of these, with a source port inside the range.
     pub in_node_port_range: Option<u64>,
-    /// Of these, with a source port that is an allocated NodePort; absent if those are not known.
+    /// Flows that the node itself opened from a port inside the range, towards others, and did not translate into it; absent if
+    /// conntrack was not dumped, or the node's addresses are not known.
+    #[serde(default)]
+    pub own_in_node_port_range: Option<u64>,
+    /// Of both, with a source port that is an allocated NodePort; absent if those are not known. With IPVS and no Cilium: of the
+    /// node's own, since answers to pods have been translated back before IPVS sees them.
     #[serde(default)]
     pub colliding: Option<u64>,
     /// Of the colliding: without an answer for a second or more.
@@ -264,7 +269,7 @@ pub struct LiveOverlap {
     pub not_told_apart: u64,
 }
 
-/// Flows of one pod to one destination that leave the node with a source port inside the NodePort range.
+/// Flows of one pod, or of the node itself, to one destination that leave the node with a source port inside the NodePort range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveFlowsReport {
     /// Protocol.
@@ -281,7 +286,7 @@ pub struct LiveFlowsReport {
     pub source: IpAddr,
     /// It is the node itself.
     pub host: bool,
-    /// Flows with a source port inside the range.
+    /// Flows with a source port inside the range, translated or the node's own.
     pub in_node_port_range: u64,
     /// Of these, with an allocated NodePort; absent if those are not known.
     pub colliding: Option<u64>,
@@ -296,11 +301,19 @@ pub struct LiveFlowsReport {
     pub ports: Vec<CollidingPortReport>,
 }
 
+/// What older reports tell of.
+fn translated() -> bool {
+    true
+}
+
 /// A flow whose source port on leaving the node is an allocated NodePort.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollidingPortReport {
     /// The port.
     pub port: u16,
+    /// The node translated it to this port; if not, the node itself opened it from there.
+    #[serde(default = "translated")]
+    pub translated: bool,
     /// The NodePort's Service, where that is written down.
     pub service: Option<String>,
     /// An answer has come; unknown for a flow that began after the last dump.

@@ -31,6 +31,17 @@ fn a_rule_gives_away_the_node_ports_of_its_family() {
     assert_near(allocated_share(Inet, vec![of(Ip), other, third]), 2.0 * one);
 }
 
+/// Exercises a rule in a table of both families that asks for one (`meta nfproto ipv4`). If this fails, it is judged by the other.
+#[test]
+fn a_rule_for_both_that_asks_for_one_family_is_of_that_one() {
+    let mut rule = rule(1, Some(Protocol::TCP), None, RANDOM, 1.0);
+    rule.place.family = RuleFamily::Inet;
+    rule.conditions = vec!["IPv6".to_owned()];
+    let share = |family| shares(&Node::with(vec![rule.clone()], vec![of(family)]).report(), Protocol::TCP).1;
+    assert_near(share(RuleFamily::Ip), 0.0);
+    assert_near(share(RuleFamily::Ip6), 1.0 / 65_536.0);
+}
+
 /// Exercises the severity. If this fails, a dual-stack node has a warning for connections that cannot be lost.
 #[test]
 fn masquerading_of_the_other_family_is_a_note() {

@@ -64,7 +64,16 @@ pub(super) fn ports(out: &mut String, report: &Report, width: Width) {
     rules(out, overlap, width);
     node_ports(out, overlap, width);
     if let (Some(translated), Some(inside)) = (overlap.live.translated, overlap.live.in_node_port_range) {
-        let text = format!("{inside} of {translated} translated flows leave the node with a NodePort as source port");
+        let own = match overlap.live.own_in_node_port_range {
+            Some(0) => String::new(),
+            Some(own) => format!(", and {own} of the node itself that are not translated"),
+            None if overlap.proxies.iter().any(|row| row.harmful) => {
+                " (of the node's own that are not translated it is not known)".to_owned()
+            }
+            None => String::new(),
+        };
+        let text =
+            format!("{inside} of {translated} translated flows leave the node with a NodePort as source port{own}");
         let collide = overlap.live.colliding.map_or_else(String::new, |colliding| {
             format!("; {colliding} with an allocated one, {} of them unanswered", overlap.live.unanswered.unwrap_or(0))
         });

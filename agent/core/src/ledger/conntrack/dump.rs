@@ -62,6 +62,7 @@ impl Conntrack {
         }
         note_translation(&mut self.incoming_dialled, entry, self.limits.max_flows);
         let in_node_ports = self.in_node_ports(entry);
+        let own_port = !in_node_ports && self.own_port(entry);
         let cohort = Cohort::of(entry, at, timeouts);
         if let Some(source_ports) = &mut self.source_ports
             && self.incoming_scope == Scope::Everything
@@ -69,8 +70,8 @@ impl Conntrack {
             source_ports.dumped(entry, &cohort, at);
         }
         self.sum_up(entry, &timeouts, true);
-        if in_node_ports {
-            self.node_port_flows.dumped(entry, at, &timeouts);
+        if in_node_ports || own_port {
+            self.node_port_flows.dumped(entry, own_port, at, &timeouts);
         }
         let row = self.rows.of(&pair(entry));
         row.incoming.make_room_like(&row.cohorts);
@@ -78,7 +79,8 @@ impl Conntrack {
         row.incoming_in_node_ports = row.incoming_in_node_ports.saturating_add(u32::from(in_node_ports));
         row.incoming_port_alone = row.incoming_port_alone.saturating_add(u32::from(port_alone(entry)));
         row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(shown == Shown::Fresh));
-        row.incoming_answered = row.incoming_answered.saturating_add(u16::from(entry.replied && !in_node_ports));
+        row.incoming_answered =
+            row.incoming_answered.saturating_add(u16::from(entry.replied && !in_node_ports && !own_port));
     }
 
     /// What only a dump of everything can sum up. `held`: the entry found room.

@@ -1,9 +1,9 @@
-//! Flows whose source port was translated into the NodePort range, one by one: which port each has, and whether it is answered.
+//! Flows whose source port was translated into the NodePort range, or was inside it from the beginning where the node itself opened
+//! them, one by one: which port each has, and whether it is answered.
 //!
 //! They are few (one in 23 where the kernel chooses freely), and only their ports tell whether one is an allocated NodePort.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use super::Scope;
 use super::census::silent_secs;
@@ -21,6 +21,8 @@ pub struct NodePortFlow {
     id: u32,
     /// Where it goes, after DNAT.
     pub destination: Endpoint,
+    /// It was not translated into the range: the port that it was opened from is inside.
+    pub by_source: bool,
     /// What the destination takes for its source.
     pub translated: Endpoint,
     /// An answer has come, as of the last dump; unknown for one that began since.
@@ -61,7 +63,13 @@ impl NodePortFlows {
     }
 
     /// One that a dump shows.
-    pub(super) fn dumped(&mut self, entry: &ConntrackEntry, at: NodeTime, timeouts: &ConntrackTimeouts) {
+    pub(super) fn dumped(
+        &mut self,
+        entry: &ConntrackEntry,
+        by_source: bool,
+        at: NodeTime,
+        timeouts: &ConntrackTimeouts,
+    ) {
         if self.incoming.len() >= MAX_NODE_PORT_FLOWS {
             self.incoming_untold.add(entry.key.protocol, 1);
             return;
@@ -71,15 +79,15 @@ impl NodePortFlows {
             answered: Some(entry.replied),
             silent_secs: silent_secs(entry, timeouts),
             seen: (known.map_or(at, |known| known.seen.0), at),
-            ..begun(entry, at)
+            ..begun(entry, by_source, at)
         };
         self.incoming.insert(entry.key, flow);
     }
 
     /// One that begins.
-    pub(super) fn begun(&mut self, entry: &ConntrackEntry, at: NodeTime) {
+    pub(super) fn begun(&mut self, entry: &ConntrackEntry, by_source: bool, at: NodeTime) {
         if self.flows.len() < MAX_NODE_PORT_FLOWS {
-            self.flows.insert(entry.key, begun(entry, at));
+            self.flows.insert(entry.key, begun(entry, by_source, at));
         } else {
             self.untold.add(entry.key.protocol, 1);
         }
@@ -114,10 +122,10 @@ impl NodePortFlows {
     }
 
     /// Each of them: from whom, where to, and the rest.
-    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Destination, &NodePortFlow)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Endpoint, Destination, &NodePortFlow)> {
         self.flows.iter().map(|(key, flow)| {
             let destination = Destination { protocol: key.protocol, endpoint: flow.destination };
-            (key.source.address, destination, flow)
+            (key.source, destination, flow)
         })
     }
 
@@ -127,10 +135,11 @@ impl NodePortFlows {
     }
 }
 
-fn begun(entry: &ConntrackEntry, at: NodeTime) -> NodePortFlow {
+fn begun(entry: &ConntrackEntry, by_source: bool, at: NodeTime) -> NodePortFlow {
     NodePortFlow {
         id: entry.id,
         destination: entry.destination,
+        by_source,
         translated: entry.translated,
         answered: None,
         silent_secs: None,

@@ -49,14 +49,20 @@ pub(super) fn live(
         held.inside = held.inside.saturating_add(count.into());
     }
     let mut answered: BTreeMap<Destination, u64> = BTreeMap::new();
+    let mut own = 0_u64;
     for (source, destination, flow) in conntrack.node_port_flows().iter() {
-        let Some(port) = collision(destination.protocol, flow, allocated, holders) else {
+        if flow.by_source && is_own(source, flow, allocated, holders) {
+            own = own.saturating_add(1);
+            let held = pairs.entry((destination, source.address)).or_default();
+            held.inside = held.inside.saturating_add(1);
+        }
+        let Some(port) = collision(destination.protocol, source, flow, allocated, holders) else {
             if flow.answered == Some(true) {
                 *answered.entry(destination).or_default() += 1;
             }
             continue;
         };
-        let held = pairs.entry((destination, source)).or_default();
+        let held = pairs.entry((destination, source.address)).or_default();
         held.colliding = held.colliding.saturating_add(1);
         held.unanswered = held.unanswered.saturating_add(u64::from(port.unanswered_secs.is_some()));
         held.ports.push(port);
@@ -64,6 +70,7 @@ pub(super) fn live(
     let sum = |of: fn(&Pair) -> u64| pairs.values().map(of).fold(0, u64::saturating_add);
     let (colliding, unanswered) = (sum(|pair| pair.colliding), sum(|pair| pair.unanswered));
     let known = allocated.is_known();
+    let own_known = holders.knows_host() && conntrack.dumped_at(Protocol::TCP).is_some();
     let repeated = if unanswered > 0 && ledger.works(SourceId::Tcp) { Some(repeated_syns(ledger, now)) } else { None };
     if unanswered > 0 {
         for (destination, more) in conntrack.answered_elsewhere() {
@@ -77,6 +84,7 @@ pub(super) fn live(
     LiveOverlap {
         translated: Some(translated),
         in_node_port_range: Some(inside),
+        own_in_node_port_range: own_known.then_some(own),
         colliding: (known || colliding > 0).then_some(colliding),
         unanswered: (known || colliding > 0).then_some(unanswered),
         flows: pairs
@@ -93,25 +101,41 @@ pub(super) fn live(
     }
 }
 
-/// Whether a flow has an allocated NodePort of this node as source port, and what became of it.
+/// Whether a flow that was not translated into the range is the node's own, and matters: one that got another port on its way is
+/// seen with the first one by IPVS alone.
+fn is_own(source: Endpoint, flow: &NodePortFlow, allocated: &AllocatedNodePorts<'_>, holders: &Holders<'_>) -> bool {
+    holders.is_host(source.address) && (flow.translated.port == source.port || allocated.counts_by_source())
+}
+
+/// Whether a flow has an allocated NodePort of this node as source port with which answers may get lost, and what became of it.
 fn collision(
     protocol: Protocol,
+    source: Endpoint,
     flow: &NodePortFlow,
     allocated: &AllocatedNodePorts<'_>,
     holders: &Holders<'_>,
 ) -> Option<CollidingPortReport> {
-    let Endpoint { address, port } = flow.translated;
-    let allocation = allocated.get(RuleFamily::of(address), protocol, port)?;
-    // A NodePort is one of the node's addresses; another (of an egress gateway, say) has none.
-    if holders.knows_host() && !holders.is_host(address) {
+    let own = holders.is_host(source.address);
+    // What comes back for a pod passes IPVS by.
+    let spared = allocated.spares_pods() && !own && (holders.knows_host() || holders.pod(source.address).is_some());
+    if spared || flow.by_source && !own {
         return None;
     }
+    // A NodePort is one of the node's addresses; another (of an egress gateway, say) has none.
+    let at = |place: Endpoint| {
+        let here = !holders.knows_host() || holders.is_host(place.address);
+        let allocation = allocated.get(RuleFamily::of(place.address), protocol, place.port)?;
+        here.then_some((place.port, allocation))
+    };
+    let before = || if own && allocated.counts_by_source() { at(source) } else { None };
+    let (port, allocation) = at(flow.translated).or_else(before)?;
     // As of the dump that showed it last: what came since is not known.
     let (first, last) = flow.seen;
     let silent = Duration::from_secs(flow.silent_secs.unwrap_or(0).into()).max(last.since(first));
     let unanswered = flow.answered == Some(false) && silent >= PATIENCE;
     Some(CollidingPortReport {
         port,
+        translated: !flow.by_source,
         service: allocation.service.map(str::to_owned),
         answered: flow.answered,
         unanswered_secs: unanswered.then_some(silent.as_secs()),

@@ -155,6 +155,16 @@ fn groups<'a>(rules: &[&'a SourceNatRule]) -> Vec<Vec<&'a SourceNatRule>> {
     groups
 }
 
+/// Whose packets a rule translates: one of a table for both may ask for those of one.
+fn family(rule: &SourceNatRule) -> RuleFamily {
+    let asks = |family: &str| rule.conditions.iter().any(|condition| condition == family);
+    match rule.place.family {
+        RuleFamily::Inet if asks("IPv4") => RuleFamily::Ip,
+        RuleFamily::Inet if asks("IPv6") => RuleFamily::Ip6,
+        family => family,
+    }
+}
+
 /// Why no packet comes to a rule, if that is so.
 fn unreached(rule: &SourceNatRule) -> Option<String> {
     let nothing = || rule.path.is_empty().then(|| "never reached: nothing leads to it".to_owned());
@@ -205,7 +215,7 @@ impl<'a> Judge<'a> {
 
     /// Of the connections that a target translates, the shares that land on NodePorts.
     fn shares(&mut self, rule: &SourceNatRule, protocol: Protocol) -> Shares {
-        let (target, family) = (&rule.target, rule.place.family);
+        let (target, family) = (&rule.target, family(rule));
         let nodes_own = may_take_the_nodes_own(rule);
         let key = (target.ports.clone(), target.choice, family, protocol, nodes_own);
         if let Some(judged) = self.judged.get(&key) {

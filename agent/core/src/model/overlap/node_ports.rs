@@ -145,6 +145,19 @@ impl<'a> AllocatedNodePorts<'a> {
         self.proxies.iter().copied().find(|proxy| proxy.steals_replies().0)
     }
 
+    /// Whether answers get lost to connections of the node itself alone: with IPVS, and no Cilium beside it.
+    pub fn spares_pods(&self) -> bool {
+        let harmful = |proxy: &&ServiceProxy| proxy.steals_replies().0;
+        let mut harmful = self.proxies.iter().filter(harmful).peekable();
+        harmful.peek().is_some() && harmful.all(|proxy| *proxy == ServiceProxy::Ipvs)
+    }
+
+    /// Whether a packet counts by the port that the node's own connection was opened from: IPVS sees it when conntrack has translated
+    /// it back already.
+    pub fn counts_by_source(&self) -> bool {
+        self.proxies.contains(&ServiceProxy::Ipvs)
+    }
+
     /// The NodePort range: as configured, as a proxy was, or the default, widened to what was seen outside of it.
     pub fn range(&self, policy: &Policy) -> (PortRange, NodePortBasis) {
         if policy.node_ports_given {

@@ -20,7 +20,8 @@ const MAX_FINDINGS: usize = 10;
 
 pub(super) fn collision(view: &View<'_>, report: &Report) -> Vec<Finding> {
     let overlap = &report.overlap;
-    let harmful = overlap.proxies.iter().find(|proxy| proxy.harmful);
+    // Of two the one that also hits pods: Cilium comes last.
+    let harmful = overlap.proxies.iter().rfind(|proxy| proxy.harmful);
     if is_harmless(view, overlap) {
         return Vec::new();
     }
@@ -106,11 +107,11 @@ fn lost(rows: &[&LiveFlowsReport], overlap: &OverlapReport, harmful: Option<&Pro
         subject: who,
         evidence,
         remedy: if proven {
-            remedy(overlap.node_port_range)
+            remedy(overlap, rows.iter().copied())
         } else {
             format!(
                 "look at the destination first: it answers nobody now (one-way UDP never does); if it should: {}",
-                remedy(overlap.node_port_range)
+                remedy(overlap, rows.iter().copied())
             )
         },
     }
@@ -145,8 +146,8 @@ fn port_in_words(port: &CollidingPortReport, destination: Destination) -> String
 fn at_risk(report: &Report, proxy: &ProxyReport) -> Option<Finding> {
     let live = &report.overlap.live;
     let count = live.colliding.filter(|count| *count > 0)?;
-    let colliding = live.flows.iter().filter(|row| row.colliding > Some(0));
-    let evidence = colliding.take(4).map(|row| {
+    let colliding = || live.flows.iter().filter(|row| row.colliding > Some(0));
+    let evidence = colliding().take(4).map(|row| {
         let ports: Vec<String> = row.ports.iter().map(|port| port.port.to_string()).collect();
         Evidence::seen(SourceId::Conntrack, format!("{} to {} with {}", name(row), to(row), ports.join(", ")))
     });
@@ -162,7 +163,7 @@ fn at_risk(report: &Report, proxy: &ProxyReport) -> Option<Finding> {
             .chain(not_told_apart(live))
             .chain([why(&report.overlap, Some(proxy))])
             .collect(),
-        remedy: remedy(report.overlap.node_port_range),
+        remedy: remedy(&report.overlap, colliding()),
     })
 }
 
@@ -174,8 +175,40 @@ fn why(overlap: &OverlapReport, harmful: Option<&ProxyReport>) -> Evidence {
     }
 }
 
-/// What keeps source ports away from the NodePorts.
-fn remedy(node_ports: PortRange) -> String {
+/// What keeps source ports away from the NodePorts, for those whom it hit.
+fn remedy<'a>(overlap: &OverlapReport, rows: impl Iterator<Item = &'a LiveFlowsReport>) -> String {
+    let (mut translated, mut own) = (false, false);
+    for port in rows.flat_map(|row| &row.ports) {
+        translated |= port.translated;
+        own |= !port.translated;
+    }
+    let mut ways = Vec::new();
+    if translated || !own {
+        ways.push(masquerade_apart(overlap.node_port_range));
+    }
+    if own {
+        ways.push(own_apart(overlap));
+    }
+    ways.join("; ")
+}
+
+/// What keeps connections of the node itself away from them.
+fn own_apart(overlap: &OverlapReport) -> String {
+    let host = overlap.ephemeral.iter().find(|row| row.subject == "host");
+    match host.and_then(|row| row.reserve.as_ref()) {
+        Some(reserve) => format!(
+            "keep the node's own source ports away from NodePorts: `sysctl -w net.ipv4.ip_local_reserved_ports={reserve}`, and the \
+             same in /etc/sysctl.d"
+        ),
+        None => format!(
+            "the node does not draw its source ports from {}: let the program that binds such a port take another",
+            overlap.node_port_range
+        ),
+    }
+}
+
+/// What keeps masquerading away from them.
+fn masquerade_apart(node_ports: PortRange) -> String {
     const KEEP: &str = "keep masquerading away from NodePorts: ip-masq-agent --random-fully=false (2.11 and later)";
     let beside = beside(node_ports);
     let list = beside.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");

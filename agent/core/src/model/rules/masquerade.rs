@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod own_rules;
 
 use self::own_rules::{own_rules, takes_ports};
-use super::overlap::{allocated_basis, harm, range_basis};
+use super::overlap::{allocated_basis, are_spared, harm, range_basis};
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::flow::Protocol;
 use crate::model::View;
@@ -110,9 +110,13 @@ fn finding(
     }));
     evidence.extend(allocated_basis(overlap));
     evidence.extend(harm(view, overlap));
+    let spared = are_spared(view, overlap, &rules);
+    if spared {
+        evidence.push(Evidence::given("these rules are for pods, which IPVS spares"));
+    }
     evidence.extend(range_basis(overlap));
     let remedy = remedy(owner, &rules, overlap);
-    let bites = harmful && (allocated > 0.0 || !allocated_known);
+    let bites = harmful && !spared && (allocated > 0.0 || !allocated_known);
     Finding {
         id: FindingId::MasqueradeOverlapsNodeport,
         severity: if bites { Severity::Warning } else { Severity::Info },

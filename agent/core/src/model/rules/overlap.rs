@@ -1,11 +1,17 @@
 //! Rules on source ports that reach into the NodePorts.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use crate::findings::{Evidence, Finding, FindingId, Severity};
 use crate::model::View;
-use crate::observe::SourceId;
+use crate::observe::{ServiceProxy, SourceId};
 use crate::ports::{PortRange, PortSettings};
 use crate::report::{
-    AllocatedBasis, EphemeralReport, NodePortBasis, NodePortReport, OverlapReport, ProxyReport, Report,
+    AllocatedBasis, EphemeralReport, MasqueradeReport, NodePortBasis, NodePortReport, OverlapReport, ProxyReport,
+    Report,
 };
 
 /// Network namespaces that may pick an allocated NodePort as source port.
@@ -121,6 +127,30 @@ fn proxies_are_known(view: &View<'_>) -> bool {
 /// Every proxy lets replies pass; without one, or where some may not have been seen, that is not known.
 pub(super) fn is_harmless(view: &View<'_>, overlap: &OverlapReport) -> bool {
     proxies_are_known(view) && !overlap.proxies.is_empty() && overlap.proxies.iter().all(|proxy| !proxy.harmful)
+}
+
+/// Whether answers to what these rules translate cannot get lost: they are for pods, and IPVS takes answers of the node itself alone.
+pub(super) fn are_spared(view: &View<'_>, overlap: &OverlapReport, rules: &[&MasqueradeReport]) -> bool {
+    let mut harmful = overlap.proxies.iter().filter(|proxy| proxy.harmful).peekable();
+    let by_ipvs = harmful.peek().is_some() && harmful.all(|proxy| proxy.proxy == ServiceProxy::Ipvs);
+    let own = view.ledger.occupants().host_addresses();
+    by_ipvs && !rules.is_empty() && rules.iter().all(|rule| is_for_others(rule, &own))
+}
+
+/// Whether a rule asks for sources that the node itself does not use: it leaves with the address of the interface it leaves through,
+/// so one address of its own among those of pods (a bridge's) is not one that it would be translated from.
+fn is_for_others(rule: &MasqueradeReport, own: &BTreeSet<IpAddr>) -> bool {
+    let sources = rule.conditions.iter().filter_map(|condition| condition.strip_prefix("-s "));
+    let mut networks = sources.filter_map(network);
+    networks.any(|network| {
+        let global = |address: &&IpAddr| !address.is_loopback() && address.is_ipv4() == network.addr().is_ipv4();
+        own.iter().filter(global).any(|address| !network.contains(address))
+    })
+}
+
+/// `10.64.0.0/24`, or an address alone.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 /// What the proxies of this node do to a reply that comes to a NodePort: the harmful one, or else all of them.
