@@ -40,6 +40,14 @@ pub struct ConntrackEntry {
     pub remaining_secs: Option<u32>,
 }
 
+impl ConntrackEntry {
+    /// Whether an answer has come to who opened it. In SYN_RECV conntrack has seen one, and the opener has not gone on: IPVS takes
+    /// answers after conntrack has (seen on Linux 6.12).
+    pub fn is_answered(&self) -> bool {
+        self.replied && self.tcp != Some(ConntrackTcpState::SynRecv)
+    }
+}
+
 /// `enum tcp_conntrack` of `linux/netfilter/nf_conntrack_tcp.h` (uapi, stable).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

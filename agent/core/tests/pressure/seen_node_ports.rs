@@ -140,6 +140,10 @@ fn ipvs_spares_pods_and_takes_the_node_by_the_port_it_opened_from() {
     assert_eq!((own_inside, colliding, severity), (Some(1), Some(1), Some(Severity::Critical)));
     let (_, own_inside, colliding, severity) = live_of(&mut node, ServiceProxy::Cilium);
     assert_eq!((own_inside, colliding, severity), (Some(0), Some(0), None));
+    // Conntrack has seen the answer that IPVS took, and the one who waits for it has not.
+    let taken = ConntrackEntry { replied: true, remaining_secs: Some(55), ..own(30_080, 30_080, Tcp::SynRecv) };
+    node.dump(2, [taken, answered], Outcome::Complete);
+    assert_eq!(live_of(&mut node, ServiceProxy::Ipvs).3, Some(Severity::Critical));
     // And one that was given the NodePort on its way (kubernetes issue 139276).
     node.dump(2, [own(40_000, 30_080, Tcp::SynSent), answered], Outcome::Complete);
     assert_eq!(live_of(&mut node, ServiceProxy::Ipvs).3, Some(Severity::Critical));

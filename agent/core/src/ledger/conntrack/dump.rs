@@ -80,7 +80,7 @@ impl Conntrack {
         row.incoming_port_alone = row.incoming_port_alone.saturating_add(u32::from(port_alone(entry)));
         row.incoming_fresh = row.incoming_fresh.saturating_add(u32::from(shown == Shown::Fresh));
         row.incoming_answered =
-            row.incoming_answered.saturating_add(u16::from(entry.replied && !in_node_ports && !own_port));
+            row.incoming_answered.saturating_add(u16::from(entry.is_answered() && !in_node_ports && !own_port));
     }
 
     /// What only a dump of everything can sum up. `held`: the entry found room.

@@ -76,7 +76,7 @@ impl NodePortFlows {
         }
         let known = self.flows.get(&entry.key).filter(|known| known.id == entry.id);
         let flow = NodePortFlow {
-            answered: Some(entry.replied),
+            answered: Some(entry.is_answered()),
             silent_secs: silent_secs(entry, timeouts),
             seen: (known.map_or(at, |known| known.seen.0), at),
             ..begun(entry, by_source, at)

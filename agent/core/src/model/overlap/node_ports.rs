@@ -48,8 +48,9 @@ impl ServiceProxy {
             Self::Ipvs => (
                 true,
                 "IPVS takes a packet to an address of the node for a new connection to the Service of that port, SYN-ACKs \
-                 included: a reply to the node's own connections (to Services, too) may go to the wrong Service; replies \
-                 to what it forwards for pods have been translated back by then",
+                 included, after conntrack has translated it back: a reply to a connection that the node itself opened from \
+                 an allocated NodePort goes to that Service (kubernetes issue 139276 has one to which masquerading gave it); \
+                 replies to what it forwards for pods are not for the node any more",
             ),
             Self::Iptables | Self::Nftables => (
                 false,
