@@ -21,6 +21,11 @@ use crate::memory::{Shared, Unreadable, constant, read, read_into, within};
 #[map]
 static CT_COUNTS: HashMap<Key, Counts> = HashMap::with_max_entries(DEFAULT_MAX_KEYS, 0);
 
+/// Where attempts are counted: entries that are about to go in, by address.
+#[map]
+static CT_ATTEMPTS: Array<u64> = Array::with_max_entries(ATTEMPT_PLACES, 0);
+const ATTEMPT_PLACES: u32 = 1024;
+
 #[map]
 static CT_LOSSES: Array<Losses> = Array::with_max_entries(1, 0);
 
@@ -172,7 +177,14 @@ fn confirmed(skb: *const c_void) -> Result<(), Skip> {
     if ATTEMPTS.get() == 0 {
         ATTEMPTS.set(1);
     }
-    inserted(ct)
+    let counted = inserted(ct);
+    if counted.is_ok()
+        && let Some(attempt) = attempt(ct)
+    {
+        // SAFETY: the map gave a live, aligned value.
+        unsafe { attempt.write_volatile(ct as u64) };
+    }
+    counted
 }
 
 #[inline(always)]
@@ -185,6 +197,10 @@ fn deleted(ct: *const c_void) -> Result<(), Skip> {
         return Ok(());
     }
     let entry = entry_of(ct)?;
+    if ATTEMPTS.get() != 0 {
+        // Another entry may get its memory.
+        end_attempt(ct);
+    }
     let state = match entry.key.protocol {
         IPPROTO_TCP => read::<u8>(ct, constant!(CT_OFFSETS.tcp_state))?,
         _ => 0,
@@ -205,8 +221,8 @@ fn deleted(ct: *const c_void) -> Result<(), Skip> {
     Ok(())
 }
 
-/// A packet that netfilter dropped: it lost its port if its source was translated, and its entry is not in the table. A rule in a hook
-/// behind the translation looks the same; the agent compares with conntrack's own statistics.
+/// A packet that netfilter dropped: it lost its port if its source was translated, and its entry is not in the table. Where attempts
+/// are not seen, a rule in a hook behind the translation looks the same; the agent compares with conntrack's own statistics.
 #[inline(always)]
 fn dropped(skb: *const c_void) -> Result<(), Skip> {
     let nfct = read::<u64>(skb, constant!(CT_OFFSETS.skb_nfct))?;
@@ -218,8 +234,11 @@ fn dropped(skb: *const c_void) -> Result<(), Skip> {
     if status & (IPS_CONFIRMED | IPS_TEMPLATE) != 0 {
         return Ok(());
     }
-    let translated = status & IPS_SRC_NAT != 0;
-    let attempted = status & IPS_SRC_NAT_DONE != 0 && ATTEMPTS.get() != 0;
+    // Until the first is seen, nothing tells that they are.
+    let attempts = ATTEMPTS.get() != 0;
+    // What a rule drops before the entry is about to go in was not counted, and no port was sought for it in vain.
+    let attempted = attempts && status & IPS_SRC_NAT_DONE != 0 && end_attempt(ct);
+    let translated = status & IPS_SRC_NAT != 0 && (attempted || !attempts);
     if !translated && !attempted {
         return Ok(());
     }
@@ -231,6 +250,28 @@ fn dropped(skb: *const c_void) -> Result<(), Skip> {
         lost(|losses| &raw mut losses.map_full_ends);
     }
     Ok(())
+}
+
+/// Where it is noted which entry is about to go in. Two that go in at the same moment hardly ever share a place; if they do, what is
+/// counted of the first that is dropped is wrong until the next comparison with the table.
+#[inline(always)]
+fn attempt(ct: *const c_void) -> Option<*mut u64> {
+    // Entries are further apart than 256 bytes.
+    CT_ATTEMPTS.get_ptr_mut((ct as u64 >> 8) as u32 % ATTEMPT_PLACES)
+}
+
+/// Whether the entry was about to go in; no longer.
+#[inline(always)]
+fn end_attempt(ct: *const c_void) -> bool {
+    let Some(attempt) = attempt(ct) else { return false };
+    // SAFETY: the map gave a live, aligned value.
+    unsafe {
+        let is_it = attempt.read_volatile() == ct as u64;
+        if is_it {
+            attempt.write_volatile(0);
+        }
+        is_it
+    }
 }
 
 /// An entry that was counted a moment ago is not in the table.

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use headroom_core::flow::Protocol;
+use headroom_core::observe::Fact;
 use headroom_core::ports::PortRange;
 use headroom_ebpf_common::conntrack::Counts;
 use headroom_host::ebpf::conntrack::{Conntrack, Inserts, Subject};
 use headroom_host::root::HostRoot;
+use headroom_host::source::Source as _;
+use headroom_host::source::conntrack_use::ConntrackUseSource;
 use headroom_lab::Netns;
 
 use crate::check::{Cannot, Check};
@@ -23,11 +26,12 @@ use crate::load;
 use crate::network::{NODE_V6, OUTSIDE, Scene};
 use crate::tcp::{PORTS, destinations};
 
-pub(crate) const CHECKS: [Check; 4] = [
+pub(crate) const CHECKS: [Check; 5] = [
     Check { name: "counters: the kernel tells which runs of probes it skipped", run: tells_missed },
     Check { name: "counters: all that went in, and what was refused, unmended", run: all },
     Check { name: "counters: packets that raced with the first of their flow", run: raced },
     Check { name: "counters: flows that found no port, unmended", run: no_port },
+    Check { name: "counters: flows that a rule drops behind the translation", run: dropped_behind },
 ];
 
 /// How long the counters may lag behind: a second for the sockets' last words, more for expired entries to be thrown away.
@@ -305,4 +309,53 @@ fn no_port(scene: &Scene) -> Result<String> {
         ensure!((counts.ended_other, counts.node_port_ended) == (8, 8), "{counts:?}");
     }
     Ok("4 of 12 found no port, 8 did".to_owned())
+}
+
+/// A chain that sees packets after their source was translated, and before they enter the table.
+const BEHIND: &str = "add table ip headroom_behind; \
+    add chain ip headroom_behind after { type filter hook postrouting priority 300; }; \
+    add rule ip headroom_behind after udp dport 7711 drop";
+
+/// They did not go in, and no port was sought for them in vain. Where only entries that go in are seen, the kernel gives the same
+/// reason as for those that found no port: the model tells them apart by how many inserts failed.
+fn dropped_behind(scene: &Scene) -> Result<String> {
+    let counters = Counters::start(scene.node())?.map_err(Cannot)?;
+    scene.node().exec("nft", &[BEHIND])?;
+    let (to, count) = (SocketAddr::new(OUTSIDE.into(), 7711), 12_u16);
+    let before = insert_failed(scene)?;
+    let sent = scene.pod().run(|| {
+        for port in 30_200..30_200 + count {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).context("bind")?;
+            // One that goes in: the first tells the programs that attempts are seen.
+            socket.send_to(b"x", SocketAddr::new(OUTSIDE.into(), 7712)).context("send")?;
+            socket.send_to(b"x", to).context("send")?;
+        }
+        Ok(())
+    });
+    let counted = counters.of(Protocol::UDP, to);
+    scene.node().exec("nft", &["delete table ip headroom_behind"])?;
+    sent?;
+    let failed = insert_failed(scene)? - before;
+    ensure!(failed == 0, "{failed} inserts failed");
+    let [best, attempts] = counted?;
+    ensure!((best.inserted, attempts.inserted, attempts.no_port) == (0, 0, 0), "{best:?} {attempts:?}");
+    let blind = counters.best.borrow().counts_attempts || counters.best.borrow().no_port_unknown.is_some();
+    let seen = if blind { 0 } else { u64::from(count) };
+    ensure!(best.no_port == seen, "{best:?}");
+    Ok(format!("{count} of {count} went in nowhere, and no insert failed"))
+}
+
+/// Entries that could not be inserted into the node's table since it is there.
+fn insert_failed(scene: &Scene) -> Result<u64> {
+    let mut source = ConntrackUseSource::new(&HostRoot::live());
+    let mut failed = None;
+    scene.node().run(|| {
+        source.observe(&mut |observation| {
+            if let Fact::ConntrackUse(used) = observation.fact {
+                failed = used.stats.present().map(|stats| stats.insert_failed);
+            }
+        });
+        Ok(())
+    })?;
+    failed.context("the statistics of conntrack could not be read")
 }

@@ -17,7 +17,7 @@ pub(crate) struct Inability {
     why: &'static str,
 }
 
-const INABILITIES: [Inability; 17] = [
+const INABILITIES: [Inability; 18] = [
     Inability {
         check: "counters: what finds no room in a full map",
         applies: |kernel| !kernel.kprobes,
@@ -83,6 +83,12 @@ const INABILITIES: [Inability; 17] = [
         applies: |kernel| kernel.version < (5, 18),
         kernels: "before 5.18",
         why: "kfree_skb does not tell that netfilter dropped a packet; those that did are counted",
+    },
+    Inability {
+        check: "counters: flows that a rule drops behind the translation",
+        applies: |kernel| !kernel.kprobes,
+        kernels: "without CONFIG_KPROBES",
+        why: "no function can be probed",
     },
     Inability {
         check: "program: ct_insert attaches",

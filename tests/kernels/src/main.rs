@@ -29,6 +29,7 @@ mod programs;
 mod results;
 mod tcp;
 mod tcp_failures;
+mod tcp_restart;
 mod timers;
 
 use check::Check;
@@ -39,7 +40,7 @@ use results::Results;
 #[command(about = "headroom's eBPF programs on this kernel, against ground truth")]
 struct Arguments {
     /// Where to write the results, a JSON object per line
-    #[arg(required_unless_present_any = ["watch", "follow", "agent"])]
+    #[arg(required_unless_present_any = ["watch", "dial", "follow", "agent"])]
     results: Option<PathBuf>,
     /// How many TCP connections and how many UDP flows the large checks make
     #[arg(long, default_value_t = 20_000)]
@@ -56,6 +57,9 @@ struct Arguments {
     /// Instead of checking anything, be an agent to be killed, which says when it has seen a part of so many flows
     #[arg(long)]
     watch: Option<u64>,
+    /// Instead of checking anything, dial there
+    #[arg(long)]
+    dial: Option<std::net::SocketAddr>,
     /// Instead of checking anything, be an agent that says what it sees
     #[arg(long)]
     follow: bool,
@@ -69,9 +73,10 @@ struct Arguments {
 
 /// All checks, by subject. A subject that has programs of its own adds its table here.
 /// `counters` also compares what those before it made.
-const SUBJECTS: [&[Check]; 8] = [
+const SUBJECTS: [&[Check]; 9] = [
     &tcp::CHECKS,
     &tcp_failures::CHECKS,
+    &tcp_restart::CHECKS,
     &flows::CHECKS,
     &counters::CHECKS,
     &full_map::CHECKS,
@@ -85,6 +90,9 @@ fn main() -> Result<()> {
     give_up_after(Duration::from_secs(arguments.limit_secs));
     if let Some(flows) = arguments.watch {
         return conntrack::watch(flows);
+    }
+    if let Some(to) = arguments.dial {
+        return tcp_restart::dial(to);
     }
     if arguments.follow {
         return deployed::follow();

@@ -1,6 +1,6 @@
 //! Subject `tcp`: connections that end badly, and connects that come to nothing.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -11,11 +11,13 @@ use crate::check::{Cannot, Check};
 use crate::load::{self, SOON, Tried};
 use crate::network::{NODE_V6, OUTSIDE, Scene};
 
-pub(crate) const CHECKS: [Check; 6] = [
+pub(crate) const CHECKS: [Check; 8] = [
     Check { name: "tcp: resets are told from orderly ends", run: resets },
     Check { name: "tcp: refused connects are counted", run: refused },
     Check { name: "tcp: connects without a local port are counted", run: no_local_port },
     Check { name: "tcp: unanswered connects and their repeated SYNs are counted", run: unanswered },
+    Check { name: "tcp: connects that time out are told from those given up", run: timed_out },
+    Check { name: "tcp: connects that find no way are counted", run: unreachable },
     Check { name: "tcp: connects that get no port of a NAT are counted", run: dry_nat },
     Check { name: "tcp: SYNs that the own namespace drops are seen when sent again", run: dropped_at_home },
 ];
@@ -116,6 +118,50 @@ fn unanswered(scene: &Scene) -> Result<String> {
     ensure!(tried.unanswered == count, "{} of {count} were unanswered", tried.unanswered);
     scene.expect(&[TcpCounter { attempted: count, given_up: count, syn_retransmitted: again, ..scene.nothing(to) }])?;
     Ok(format!("{count} of {count}, {again} of {again} SYNs"))
+}
+
+/// With one SYN sent again a connect times out after three seconds, not after two minutes.
+fn timed_out(scene: &Scene) -> Result<String> {
+    let (to, count) = (outside(7406), 20);
+    let _rule = Rule::insert(scene.gateway(), "filter", &["FORWARD", "-p", "tcp", "--dport", "7406", "-j", "DROP"])?;
+    // Since 6.5 there are others before those that are counted.
+    let shorter = [("net.ipv4.tcp_syn_retries", "1"), ("net.ipv4.tcp_syn_linear_timeouts", "0")];
+    let defaults: Vec<_> = shorter.iter().map(|(sysctl, _)| scene.pod().sysctl(sysctl).ok()).collect();
+    let known = || shorter.iter().zip(&defaults).filter_map(|(set, default)| Some((set, default.as_ref()?)));
+    known().try_for_each(|((sysctl, short), _)| scene.pod().set_sysctl(sysctl, short))?;
+    let before = load::syns_sent_again(scene.pod())?;
+    let (began, tried) = (std::time::Instant::now(), load::try_all(scene.pod(), to, count, SOON));
+    let took = began.elapsed();
+    known().try_for_each(|((sysctl, _), default)| scene.pod().set_sysctl(sysctl, default))?;
+    let tried = tried?;
+    ensure!(took < SOON, "nothing timed out within {} s", SOON.as_secs());
+    ensure!(tried.unanswered == count, "{} of {count} timed out", tried.unanswered);
+    let again = load::syns_sent_again(scene.pod())? - before;
+    scene.expect(&[TcpCounter {
+        attempted: count,
+        timed_out: count,
+        syn_retransmitted: again,
+        ..scene.nothing(to)
+    }])?;
+    Ok(format!("{count} of {count}, {again} of {again} SYNs"))
+}
+
+/// Few: the kernel answers no more than a handful of packets at once with an error.
+fn unreachable(scene: &Scene) -> Result<String> {
+    let (to, count) = (outside(7407), 3);
+    let rule = ["FORWARD", "-p", "tcp", "--dport", "7407", "-j", "REJECT", "--reject-with", "icmp-host-prohibited"];
+    let _rule = Rule::insert(scene.gateway(), "filter", &rule)?;
+    for number in 0..count {
+        let connected = scene.pod().run(|| Ok(TcpStream::connect_timeout(&to, SOON)))?;
+        let error = connected.err().context("a connect found its way")?;
+        ensure!(error.kind() == ErrorKind::HostUnreachable, "connect {number}: {error}");
+    }
+    // One that came at an unlucky moment is sent again.
+    let again = scene.counters()?.into_values().find(|counter| counter.destination == scene.nothing(to).destination);
+    let syn_retransmitted = again.map_or(0, |counter| counter.syn_retransmitted);
+    let expected = TcpCounter { attempted: count, unreachable: count, syn_retransmitted, ..scene.nothing(to) };
+    scene.expect(&[expected])?;
+    Ok(format!("{count} of {count}"))
 }
 
 fn dry_nat(scene: &Scene) -> Result<String> {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use headroom_core::findings::{Finding, FindingId, Severity};
 use headroom_core::flow::{Destination, Endpoint, Protocol};
 use headroom_core::ledger::{Ledger, LedgerLimits};
 use headroom_core::model::policy::Policy;
@@ -19,6 +20,7 @@ use headroom_host::netlink::socket::EVENT_BUFFER_BYTES;
 use headroom_host::root::HostRoot;
 use headroom_host::source::Source as _;
 use headroom_host::source::conntrack::{ConntrackSource, DUMPING, Options};
+use headroom_host::source::conntrack_use::ConntrackUseSource;
 
 use crate::network::{Node, on_a_node, send, sh};
 
@@ -196,6 +198,37 @@ fn what_found_no_port_is_counted_per_destination() {
         std::thread::sleep(Duration::from_millis(1100));
         agent.look();
         assert_eq!(agent.no_port(udp("198.51.100.1", 99)), 0);
+    });
+}
+
+/// Exercises a firewall that sees packets after their source was translated. If this fails, its drops are a critical want of ports.
+#[test]
+fn what_a_rule_drops_behind_the_translation_is_no_want_of_ports() {
+    on_a_node(|node| {
+        sh("nft 'add table ip behind
+                 add chain ip behind after { type filter hook postrouting priority 300; }
+                 add rule ip behind after udp dport 7800 drop'");
+        let mut agent = Agent::start(OPTIONS);
+        let mut table = ConntrackUseSource::new(&HostRoot::live());
+        let mut look = |agent: &mut Agent| {
+            std::thread::sleep(Duration::from_millis(1100));
+            agent.look();
+            table.observe(&mut |observation| agent.ledger.apply(observation));
+        };
+        look(&mut agent);
+        for _ in 0..50 {
+            node.pod_socket().send_to(b"x", "198.51.100.1:7800").unwrap();
+        }
+        look(&mut agent);
+        look(&mut agent);
+        assert_eq!(agent.live(udp("198.51.100.1", 7800)), 0);
+        let report = evaluate(&agent.ledger, &mut Memory::default(), &Policy::default(), clock::now());
+        let of_rules = |found: &&Finding| found.id == FindingId::ConntrackInsertFailed;
+        let found: Vec<_> = report.findings.iter().filter(of_rules).collect();
+        let as_told = |found: &&Finding| {
+            found.severity == Severity::Info && found.title.starts_with("a rule behind the translation")
+        };
+        assert!(found.iter().all(as_told), "{found:#?}");
     });
 }
 
