@@ -63,6 +63,19 @@ fn what_is_offered_fits() {
     }
 }
 
+/// Exercises masquerading that was given few ports. If this fails, addresses are bought where a range was to be widened.
+#[test]
+fn a_wider_range_is_offered_where_it_does() {
+    let offers = |demand: u32| {
+        let (answer, _) = plan(&format!("--profile linux --port-range 1024-2047 --demand {demand}"));
+        let says = |option: &serde_json::Value| option["says"].as_str().unwrap().to_owned();
+        answer["options"].as_array().unwrap().iter().map(says).collect::<Vec<_>>()
+    };
+    assert_eq!(offers(2000), ["3 NAT IPs", "--to-ports 32768-65535"]);
+    assert_eq!(offers(40_000), ["43 NAT IPs", "--to-ports 1024-65535"]);
+    assert_eq!(offers(65_000), ["69 NAT IPs", "--to-ports 1024-65535 and 2 NAT IPs"]);
+}
+
 /// Exercises minima that leave nothing to others. If this fails, more NAT IPs are bought than it takes.
 #[test]
 fn the_largest_minimum_that_fits_is_offered() {

@@ -6,6 +6,7 @@ use headroom_core::model::nat::remedy::{self, Need, Remedy, Target};
 use headroom_core::model::nat::{
     Basis, Capacity, Mode, NatSettings, NodePool, NodePorts, ObservedPorts, Profile, Sharing, Surge, granted,
 };
+use headroom_core::ports::PortRange;
 use headroom_core::time::WallTime;
 use proptest::prelude::*;
 
@@ -184,6 +185,7 @@ prop_compose! {
         auto in prop::bool::weighted(0.2),
         missing in prop::option::weighted(0.3, 1_u32..5),
         failed in prop::bool::weighted(0.2),
+        range in prop::option::weighted(0.3, (1024_u16..60_000, 0_u16..5000)),
         observed in prop::option::weighted(0.3, prop_oneof![Just(0), power(4, 15), 1_u32..5000]),
     ) -> NatSettings {
         let gcp = profile == Profile::Gcp;
@@ -202,6 +204,7 @@ prop_compose! {
             pools: pools.into_iter().collect(),
             alias_ranges,
             endpoint_independent: independent.filter(|_| gcp && mode == Mode::Static),
+            port_range: range.filter(|_| profile == Profile::Linux).and_then(|(first, more)| PortRange::new(first, first + more)),
             auto_ips: auto,
             missing_ips: missing.filter(|_| gcp),
             allocation_failed: (failed && gcp).then(|| WallTime::from_secs(1_800_000_000)),

@@ -31,6 +31,7 @@ fn targets(profile: Profile) -> Vec<Target> {
             max_ports: Some(2048),
             nat_ips: None,
             endpoint_independent: Some(false),
+            port_range: None,
         };
         let off = Target { endpoint_independent: Some(false), ..Target::default() };
         targets.extend([dynamic, off, Target { nat_ips: Some(300), ..dynamic }]);

@@ -312,7 +312,18 @@ fn a_narrow_range_of_a_linux_nat_is_to_be_widened() {
     let nat = of(Profile::Linux, Described { port_range: "1024-1123".parse().ok(), ..Described::default() });
     let low = report(nat.clone(), 95);
     let low = finding(&low, FindingId::NatPortsLow).unwrap();
-    assert!(low.remedy.contains("widen --to-ports") && !low.remedy.contains("NAT IPs"), "{}", low.remedy);
+    assert!(
+        low.remedy.contains("widen --to-ports of the masquerading to 32768-65535 (1024-1123 now), or spread"),
+        "{low:?}"
+    );
+    assert!(low.remedy.contains("MASQUERADE --random-fully --to-ports 32768-65535  # and -p udp"), "{low:?}");
+    assert!(!low.remedy.contains("NAT IPs") && !low.remedy.contains("NodePorts"), "{low:?}");
+    let much = report(nat.clone(), 40_000);
+    let much = &finding(&much, FindingId::NatPortsExhausted).unwrap().remedy;
+    assert!(
+        much.contains("to 1024-65535") && much.contains("mind: the NodePorts 30000-32767 are among them"),
+        "{much}"
+    );
     assert!(low.evidence.iter().any(|evidence| evidence.said.contains("248 ports")), "{low:?}");
     let calm = report(nat, 92);
     let calm = finding(&calm, FindingId::NatPortsLow).unwrap();

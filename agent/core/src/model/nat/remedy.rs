@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, NatSettings};
+use crate::ports::PortRange;
 use crate::words::counted;
 
 mod bigger;
@@ -21,6 +22,7 @@ pub use idle::longer_idle;
 pub use ips::more_ips;
 pub use lines::changes;
 pub use mapping::mapping_off;
+pub(crate) use more::wider_ranges;
 pub use more::{larger_minimum, more_ports, more_ports_for_all};
 pub use need::Need;
 
@@ -74,6 +76,8 @@ pub struct Target {
     pub nat_ips: Option<u32>,
     /// Endpoint-independent mapping.
     pub endpoint_independent: Option<bool>,
+    /// The source ports that masquerading may use.
+    pub port_range: Option<PortRange>,
 }
 
 impl Target {
@@ -87,6 +91,7 @@ impl Target {
             max_ports: self.max_ports.or(nat.max_ports).filter(|_| mode == Mode::Dynamic),
             nat_ips: self.nat_ips.or(nat.nat_ips),
             endpoint_independent: self.endpoint_independent.or(nat.endpoint_independent),
+            port_range: self.port_range.or(nat.port_range),
             // What was observed was so with the settings of before.
             observed: nat.observed.clone().filter(|_| !ports_change),
             ..nat.clone()

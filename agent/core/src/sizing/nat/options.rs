@@ -17,7 +17,8 @@ pub(super) fn options(question: &Question, sums: &Sums) -> Vec<PlanOption> {
         (Profile::Gcp, Mode::Static) => vec![more_static(nat, served), dynamic(&question.demand, sums.ports.ports)],
         (Profile::Gcp, Mode::Dynamic) => vec![more_dynamic(served), smaller_minimum(asked)],
         (Profile::AzureLb, _) => vec![by_hand(served), fewer_by_hand(nat, served)],
-        (Profile::Aws | Profile::AzureNatgw | Profile::Linux, _) => vec![Some(Target::default())],
+        (Profile::Linux, _) => vec![Some(Target::default()), wider_range(question)],
+        (Profile::Aws | Profile::AzureNatgw, _) => vec![Some(Target::default())],
         (Profile::None, _) => Vec::new(),
     };
     let mut offered: Vec<PlanOption> = Vec::new();
@@ -103,10 +104,20 @@ fn setting(nat: &NatSettings, target: Target) -> String {
         (_, Target { mode: Some(Mode::Dynamic), min_ports: Some(min), max_ports: Some(max), .. }) => {
             format!("dynamic allocation with {min} to {max} ports (endpoint-independent mapping off)")
         }
+        (_, Target { port_range: Some(range), .. }) => format!("--to-ports {range}"),
         (_, Target { min_ports: Some(min), .. }) => format!("at least {min} ports for each node"),
         (_, Target { max_ports: Some(max), .. }) => format!("at most {max} ports for each node"),
         _ => String::new(),
     }
+}
+
+/// The first wider range of ports with which the addresses do that there are; else the widest.
+fn wider_range(question: &Question) -> Option<Target> {
+    let targets =
+        remedy::wider_ranges(&question.nat).map(|range| Target { port_range: Some(range), ..Target::default() });
+    let targets: Vec<Target> = targets.collect();
+    let fits = |target: &&Target| Sums::of(&with(question, **target)).is_some_and(|then| then.room());
+    targets.iter().find(fits).or(targets.last()).copied()
 }
 
 /// As static as it is, with as many ports as the largest demand that is not met.

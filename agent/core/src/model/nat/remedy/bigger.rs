@@ -196,6 +196,7 @@ pub(super) fn dynamic(nat: &NatSettings, reserved: u32, most: u32, need: Need) -
         max_ports: Some(max),
         nat_ips: more,
         endpoint_independent: Some(false),
+        port_range: None,
     };
     let ips = more.map_or_else(String::new, |ips| format!(" and use {}", nat_ips(ips)));
     // Beside this node, which takes more than the others.

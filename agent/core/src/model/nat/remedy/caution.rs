@@ -3,6 +3,7 @@
 use super::lines::own_outbound_rule;
 use super::{Target, mapping};
 use crate::model::nat::{Mode, NatSettings, Profile};
+use crate::ports::PortRange;
 
 /// What to mind of a change, where nodes have so many ports until then (cloud.google.com/nat/docs/tune-nat-configuration and
 /// set-up-manage-network-address-translation).
@@ -25,7 +26,14 @@ pub fn caution(nat: &NatSettings, target: Target, ports: u32) -> Vec<String> {
     // Dynamic allocation and the mapping exclude each other.
     let mapping_goes = target.mode == Some(Mode::Dynamic) && nat.endpoint_independent == Some(true);
     let lost = (nat.profile == Profile::Gcp && mapping_goes).then(|| mapping::LOST.to_owned());
-    of_ports.into_iter().chain(lost).chain(replaced(nat, target)).collect()
+    let among = target.port_range.is_some_and(|range| range.contains(PortRange::NODE_PORTS.first()));
+    let nodeports = among.then(|| {
+        format!(
+            "the NodePorts {} are among them: a Service and a connection may take the same one",
+            PortRange::NODE_PORTS
+        )
+    });
+    of_ports.into_iter().chain(lost).chain(nodeports).chain(replaced(nat, target)).collect()
 }
 
 /// Lines that take the whole list of NAT IPs, where there are some.

@@ -2,6 +2,7 @@
 
 use super::{Change, Target};
 use crate::model::nat::{Mode, NatSettings, Profile};
+use crate::ports::PortRange;
 
 /// The lines to type. Where nobody knows how many NAT IPs there are, or the gateway adds them by itself, none sets their number:
 /// it could be smaller than what is there.
@@ -21,15 +22,20 @@ pub fn changes(nat: &NatSettings, target: Target) -> Vec<Change> {
         }),
         Profile::AzureNatgw => target.nat_ips.map_or_else(Vec::new, |ips| azure_natgw(nat, ips)),
         Profile::AzureLb => azure_lb(nat, target),
-        Profile::Linux => target.nat_ips.map_or_else(Vec::new, |ips| {
-            let last = format!("FIRST-ADDRESS-LAST-ADDRESS  # {ips} of them");
-            vec![change(
-                "iptables",
-                format!(
-                    "iptables -t nat -I POSTROUTING -s PODS -o INTERFACE -j SNAT --random-fully --to-source {last}"
-                ),
-            )]
-        }),
+        Profile::Linux => target
+            .port_range
+            .map(to_ports)
+            .into_iter()
+            .chain(target.nat_ips.map(|ips| {
+                let last = format!("FIRST-ADDRESS-LAST-ADDRESS  # {ips} of them");
+                change(
+                    "iptables",
+                    format!(
+                        "iptables -t nat -I POSTROUTING -s PODS -o INTERFACE -j SNAT --random-fully --to-source {last}"
+                    ),
+                )
+            }))
+            .collect(),
         Profile::None => Vec::new(),
     }
 }
@@ -46,6 +52,14 @@ fn gcp_terraform(target: Target) -> String {
         target.nat_ips.map(|ips| format!("nat_ips = google_compute_address.nat[*].self_link  # count = {ips}")),
     );
     lines.join("\n")
+}
+
+/// Ports go with a protocol: one rule for each.
+fn to_ports(range: PortRange) -> Change {
+    let text = format!(
+        "iptables -t nat -I POSTROUTING -s PODS -o INTERFACE -p tcp -j MASQUERADE --random-fully --to-ports {range}  # and -p udp"
+    );
+    Change { tool: "iptables".to_owned(), text }
 }
 
 /// The beginning of the line that changes a gateway.

@@ -5,20 +5,22 @@ use super::ips::{Ips, more_ips, together, with_own};
 use super::need::with_air;
 use super::{Need, Remedy, Target, caution, changes, nat_ips};
 use crate::model::nat::{DYNAMIC_MAX_DEFAULT, Mode, NatSettings, NodePorts, Profile, granted, static_ports};
+use crate::ports::PortRange;
 use crate::words::counted;
 
 /// The largest power of two that Cloud NAT takes as a minimum: static allocation ends at 57,344.
 pub(super) const LARGEST_MINIMUM: u32 = 32_768;
 
 const REUSE: &str = "reuse connections in the pods named above";
+const REUSE_TO_ALL: &str = "reuse connections";
 const SPREAD: &str = "spread them over more destination addresses or nodes";
 
 /// What to set so that a node gets the ports that it needs, with some air.
 pub fn more_ports(nat: &NatSettings, ports: &NodePorts, need: Need) -> Remedy {
     let wanted = need.wanted(ports);
     let reuse = Remedy::words(REUSE);
-    if let Some(says) = not_in_force(nat, wanted).or_else(|| narrow_range(nat, wanted)) {
-        return Remedy::either([reuse, Remedy::words(says)]);
+    if let Some(way) = not_in_force(nat, wanted).map(Remedy::words).or_else(|| narrow_range(nat, wanted)) {
+        return Remedy::either([reuse, way]);
     }
     let ways = ways(nat, ports, need);
     if ways.says.is_empty() {
@@ -31,9 +33,9 @@ pub fn more_ports(nat: &NatSettings, ports: &NodePorts, need: Need) -> Remedy {
 /// The same where no ports are reserved, for as many nodes as there are, all in need of as much.
 pub fn more_ports_for_all(nat: &NatSettings, ports: &NodePorts, need: Need) -> Remedy {
     let wanted = with_air(need.of_all(nat)).max(ports.ports.saturating_add(1));
-    let reuse = Remedy::words(REUSE);
-    if let Some(says) = narrow_range(nat, wanted) {
-        return Remedy::either([reuse, Remedy::words(says)]);
+    let reuse = Remedy::words(REUSE_TO_ALL);
+    if let Some(way) = narrow_range(nat, wanted) {
+        return Remedy::either([reuse, way]);
     }
     let way = match ips_for(nat, wanted) {
         Some(_) => ways(nat, ports, need),
@@ -93,11 +95,22 @@ fn not_in_force(nat: &NatSettings, wanted: u32) -> Option<String> {
     ))
 }
 
+/// Ports that masquerading can be given: without NodePorts, and all of them.
+pub(crate) fn wider_ranges(nat: &NatSettings) -> impl Iterator<Item = PortRange> + use<> {
+    let now = nat.port_range.filter(|_| nat.profile == Profile::Linux);
+    let ranges = [PortRange::new(32_768, u16::MAX), PortRange::new(1024, u16::MAX)].into_iter().flatten();
+    ranges.filter(move |range| now.is_some_and(|now| now.count() < range.count()))
+}
+
 /// Masquerading that was given a narrow range of ports: there are more on the addresses that it has.
-fn narrow_range(nat: &NatSettings, wanted: u32) -> Option<String> {
-    let range = nat.port_range.filter(|_| nat.profile == Profile::Linux)?;
-    let most = nat.profile.capacity()?.per_destination.saturating_mul(nat.nat_ips.unwrap_or(1));
-    (wanted <= most).then(|| format!("widen --to-ports of the masquerading, {range} now, or {SPREAD}"))
+fn narrow_range(nat: &NatSettings, wanted: u32) -> Option<Remedy> {
+    let now = nat.port_range?;
+    let ips = nat.nat_ips.unwrap_or(1);
+    let range = wider_ranges(nat).find(|range| wanted <= range.count().saturating_mul(ips))?;
+    let target = Target { port_range: Some(range), ..Target::default() };
+    let says = format!("widen --to-ports of the masquerading to {range} ({now} now)");
+    let way = Remedy { says, mind: caution(nat, target, 0), changes: changes(nat, target), settings: vec![target] };
+    Some(Remedy::either([way, Remedy::words(SPREAD)]))
 }
 
 /// The next power of two, with the NAT IPs that it takes as far as that is known; dynamic allocation where static takes more of them,
