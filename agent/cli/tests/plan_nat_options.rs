@@ -33,6 +33,21 @@ fn dynamic_pools_may_not_fit_although_the_sum_does() {
     assert!(notes(&answer).contains("needs 5000 ports to one destination gets 1024"), "{answer:#}");
 }
 
+/// Exercises a few nodes that need more than there is. If this fails, all the others are said to get nothing.
+#[test]
+fn nodes_that_take_little_fit_whatever_others_need() {
+    for (args, fit, without) in [
+        // 997 take 64 each; one of the others would take 65,536.
+        ("--profile gcp --mode dynamic --min-ports 64 --nodes 1000 --demand 10,3x40000", 997, 3),
+        ("--profile gcp --mode dynamic --min-ports 64 --nodes 1100 --demand 10,3x40000", 1008, 92),
+        ("--profile aws --nat-ips 1 --nodes 80 --demand 10,3x40000", 78, 2),
+    ] {
+        let (answer, code) = plan(args);
+        let got = (number(&answer, "capacity_nodes"), number(&answer, "nodes_without_ports"), code);
+        assert_eq!(got, (Some(fit), Some(without), 1), "{args}: {answer:#}");
+    }
+}
+
 /// Exercises every offer. If this fails, somebody changes a gateway in vain.
 #[test]
 fn what_is_offered_fits() {

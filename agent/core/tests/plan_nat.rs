@@ -115,11 +115,11 @@ proptest! {
         prop_assert!(automatic || u64::from(capacity) * u64::from(taken) <= pool, "{plan:?}");
     }
 
-    /// So many nodes fit, upgrades included, and one more does not.
+    /// So many nodes that are alike fit, upgrades included, and one more does not.
     #[test]
-    fn one_node_more_than_fit_does_not(nat in settings(), demand in demand()) {
-        let capacity = answer(&nat, &demand).capacity_nodes;
-        let Some(capacity) = capacity.filter(|nodes| (demand.other_nodes().max(1)..u32::MAX).contains(nodes)) else {
+    fn one_node_more_than_fit_does_not(nat in settings(), each in 0_u32..5000) {
+        let demand = Demand::of_each(each);
+        let Some(capacity) = answer(&nat, &demand).capacity_nodes.filter(|nodes| (1..u32::MAX).contains(nodes)) else {
             return Ok(())
         };
         let room = |nodes| {
@@ -128,6 +128,20 @@ proptest! {
             plan.nodes_without_ports == Some(0) && plan.required_nat_ips.is_none_or(|most| ips.is_none_or(|ips| most <= ips))
         };
         prop_assert!(room(capacity) && !room(capacity + 1), "{capacity} {nat:?}");
+    }
+
+    /// Of nodes that differ never fewer fit on more NAT IPs, and all do on those that are required.
+    #[test]
+    fn more_ips_serve_more_of_nodes_that_differ(nat in settings(), demand in demand(), nodes in 150_u32..2000, ips in 1_u32..8) {
+        let with = |ips| {
+            let nat = NatSettings { nat_ips: Some(ips), auto_ips: false, nodes: Some(nodes), ..nat.clone() };
+            answer(&nat, &demand)
+        };
+        let without = |ips| with(ips).nodes_without_ports.unwrap();
+        prop_assert!(without(ips + 1) <= without(ips));
+        let required = with(ips).required_nat_ips;
+        let automatic = nat.profile == Profile::AzureLb && nat.min_ports.unwrap_or(0) == 0;
+        prop_assert!(automatic || required.is_none_or(|ips| ips > 10_000 || without(ips) == 0));
     }
 
     /// What nodes have changes nothing in what they need, and none of it is forgotten.

@@ -228,9 +228,14 @@ impl Sums {
         // With static allocation what a node has is all that it gets.
         let (most, own) = (ports.ports, |node: &NodesDemand| reserved && nat.mode == Mode::Static && node.has > 0);
         let total = all(others, each);
-        let (others_fit, left) = demand.others_that_fit(pool, taken);
-        let rest_fit = if others_fit < other_nodes { Some(0) } else { left.checked_div(u64::from(each)) };
-        let mut capacity_nodes = rest_fit.map(|fit| nat.without_surge(fit.saturating_add(others_fit.into())));
+        let fit = if total.unwrap_or(others) > pool {
+            let rest = nodes.map_or(0, |nodes| nat.with_surge(nodes).saturating_sub(other_nodes));
+            Some(u64::from(demand.that_fit(rest, pool, taken)))
+        } else {
+            let rest = pool.saturating_sub(others).checked_div(u64::from(each));
+            rest.map(|rest| rest.saturating_add(other_nodes.into()))
+        };
+        let mut capacity_nodes = fit.map(|fit| nat.without_surge(fit));
         let mut required = total.map(|total| total.div_ceil(per_ip.max(1)).max(1));
         if let Some(missing) = nat.missing_ips.filter(|_| !nat.auto_ips) {
             required = required.max(Some(u64::from(ips).saturating_add(u64::from(missing))));

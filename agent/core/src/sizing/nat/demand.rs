@@ -53,15 +53,19 @@ impl Demand {
         all.fold(0, u64::saturating_add)
     }
 
-    /// As many of those that are told of by themselves as fit into the ports, those that take least first, and what is left then.
-    pub(super) fn others_that_fit(&self, ports: u64, taken: impl Fn(&NodesDemand) -> u32) -> (u32, u64) {
-        let mut others: Vec<(u32, u32)> = self.others.iter().map(|some| (taken(some), some.nodes)).collect();
-        others.sort_unstable();
-        others.into_iter().fold((0_u32, ports), |(fit, left), (each, nodes)| {
+    /// How many of those that are told of by themselves, and of so many of the `rest`, fit into the ports: those that have some
+    /// keep them, then those that take least come first.
+    pub(super) fn that_fit(&self, rest: u32, ports: u64, taken: impl Fn(&NodesDemand) -> u32) -> u32 {
+        let rest = NodesDemand { nodes: rest, ..self.of_the_rest() };
+        let mut all: Vec<(bool, u32, u32)> =
+            self.others.iter().chain([&rest]).map(|some| (some.has == 0, taken(some), some.nodes)).collect();
+        all.sort_unstable();
+        let (fit, _left) = all.into_iter().fold((0_u32, ports), |(fit, left), (_new, each, nodes)| {
             let most = left.checked_div(u64::from(each)).map_or(nodes, |most| u32::try_from(most).unwrap_or(u32::MAX));
             let nodes = nodes.min(most);
             (fit.saturating_add(nodes), left.saturating_sub(u64::from(nodes).saturating_mul(u64::from(each))))
-        })
+        });
+        fit
     }
 
     /// The same of nodes of which so many have so many ports now, each. Who they are is not known: those that need most are
