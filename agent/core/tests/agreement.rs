@@ -190,7 +190,7 @@ prop_compose! {
     ) -> NatSettings {
         let gcp = profile == Profile::Gcp;
         let auto = auto && gcp;
-        let pools = percent.map(|percent| NodePool { nodes: 10, surge: Surge::Percent(percent) });
+        let pools = percent.map(|percent| NodePool { nodes: 10, now: 10, surge: Surge::Percent(percent) });
         // A range does not grow beyond its maximum.
         let most = if mode == Mode::Dynamic { max_ports.unwrap_or(65_536) } else { u32::MAX };
         let observed = observed.filter(|_| gcp && nat_ips != Some(0)).map(|ports: u32| ports.min(most));

@@ -35,7 +35,7 @@ fn count(most: u32) -> impl Strategy<Value = Option<u32>> {
 
 fn pool() -> impl Strategy<Value = NodePool> {
     let surge = prop_oneof![(0_u32..9).prop_map(Surge::Nodes), (0_u32..101).prop_map(Surge::Percent)];
-    (0_u32..200, surge).prop_map(|(nodes, surge)| NodePool { nodes, surge })
+    (0_u32..200, surge).prop_map(|(nodes, surge)| NodePool { nodes, now: nodes, surge })
 }
 
 prop_compose! {

@@ -146,7 +146,7 @@ pub(super) fn settings(
     let Some(profile) = described.profile else {
         bail!("NAT settings need a profile: add `--nat-profile gcp` (in the file: `profile` under `[nat]`)");
     };
-    let settings = described.settings(profile).and_then(NatSettings::remembered);
+    let settings = described.settings_now(profile).and_then(NatSettings::remembered);
     settings.map(Some).map_err(|bad| places.blame(bad, &flags))
 }
 

@@ -99,6 +99,13 @@ struct Pool {
     max_count: Option<Count>,
     enable_auto_scaling: Option<bool>,
     upgrade_settings: Option<UpgradeSettings>,
+    power_state: Option<PowerState>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PowerState {
+    code: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,10 +149,21 @@ impl Pool {
         most.or(number(self.count)).unwrap_or(0)
     }
 
+    /// Nodes that there are: none while it is stopped.
+    fn now(&self) -> u32 {
+        let stopped = self.power_state.as_ref().is_some_and(|state| state.code.as_deref() == Some("Stopped"));
+        number(self.count).filter(|_| !stopped).unwrap_or(0)
+    }
+
     /// With the nodes that an upgrade adds: 1 unless somebody has set it.
     fn described(&self) -> NodePool {
         let surge = self.upgrade_settings.as_ref().and_then(|settings| settings.max_surge?.0);
-        NodePool { nodes: self.nodes(), surge: surge.unwrap_or(Surge::Nodes(1)) }
+        NodePool { nodes: self.nodes(), now: self.now(), surge: surge.unwrap_or(Surge::Nodes(1)) }
+    }
+
+    /// Behind a gateway that has the same ports for however many.
+    fn without_upgrades(&self) -> NodePool {
+        NodePool { surge: Surge::Nodes(0), ..self.described() }
     }
 }
 
@@ -256,7 +274,9 @@ fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
     let network = cluster.network_profile.unwrap_or_default();
     let mut notes = Vec::new();
     if pools.iter().any(|pool| pool.enable_auto_scaling == Some(true)) {
-        notes.push("pools that scale by themselves are counted with all the nodes they may have".to_owned());
+        let counted =
+            "of pools that scale by themselves a plan counts all the nodes they may have, a check those they have";
+        notes.push(counted.to_owned());
     }
     // Addresses that are about to come are not there yet.
     let pending = matches!(cluster.provisioning_state.as_deref(), Some("Creating" | "Updating"));
@@ -303,10 +323,9 @@ fn cluster(cluster: Cluster, path: &str) -> Result<Said, BadDocument> {
                 ("nodes", "agentPoolProfiles".to_owned()),
                 ("tcp-established-idle", place("idleTimeoutInMinutes")),
             ];
-            let nodes = pools.iter().map(Pool::nodes).fold(0, u32::saturating_add);
             let described = Described {
                 profile: Some(Profile::AzureNatgw),
-                nodes: Some(nodes).filter(|nodes| *nodes != 0),
+                pools: pools.iter().map(Pool::without_upgrades).collect(),
                 no_ips,
                 nat_ips: length(profile.effective.as_ref()).or(asked(profile.managed).filter(|_| !no_ips)),
                 times: SetTimes {

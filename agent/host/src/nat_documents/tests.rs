@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headroom_core::model::nat::{Mode, Profile};
+use headroom_core::model::nat::{Described, Mode, Profile};
 use proptest::prelude::*;
 
 use super::{BadDocument, Said, read};
@@ -342,8 +342,45 @@ fn an_aks_cluster_tells_its_way_out_and_its_nodes() {
             "managedOutboundIpProfile":{"count":3}}}"#,
     ));
     assert_eq!((gateway.described.profile, gateway.described.nat_ips), (Some(Profile::AzureNatgw), Some(3)));
-    assert_eq!(gateway.described.nodes, Some(13));
+    let settings = gateway.described.settings(Profile::AzureNatgw).unwrap();
+    assert_eq!((settings.nodes, settings.surge_of(13)), (Some(13), 0));
     assert!(refused(&cluster(r#"{"outboundType":"userDefinedRouting"}"#)).contains("`userDefinedRouting`"));
+}
+
+/// Exercises a cluster that may grow. If this fails, a node is told that it is out of ports which it still has, and a remedy for
+/// that takes most of them away.
+#[test]
+fn a_node_is_judged_by_the_nodes_that_there_are_and_a_plan_by_those_there_may_be() {
+    let cluster = |pools: &str, ports: u32| {
+        said(&format!(
+            r#"{{"name":"aks","resourceGroup":"rg","agentPoolProfiles":[{pools}],"networkProfile":{{"outboundType":"loadBalancer",
+                "loadBalancerProfile":{{"managedOutboundIPs":{{"count":1}},"allocatedOutboundPorts":{ports}}}}}}}"#
+        ))
+        .described
+    };
+    let given = |described: &Described, now: bool| {
+        let described = described.clone();
+        let settings =
+            if now { described.settings_now(Profile::AzureLb) } else { described.settings(Profile::AzureLb) };
+        let settings = settings.unwrap();
+        let ports = settings.node_ports().unwrap();
+        (settings.nodes, ports.ports, settings.notes.iter().any(|note| note.contains("each node gets 128 ports")))
+    };
+    let growing = r#"{"count":20,"enableAutoScaling":true,"maxCount":300,"upgradeSettings":{"maxSurge":"10%"}}"#;
+    let automatic = cluster(growing, 0);
+    assert_eq!(given(&automatic, true), (Some(20), 1024, true));
+    assert_eq!(given(&automatic, false), (Some(300), 128, false));
+    // An upgrade would add one more than Azure gives 1024 ports to.
+    let edge = cluster(r#"{"count":50,"upgradeSettings":{"maxSurge":"1"}}"#, 0);
+    assert_eq!((given(&edge, true).1, given(&edge, false).1), (1024, 512));
+    // Somebody who says how many there are knows it better.
+    let told = Described { nodes: Some(60), ..automatic };
+    assert_eq!(given(&told, true), (Some(60), 512, false));
+    // By hand every node has the same, and those that are not there lack nothing.
+    let by_hand = cluster(growing, 640);
+    assert_eq!(given(&by_hand, true), (Some(20), 640, false));
+    let stopped = cluster(&format!(r#"{growing},{{"count":40,"powerState":{{"code":"Stopped"}}}}"#), 0);
+    assert_eq!(given(&stopped, true), (Some(20), 1024, true));
 }
 
 #[test]

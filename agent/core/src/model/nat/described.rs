@@ -4,6 +4,7 @@ use super::remedy::Names;
 use super::{ALIAS_FLOOR, BadNatSettings, Basis, Mode, NatSettings, NodePool, ObservedPorts, Profile, SetTimes, pools};
 use crate::ports::PortRange;
 use crate::time::WallTime;
+use crate::words::counted;
 
 /// A NAT as far as somebody has described it: flags, the configuration file, what a cloud's tool printed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -160,6 +161,30 @@ impl Described {
             notes.push("whether ports are static or dynamic is not said: taken as static".to_owned());
         }
         notes
+    }
+
+    /// The settings of that NAT as it is now: with the nodes that there are, not those that pools may come to have, and without those
+    /// that an upgrade adds for a while. What becomes of the ports then is noted.
+    ///
+    /// # Errors
+    /// See [`NatSettings::check`].
+    pub fn settings_now(self, profile: Profile) -> Result<NatSettings, BadNatSettings> {
+        if self.pools.is_empty() {
+            return self.settings(profile);
+        }
+        let most = self.clone().settings(profile)?;
+        let there = Some(pools::now(&self.pools)).filter(|nodes| *nodes != 0);
+        let mut now = Self { nodes: self.nodes.or(there), pools: Vec::new(), ..self }.settings(profile)?;
+        let ports = |nat: &NatSettings| nat.node_ports().map(|given| given.ports);
+        let nodes = most.nodes.map_or(0, |nodes| most.with_surge(nodes));
+        if ports(&now) != ports(&most) && now.observed.is_none() {
+            let then = ports(&most).map_or("nobody knows how many ports".to_owned(), |ports| format!("{ports} ports"));
+            now.notes.push(format!(
+                "with all that its pools may have and an upgrade adds ({}) each node gets {then}: `headroom plan nat` tells what to do",
+                counted(nodes, "node")
+            ));
+        }
+        Ok(now)
     }
 
     /// The settings of that NAT, its own defaults filled in. Where nothing is said about the ports of a node, they are assumed.

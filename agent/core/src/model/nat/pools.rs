@@ -5,6 +5,8 @@
 pub struct NodePool {
     /// How many, at most.
     pub nodes: u32,
+    /// How many there are.
+    pub now: u32,
     /// How many more while they are upgraded.
     pub surge: Surge,
 }
@@ -21,6 +23,11 @@ pub enum Surge {
 /// Nodes of all pools.
 pub(super) fn nodes(pools: &[NodePool]) -> u32 {
     pools.iter().map(|pool| pool.nodes).fold(0, u32::saturating_add)
+}
+
+/// Nodes that all pools have now.
+pub(super) fn now(pools: &[NodePool]) -> u32 {
+    pools.iter().map(|pool| pool.now).fold(0, u32::saturating_add)
 }
 
 /// Nodes that upgrades of all pools add, where there are so many nodes in place of those that the pools have: each pool is
@@ -45,7 +52,7 @@ mod tests {
     /// Exercises shares of pools that are to grow. If this fails, an upgrade crosses an edge of Azure's table unannounced.
     #[test]
     fn shares_grow_with_the_nodes_and_numbers_do_not() {
-        let pool = |nodes, surge| NodePool { nodes, surge };
+        let pool = |nodes, surge| NodePool { nodes, now: nodes, surge };
         let share = [pool(48, Surge::Percent(10))];
         assert_eq!([48, 90, 95, 100, 101].map(|wanted| surge(&share, wanted)), [5, 9, 10, 10, 11]);
         assert_eq!([48, 95].map(|wanted| surge(&[pool(48, Surge::Nodes(3))], wanted)), [3, 3]);
