@@ -42,6 +42,24 @@ fn silent(source_port: u16, secs: u32) -> headroom_core::observe::ConntrackEntry
     entry(source_port, outside(443), ConntrackTcpState::Established, 432_000 - secs)
 }
 
+/// Exercises sockets that a program forgot to close. If this fails, keepalive and a longer idle time are advised, which help nothing.
+#[test]
+fn what_is_closed_on_one_side_is_not_what_keepalive_would_have_kept() {
+    let mut node = Node::new();
+    // The node's own time-out is a minute.
+    let left = |port| entry(port, outside(443), ConntrackTcpState::CloseWait, 10);
+    node.dump(2000, [left(1), left(2)]);
+    let report = node.report(2000);
+    assert_eq!(report.nat.destinations.first().unwrap().forgotten, Some(2));
+    assert_eq!(finding(&report), None);
+
+    node.dump(2001, [left(1), left(2), silent(3, 1300)]);
+    let report = node.report(2001);
+    let found = finding(&report).unwrap();
+    assert!(found.title.contains("dropped 1 of 1 connections to 203.0.113.7:443/tcp"), "{}", found.title);
+    assert!(evidence(found).contains("2 connections closed on one side alone"), "{}", evidence(found));
+}
+
 /// Exercises the accounting of silence. If this fails, a pool of dead connections looks like used ports, or nobody hears why
 /// their next use fails.
 #[test]

@@ -64,6 +64,8 @@ pub struct Account {
     pub active: u32,
     /// Flows open on this node that the NAT has dropped, since nothing passed for longer than it waits; not held.
     pub forgotten: u32,
+    /// Of those: half-closed, which the NAT keeps for its transitory time alone.
+    pub half_forgotten: u32,
     /// Flows open that have been silent for more than half of what the NAT waits.
     pub silent: u32,
     /// Flows that ended within [`LATELY`].
@@ -261,6 +263,7 @@ impl Account {
             wanting: 0,
             active: 0,
             forgotten: 0,
+            half_forgotten: 0,
             silent: 0,
             ended_lately: 0,
             by_source: Shares::default(),
@@ -276,6 +279,7 @@ impl Account {
         self.wanting = self.wanting.saturating_add(weight.wanting);
         self.active = self.active.saturating_add(weight.active);
         self.forgotten = self.forgotten.saturating_add(forgotten);
+        self.half_forgotten = self.half_forgotten.saturating_add(weight.half_forgotten);
         self.ended_lately = self.ended_lately.saturating_add(weight.ended_lately);
         if weight.held > 0 || weight.wanting > 0 || forgotten > 0 || weight.ended_before_in_tables > 0 {
             let share = self.by_source.of(source);

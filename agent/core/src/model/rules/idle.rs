@@ -15,6 +15,7 @@ use crate::model::nat::Profile;
 use crate::model::nat::remedy::{self, Remedy};
 use crate::observe::SourceId;
 use crate::report::{PodShare, Report};
+use crate::words::counted;
 
 /// Destinations told of at most.
 const MAX_FINDINGS: usize = 10;
@@ -26,15 +27,21 @@ pub(super) fn idle(view: &View<'_>, report: &Report) -> Vec<Finding> {
     }
     let silent = view.accounts.iter().filter(|account| {
         let tcp = account.in_scope && account.destination.protocol == Protocol::TCP;
-        tcp && (account.forgotten > 0 || account.silent > 0)
+        tcp && (dropped(account) > 0 || account.silent > 0)
     });
     let mut worth: Vec<&Account> = silent.collect();
-    worth.sort_by_key(|account| (std::cmp::Reverse((account.forgotten, account.silent)), account.destination));
+    worth.sort_by_key(|account| (std::cmp::Reverse((dropped(account), account.silent)), account.destination));
     worth.into_iter().take(MAX_FINDINGS).filter_map(|account| idle_of(account, view, report)).collect()
 }
 
+/// Open on both sides, and silent for longer than the NAT waits. What is closed on one side is not kept for so long, whatever sends
+/// probes: its program has not closed its socket.
+fn dropped(account: &Account) -> u32 {
+    account.forgotten.saturating_sub(account.half_forgotten)
+}
+
 fn idle_of(account: &Account, view: &View<'_>, report: &Report) -> Option<Finding> {
-    let destination = account.destination;
+    let (destination, dropped) = (account.destination, dropped(account));
     let idle = view.nat.hold.tcp_established_idle;
     let keepalive = keepalive(view, destination);
     let sources: BTreeSet<IpAddr> = account.by_source.iter().map(|(address, _)| address).collect();
@@ -42,16 +49,13 @@ fn idle_of(account: &Account, view: &View<'_>, report: &Report) -> Option<Findin
     // Half of the time has passed in silence: a warning only once the NAT has dropped something, and no word at all where
     // keepalive will come in time.
     let in_time = keepalive.off == 0 && u64::from(keepalive.next_secs) < idle.as_secs() / 2 && late.is_empty();
-    if account.forgotten == 0 && in_time {
+    if dropped == 0 && in_time {
         return None;
     }
-    let open = account.active.saturating_add(account.forgotten);
+    let open = account.active.saturating_add(dropped);
     let secs = idle.as_secs();
-    let title = if account.forgotten > 0 {
-        format!(
-            "the NAT has dropped {} of {open} connections to {destination}: silent for more than {secs} s",
-            account.forgotten
-        )
+    let title = if dropped > 0 {
+        format!("the NAT has dropped {dropped} of {open} connections to {destination}: silent for more than {secs} s")
     } else {
         format!(
             "{} of {open} connections to {destination} are silent; the NAT drops them after {secs} s",
@@ -59,15 +63,20 @@ fn idle_of(account: &Account, view: &View<'_>, report: &Report) -> Option<Findin
         )
     };
     let mut silence = Vec::new();
-    if account.forgotten > 0 {
+    if dropped > 0 {
         silence.push(format!(
-            "{} silent for more than {secs} s: the node takes them for open, and their next packet will be dropped or answered \
-             with a reset",
-            account.forgotten
+            "{dropped} silent for more than {secs} s: the node takes them for open, and their next packet will be dropped or \
+             answered with a reset"
         ));
     }
     if account.silent > 0 {
         silence.push(format!("{} silent for more than half of the {secs} s", account.silent));
+    }
+    if account.half_forgotten > 0 {
+        let half = counted(account.half_forgotten, "connection");
+        silence.push(format!(
+            "{half} closed on one side alone and silent: not among these, the program has not closed its socket"
+        ));
     }
     let mut evidence = vec![Evidence::seen(SourceId::Conntrack, silence.join("; "))];
     evidence.extend(holders(account, report));
@@ -75,7 +84,7 @@ fn idle_of(account: &Account, view: &View<'_>, report: &Report) -> Option<Findin
     evidence.extend(late.into_iter().take(3).map(|said| Evidence::seen(SourceId::Namespaces, said)));
     Some(Finding {
         id: FindingId::NatIdleTimeoutExceedsKeepalive,
-        severity: if account.forgotten > 0 { Severity::Warning } else { Severity::Info },
+        severity: if dropped > 0 { Severity::Warning } else { Severity::Info },
         title,
         subject: destination.to_string(),
         evidence,
