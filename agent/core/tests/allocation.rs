@@ -1,34 +1,19 @@
 //! What a node was given, from whichever source, and what its findings make of it.
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::time::Duration;
 
+#[path = "node/nat.rs"]
+mod nat;
 #[path = "node/pods.rs"]
 mod node;
 
-use headroom_core::findings::{Finding, FindingId, Severity};
+use headroom_core::findings::{FindingId, Severity};
 use headroom_core::known::Known;
 use headroom_core::model::nat::{Basis, Described, Mode, NatSettings, ObservedPorts, Profile};
 use headroom_core::observe::{Cloud, ConntrackTcpState, Fact, Platform, SourceId};
-use headroom_core::report::Report;
 use headroom_core::time::WallTime;
+use nat::{finding, of, report};
 use node::{Node, counter, entry, outside};
-
-/// The report on a node that holds so many ports to one destination.
-fn report(nat: NatSettings, held: u64) -> Report {
-    let mut node = Node::new();
-    node.policy.nat = Some(nat);
-    node.count(999, [counter(held, 0, 0, 0)]);
-    node.report(1000)
-}
-
-fn finding(report: &Report, id: FindingId) -> Option<&Finding> {
-    report.findings.iter().find(|finding| finding.id == id)
-}
-
-fn of(profile: Profile, described: Described) -> NatSettings {
-    described.settings(profile).unwrap()
-}
 
 /// Exercises the order observed, configured, assumed. If this fails, a node is judged by a page of documentation although
 /// the cloud has said what it gave.

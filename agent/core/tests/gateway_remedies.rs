@@ -1,36 +1,16 @@
 //! What people are told to do at a gateway that is too small: it has to serve all nodes, and leave this one what it needs.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
+#[path = "node/nat.rs"]
+mod nat;
 #[path = "node/pods.rs"]
 mod node;
 
-use headroom_core::findings::{Finding, FindingId};
+use headroom_core::findings::FindingId;
 use headroom_core::model::nat::remedy::{Need, Remedy, larger_minimum};
 use headroom_core::model::nat::{Described, Mode, NatSettings, Profile};
-use headroom_core::report::Report;
 use headroom_core::time::WallTime;
-use node::{Node, counter};
-
-/// The report on a node that holds so many ports to one destination.
-fn report(nat: NatSettings, held: u64) -> Report {
-    let mut node = Node::new();
-    node.policy.nat = Some(nat);
-    node.count(999, [counter(held, 0, 0, 0)]);
-    node.report(1000)
-}
-
-fn finding(report: &Report, id: FindingId) -> Option<&Finding> {
-    report.findings.iter().find(|finding| finding.id == id)
-}
-
-fn of(profile: Profile, described: Described) -> NatSettings {
-    described.settings(profile).unwrap()
-}
-
-/// Cloud NAT, static, with one NAT IP.
-fn static_ports() -> Described {
-    Described { mode: Some(Mode::Static), nat_ips: Some(1), ..Described::default() }
-}
+use nat::{finding, of, report, static_ports};
 
 /// What the gateway is told to change.
 fn too_small(nat: NatSettings) -> String {

@@ -1,12 +1,14 @@
 //! What findings on NAT ports tell people to do: it has to work, and to say what it costs.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
+#[path = "node/nat.rs"]
+mod nat;
 #[path = "node/pods.rs"]
 mod node;
 
 use std::net::IpAddr;
 
-use headroom_core::findings::{Finding, FindingId, Severity};
+use headroom_core::findings::{FindingId, Severity};
 use headroom_core::flow::Endpoint;
 use headroom_core::ledger::{Ledger, LedgerLimits, SourceFilter};
 use headroom_core::model::nat::remedy::Names;
@@ -14,28 +16,8 @@ use headroom_core::model::nat::{Described, Mode, NatSettings, ObservedPorts, Pro
 use headroom_core::observe::ConntrackTcpState;
 use headroom_core::report::Report;
 use headroom_core::time::WallTime;
-use node::{Node, counter, entry};
-
-/// The report on a node that holds so many ports to one destination.
-fn report(nat: NatSettings, held: u64) -> Report {
-    let mut node = Node::new();
-    node.policy.nat = Some(nat);
-    node.count(999, [counter(held, 0, 0, 0)]);
-    node.report(1000)
-}
-
-fn finding(report: &Report, id: FindingId) -> Option<&Finding> {
-    report.findings.iter().find(|finding| finding.id == id)
-}
-
-fn of(profile: Profile, described: Described) -> NatSettings {
-    described.settings(profile).unwrap()
-}
-
-/// Cloud NAT, static, with one NAT IP.
-fn static_ports() -> Described {
-    Described { mode: Some(Mode::Static), nat_ips: Some(1), ..Described::default() }
-}
+use nat::{finding, of, report, static_ports};
+use node::{Node, entry};
 
 /// What a node that is out of ports is told to do.
 fn used_up(nat: NatSettings, held: u64) -> String {
